@@ -1,0 +1,40 @@
+"""What the user asked to be trained: datasets of subsets of pictures, each with its rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from anima_pipe.buckets import BucketRules
+from anima_pipe.source.captions import CaptionRules
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubsetConfig:
+    """One folder of pictures and the rules for it (Kohya's [[datasets.subsets]])."""
+
+    image_dir: Path
+    num_repeats: int = 1
+    """How often each picture is visited per epoch; at least 1."""
+    caption_extension: str = ".txt"
+    """Suffix of the caption file beside each picture, with its dot."""
+    class_tokens: str | None = None
+    """Caption of pictures that have no caption file."""
+    captions: CaptionRules = field(default_factory=CaptionRules)
+    flip_aug: bool = False
+    """Train on the mirrored picture too, with probability one half per visit."""
+    caption_dropout_rate: float = 0.0
+    """Chance per visit, in [0, 1], that the caption is replaced by the empty one."""
+    caption_dropout_every_n_epochs: int = 0
+    """Every n-th epoch without captions; 0: never."""
+    resize_interpolation: str | None = None
+    """Resampling filter by Kohya's name; None: area to shrink, lanczos to enlarge."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetConfig:
+    """Subsets that share a resolution and a batch size (Kohya's [[datasets]])."""
+
+    subsets: tuple[SubsetConfig, ...]
+    buckets: BucketRules
+    batch_size: int = 1

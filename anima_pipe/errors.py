@@ -1,0 +1,39 @@
+"""The errors that a user can mend."""
+
+
+class PipeError(Exception):
+    """Something a user can mend: what is wrong, where, and what to do about it.
+
+    The command line prints it in two lines and exits with code 2. Programming mistakes are not
+    PipeErrors; they keep their traceback.
+
+    Args:
+        problem: One sentence with the offending value and its place (file, key, line).
+        remedy: One sentence that says what to do.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n  Fix: {self.remedy}"
+
+
+class ConfigError(PipeError):
+    """An option, a key of a config file or a pair of them cannot be honoured."""
+
+
+class CheckpointError(PipeError):
+    """A file of weights is not what it should be: wrong model, missing tensors, truncated."""
+
+
+class DataError(PipeError):
+    """An image, a caption or a folder of them cannot be used."""
+
+
+class CacheError(PipeError):
+    """A cache is missing something, was made with something else, or is damaged."""

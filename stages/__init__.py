@@ -1,0 +1,1 @@
+"""The five commands: each reads files, writes files and can be rerun alone."""
