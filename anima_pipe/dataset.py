@@ -23,10 +23,6 @@ class SubsetConfig:
     captions: CaptionRules = field(default_factory=CaptionRules)
     flip_aug: bool = False
     """Train on the mirrored picture too, with probability one half per visit."""
-    caption_dropout_rate: float = 0.0
-    """Chance per visit, in [0, 1], that the caption is replaced by the empty one."""
-    caption_dropout_every_n_epochs: int = 0
-    """Every n-th epoch without captions; 0: never."""
     resize_interpolation: str | None = None
     """Resampling filter by Kohya's name; None: area to shrink, lanczos to enlarge."""
 

@@ -37,3 +37,7 @@ class DataError(PipeError):
 
 class CacheError(PipeError):
     """A cache is missing something, was made with something else, or is damaged."""
+
+
+class OutputError(PipeError):
+    """Something cannot be written: no permission, no room, not a folder."""

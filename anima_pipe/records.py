@@ -20,6 +20,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+DEFAULT_NEGATIVE = (
+    "worst quality, low quality, score_1, score_2, score_3, blurry, jpeg artifacts, sepia"
+)
+"""The negative prompt of ComfyUI's Anima templates."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFile:
@@ -68,23 +73,65 @@ class TextCondition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """What one training step sees: latents of one bucket and their captions, padded with masks."""
+class PaddedText:
+    """Captions of several samples, padded to the longest, with masks of the real tokens."""
 
-    latents: torch.Tensor
-    """Float[B, 16, H, W], normalised."""
     qwen_hidden: torch.Tensor
     """Float[B, max Lq (at least 1), S], zeros behind the real tokens."""
     qwen_mask: torch.Tensor
-    """Bool[B, max Lq]: real tokens. A row of False everywhere is the empty caption."""
+    """Bool[B, max Lq]. A row of False everywhere is the empty caption."""
     t5_ids: torch.Tensor
-    """Int[B, max Lt], 0 behind the real tokens."""
+    """Int64[B, max Lt], 0 behind the real tokens."""
     t5_mask: torch.Tensor
     """Bool[B, max Lt]."""
-    loss_weights: torch.Tensor
-    """Float[B]: weight of each sample's loss, 1 unless its subset says otherwise."""
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> PaddedText:
+        """Return it on a device, the hidden states in another dtype."""
+        return PaddedText(
+            qwen_hidden=self.qwen_hidden.to(device, dtype, non_blocking=True),
+            qwen_mask=self.qwen_mask.to(device, non_blocking=True),
+            t5_ids=self.t5_ids.to(device, non_blocking=True),
+            t5_mask=self.t5_mask.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one forward pass sees: latents of one bucket and their captions."""
+
+    latents: torch.Tensor
+    """Float[B, 16, H, W], normalised, in the cache's dtype."""
+    text: PaddedText
     names: tuple[str, ...]
     """The samples' file names, for messages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """Where a run stands, as its hooks are told: before the first step and after every step."""
+
+    step: int
+    """Optimizer steps done."""
+    epoch: int
+    """Epochs begun, counted from 1; 0 before the first step."""
+    ends_epoch: bool
+    is_last: bool
+    loss: float | None
+    """Mean loss of this step; None before the first."""
+    learning_rates: dict[str, float]
+    """By parameter group."""
+    grad_norm: float | None
+    """Before clipping; None before the first step."""
+    samples: int
+    """Samples that the step trained on, over all processes."""
+
+    def falls_on(self, every_n_steps: int | None, every_n_epochs: int | None) -> bool:
+        """Tell whether something due every so many steps or epochs is due now."""
+        if self.step == 0:
+            return False
+        by_step = bool(every_n_steps) and self.step % every_n_steps == 0
+        by_epoch = bool(every_n_epochs) and self.ends_epoch and self.epoch % every_n_epochs == 0
+        return by_step or by_epoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,3 +140,18 @@ class Skipped:
 
     name: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewPrompt:
+    """One picture to be drawn while training; the defaults are those of ComfyUI's templates."""
+
+    prompt: str
+    negative: str = DEFAULT_NEGATIVE
+    width: int = 1024
+    height: int = 1024
+    steps: int = 30
+    guidance: float = 4.0
+    """Classifier-free guidance; 1: none."""
+    seed: int = 0
+    shift: float = 3.0

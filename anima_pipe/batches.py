@@ -1,0 +1,120 @@
+"""Batches for the training step, read from the caches in the plan's order.
+
+One optimizer step is a window: `accumulation` batches on each of `processes` processes. Windows do
+not cross epochs; the last one of an epoch may be short, and every batch in it still counts the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from anima_pipe.plan import Plan, Visit
+from anima_pipe.records import Batch, PaddedText, TextCondition
+
+if TYPE_CHECKING:
+    from anima_pipe.shards import Cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """One batch of this process within a window."""
+
+    batch: Batch
+    weight: float
+    """Factor of its mean loss, so that the gradient averaged over processes is the window's mean;
+    0 for a filler on a process that a short window leaves without a batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What this process contributes to one optimizer step."""
+
+    epoch: int
+    """Counted from 0."""
+    index: int
+    """Number of the window within its epoch."""
+    ends_epoch: bool
+    samples: int
+    """Samples in it, over all processes."""
+    shares: tuple[Share, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batches:
+    """An endless, position-addressed supply of windows."""
+
+    plan: Plan
+    cache: Cache
+    accumulation: int = 1
+    """Batches per process and optimizer step."""
+    processes: int = 1
+    rank: int = 0
+    """Number of this process, below `processes`."""
+
+    @property
+    def window_size(self) -> int:
+        """Batches per optimizer step over all processes."""
+        return self.accumulation * self.processes
+
+    def windows_per_epoch(self) -> int:
+        """Return the optimizer steps per epoch."""
+        return -(-self.plan.batches_per_epoch() // self.window_size)
+
+    def starting_at(self, step: int) -> Iterator[Window]:
+        """Yield the windows of optimizer step `step` (counted from 0) and all after it."""
+        epoch, index = divmod(step, self.windows_per_epoch())
+        while True:
+            batches = self.plan.epoch(epoch)
+            for number in range(index, self.windows_per_epoch()):
+                start = number * self.window_size
+                window = batches[start : start + self.window_size]
+                yield Window(
+                    epoch=epoch,
+                    index=number,
+                    ends_epoch=number + 1 == self.windows_per_epoch(),
+                    samples=sum(map(len, window)),
+                    shares=tuple(self._shares(window)),
+                )
+            epoch, index = epoch + 1, 0
+
+    def _shares(self, window: Sequence[tuple[Visit, ...]]) -> Iterator[Share]:
+        weight = self.processes / len(window)
+        for start in range(0, len(window), self.processes):
+            mine = start + self.rank
+            if mine < len(window):
+                yield Share(batch=read_batch(window[mine], self.cache), weight=weight)
+            else:
+                yield Share(batch=read_batch(window[start], self.cache), weight=0.0)
+
+
+def read_batch(visits: Sequence[Visit], cache: Cache) -> Batch:
+    """Read the visits' latents and texts, in their stored dtypes, on the CPU."""
+    return Batch(
+        latents=torch.stack([cache.latents[visit.latent] for visit in visits]),
+        text=pad_texts([cache.text[visit.text] for visit in visits]),
+        names=tuple(visit.name for visit in visits),
+    )
+
+
+def pad_texts(conditions: Sequence[TextCondition]) -> PaddedText:
+    """Pad captions to the longest of them; Qwen's part to at least one row."""
+    qwen = pad_sequence([condition.qwen_hidden for condition in conditions], batch_first=True)
+    if qwen.shape[1] == 0:
+        qwen = qwen.new_zeros(qwen.shape[0], 1, qwen.shape[2])
+    ids = pad_sequence([condition.t5_ids.long() for condition in conditions], batch_first=True)
+    return PaddedText(
+        qwen_hidden=qwen,
+        qwen_mask=_real([len(condition.qwen_hidden) for condition in conditions], qwen.shape[1]),
+        t5_ids=ids,
+        t5_mask=_real([len(condition.t5_ids) for condition in conditions], ids.shape[1]),
+    )
+
+
+def _real(lengths: Sequence[int], longest: int) -> torch.Tensor:
+    """Return the mask of real tokens, Bool[B, longest]."""
+    return torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)

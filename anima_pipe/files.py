@@ -1,0 +1,58 @@
+"""Writing files so that a final name only ever holds a whole file."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from anima_pipe.errors import OutputError
+
+
+@contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """Lend a temporary path beside the final one; on success flush it to disk and rename it.
+
+    A kill, a full disk or an exception leaves what was there before under the final name.
+
+    Raises:
+        OutputError: The folder cannot be made or written, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}",
+            "check that the folder can be written and that the disk has room",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a whole small file, or leave what was there.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with published(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut; not every system lets a folder be opened."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

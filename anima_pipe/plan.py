@@ -1,0 +1,152 @@
+"""What is trained, how often and in which order: a dataset joined with its caches.
+
+The order and every draw (orientation, caption variant, caption dropout) are a pure function of the
+seed and the epoch, so that a run can be continued at any batch without saved generator state.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from anima_pipe.errors import CacheError
+from anima_pipe.runtime import derive_seed
+from anima_pipe.shards.keys import text_key
+from anima_pipe.survey import Sample, Survey
+
+EMPTY_CAPTION = text_key("")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedSample:
+    """One picture as training visits it."""
+
+    name: str
+    latents: tuple[str, ...]
+    """Keys of its orientations; one is drawn per visit."""
+    texts: tuple[str, ...]
+    """Keys of its caption variants; one is drawn per visit."""
+    group: tuple[int, int, int]
+    """Number of the dataset, and the bucket's width and height: what may share a batch."""
+    batch_size: int
+    repeats: int
+    dropout_rate: float
+    dropout_every_n_epochs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visit:
+    """One picture in one batch, everything drawn."""
+
+    name: str
+    latent: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The samples of a run; nothing in it changes while training."""
+
+    samples: tuple[PlannedSample, ...]
+    seed: int
+
+    def batches_per_epoch(self) -> int:
+        """Return the number of batches in every epoch; a bucket's last one may be smaller."""
+        visits: Counter[tuple[tuple[int, int, int], int]] = Counter()
+        for sample in self.samples:
+            visits[sample.group, sample.batch_size] += sample.repeats
+        return sum(-(-count // batch_size) for (_, batch_size), count in visits.items())
+
+    def epoch(self, epoch: int) -> list[tuple[Visit, ...]]:
+        """Return the batches of an epoch (counted from 0) in the order of training."""
+        rng = random.Random(derive_seed("order", self.seed, epoch))  # noqa: S311 - not a secret
+        groups: dict[tuple[int, int, int], list[PlannedSample]] = {}
+        for sample in self.samples:
+            groups.setdefault(sample.group, []).extend([sample] * sample.repeats)
+        batches: list[tuple[Visit, ...]] = []
+        for members in groups.values():
+            rng.shuffle(members)
+            size = members[0].batch_size
+            for start in range(0, len(members), size):
+                chunk = members[start : start + size]
+                batches.append(tuple(_draw(sample, epoch, rng) for sample in chunk))
+        rng.shuffle(batches)
+        return batches
+
+
+def make_plan(
+    survey: Survey, latent_keys: Iterable[str], text_keys: Iterable[str], *, seed: int
+) -> Plan:
+    """Join the dataset's samples with what the caches hold.
+
+    Args:
+        survey: The dataset.
+        latent_keys: Keys in the latent cache.
+        text_keys: Keys in the text cache.
+        seed: Of the run.
+
+    Raises:
+        CacheError: A sample's latents or texts, or the empty caption, are not in the caches.
+    """
+    samples = tuple(_planned(sample, survey) for sample in survey.samples)
+    cached_latents, cached_texts = frozenset(latent_keys), frozenset(text_keys)
+    without_latents = [s.name for s in samples if not cached_latents.issuperset(s.latents)]
+    without_text = [s.name for s in samples if not cached_texts.issuperset(s.texts)]
+    _refuse_gaps("latents", without_latents, len(samples), "cache-latents")
+    _refuse_gaps("text", without_text, len(samples), "encode-text")
+    if EMPTY_CAPTION not in cached_texts:
+        raise CacheError(
+            "the text cache has no empty caption, which caption dropout needs",
+            "run `anima-pipe encode-text` for this dataset",
+        )
+    return Plan(samples=samples, seed=seed)
+
+
+def describe(plan: Plan) -> list[str]:
+    """Return the lines that tell a user what will be trained."""
+    visits = sum(sample.repeats for sample in plan.samples)
+    buckets = Counter(sample.group[1:] for sample in plan.samples)
+    variants = sum(len(sample.texts) for sample in plan.samples)
+    mirrored = sum(len(sample.latents) > 1 for sample in plan.samples)
+    lines = [
+        f"images      {len(plan.samples)}, {visits} visits per epoch"
+        + (f", {mirrored} also mirrored" if mirrored else ""),
+        f"captions    {variants} variants",
+        f"batches     {plan.batches_per_epoch()} per epoch",
+    ]
+    by_size = sorted(buckets.items(), key=lambda item: (-item[1], item[0]))
+    sizes = ", ".join(f"{w}x{h} ({count})" for (w, h), count in by_size)
+    return [*lines, f"buckets     {sizes}"]
+
+
+def _planned(sample: Sample, survey: Survey) -> PlannedSample:
+    subset = sample.picture.subset
+    return PlannedSample(
+        name=sample.picture.path.name,
+        latents=sample.latent_keys,
+        texts=tuple(text_key(caption) for caption in sample.captions),
+        group=(survey.datasets.index(sample.picture.dataset), *sample.choice.bucket),
+        batch_size=sample.picture.dataset.batch_size,
+        repeats=subset.num_repeats,
+        dropout_rate=subset.captions.caption_dropout_rate,
+        dropout_every_n_epochs=subset.captions.caption_dropout_every_n_epochs,
+    )
+
+
+def _draw(sample: PlannedSample, epoch: int, rng: random.Random) -> Visit:
+    latent, text, chance = rng.choice(sample.latents), rng.choice(sample.texts), rng.random()
+    # Kohya counts epochs from 1 here.
+    every = sample.dropout_every_n_epochs
+    dropped = chance < sample.dropout_rate or (every > 0 and (epoch + 1) % every == 0)
+    return Visit(name=sample.name, latent=latent, text=EMPTY_CAPTION if dropped else text)
+
+
+def _refuse_gaps(what: str, names: Sequence[str], total: int, command: str) -> None:
+    if names:
+        first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")  # noqa: PLR2004
+        raise CacheError(
+            f"{len(names)} of {total} images have no cached {what}: {first}",
+            f"run `anima-pipe {command}` with the same dataset, or leave out --no-auto_cache",
+        )

@@ -1,0 +1,91 @@
+"""What the machine offers and how the program speaks: device, dtype, seeds, messages."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+from typing import TYPE_CHECKING, Final
+
+from anima_pipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+LOGGER: Final = logging.getLogger("anima_pipe")
+
+DTYPE_NAMES: Final = {
+    "no": "float32",
+    "fp32": "float32",
+    "float": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+}
+"""Kohya's and accelerate's names of precisions, by torch's."""
+
+
+def setup_messages(*, verbose: bool = False) -> None:
+    """Send the program's messages, one plain line each, to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    LOGGER.handlers[:] = [handler]
+    LOGGER.setLevel(logging.DEBUG if verbose else logging.INFO)
+    LOGGER.propagate = False
+
+
+def say(message: str) -> None:
+    """Tell the user something worth a line."""
+    LOGGER.info(message)
+
+
+def warn(message: str) -> None:
+    """Tell the user something that deserves a look, without stopping."""
+    LOGGER.warning("warning: %s", message)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return torch's dtype for a precision by Kohya's name (no, fp32, float, bf16, fp16).
+
+    Raises:
+        ConfigError: The name is none of these.
+    """
+    import torch
+
+    if name not in DTYPE_NAMES:
+        raise ConfigError(
+            f"unknown precision {name!r}", f"use one of {', '.join(sorted(DTYPE_NAMES))}"
+        )
+    return getattr(torch, DTYPE_NAMES[name])
+
+
+def choose_device(wanted: str = "auto") -> torch.device:
+    """Return the device to compute on; "auto" takes CUDA, then Apple's GPU, then the CPU.
+
+    Raises:
+        ConfigError: The device asked for is not there.
+    """
+    import torch
+
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device {wanted!r} cannot be used: {reason}", "leave --device at auto, or use cpu"
+        ) from error
+    return device
+
+
+def derive_seed(*parts: object) -> int:
+    """Return a 63-bit seed that depends on every part, the same on every platform.
+
+    Randomness drawn from a seed of its own per use (run seed, step, process) needs no generator
+    state to be saved: a resumed run derives the same seeds.
+    """
+    text = "\x1f".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1

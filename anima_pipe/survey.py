@@ -1,0 +1,229 @@
+"""What a dataset needs: its pictures, the latents and the captions that training will ask for.
+
+Keys are content: they depend on the picture's bytes and on what changes its pixels, or on the
+caption's final text, and on nothing else. So a renamed file, another learning rate or another
+number of repeats needs nothing new.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from anima_pipe.buckets import choose_bucket
+from anima_pipe.dataset import DatasetConfig, SubsetConfig
+from anima_pipe.errors import DataError, PipeError
+from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, Skipped
+from anima_pipe.shards.keys import latent_key
+from anima_pipe.source.caption_files import read_caption
+from anima_pipe.source.captions import CaptionRules, render_caption
+from anima_pipe.source.images import find_images, read_image_file
+
+DEFAULT_VARIANTS = 8
+"""Texts encoded per caption where its rules draw at random."""
+
+READING_THREADS = 8
+"""Threads that read and hash picture files; hashing releases the interpreter lock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One picture of one subset, not looked into yet."""
+
+    path: Path
+    dataset: DatasetConfig
+    subset: SubsetConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One picture and everything that training may draw for it."""
+
+    picture: Picture
+    image: ImageFile
+    choice: BucketChoice
+    latent_keys: tuple[str, ...]
+    """One per orientation: as it is, and mirrored where flip_aug asks for it."""
+    captions: tuple[str, ...]
+    """Distinct final texts, one of which is drawn per visit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """All samples of all datasets, and what could not be used."""
+
+    datasets: tuple[DatasetConfig, ...]
+    samples: tuple[Sample, ...]
+    latents: dict[str, LatentRequest]
+    """Every latent that the samples need, by key."""
+    skipped: tuple[Skipped, ...]
+
+
+def find_pictures(datasets: Sequence[DatasetConfig]) -> list[Picture]:
+    """List the pictures of every subset, in a stable order, without opening them.
+
+    Raises:
+        DataError: A folder is missing or holds no pictures.
+    """
+    pictures: list[Picture] = []
+    for dataset in datasets:
+        for subset in dataset.subsets:
+            paths = find_images(subset.image_dir)
+            if not paths:
+                raise DataError(
+                    f"no pictures in {subset.image_dir}",
+                    "put pictures (png, jpg, webp, ...) directly into the folder, "
+                    "or correct image_dir",
+                )
+            pictures += [Picture(path=p, dataset=dataset, subset=subset) for p in paths]
+    return pictures
+
+
+def survey_pictures(
+    pictures: Sequence[Picture], *, caption_variants: int | None, seed: int
+) -> Survey:
+    """Read every picture's header, hash and caption, and choose its bucket.
+
+    Args:
+        pictures: From `find_pictures`.
+        caption_variants: Texts per caption; None: 1 where nothing varies, else 8.
+        seed: Draws the variants.
+
+    Returns:
+        The samples in the order of the pictures. Pictures that cannot be read are listed as
+        skipped, not raised.
+
+    Raises:
+        DataError: Not one picture can be used.
+    """
+    samples: list[Sample] = []
+    latents: dict[str, LatentRequest] = {}
+    skipped: list[Skipped] = []
+    for picture, image in zip(pictures, _read_all(pictures), strict=True):
+        try:
+            if isinstance(image, PipeError):
+                raise image
+            captions = picture_captions(picture, caption_variants, seed)
+            choice = choose_bucket(picture.dataset.buckets, image_size=image.size)
+        except DataError as error:
+            skipped.append(Skipped(name=str(picture.path), reason=error.problem))
+            continue
+        requests = _latent_requests(picture.subset, image, choice)
+        latents.update((request.key, request) for request in requests)
+        keys = tuple(request.key for request in requests)
+        samples.append(
+            Sample(picture=picture, image=image, choice=choice, latent_keys=keys, captions=captions)
+        )
+    if not samples:
+        raise DataError(
+            f"none of the {len(pictures)} pictures can be used; the first: {skipped[0].reason}",
+            "mend the files, or point image_dir to other pictures",
+        )
+    return Survey(
+        datasets=tuple(dict.fromkeys(picture.dataset for picture in pictures)),
+        samples=tuple(samples),
+        latents=latents,
+        skipped=tuple(skipped),
+    )
+
+
+def survey_captions(
+    pictures: Iterable[Picture], *, caption_variants: int | None, seed: int
+) -> tuple[list[str], list[Skipped]]:
+    """List the distinct final texts that the pictures need, and captions that cannot be read.
+
+    The empty caption is always among them: it is what caption dropout puts in.
+    """
+    texts: dict[str, None] = {"": None}
+    skipped: list[Skipped] = []
+    for picture in pictures:
+        try:
+            texts.update(dict.fromkeys(picture_captions(picture, caption_variants, seed)))
+        except DataError as error:
+            skipped.append(Skipped(name=str(picture.path), reason=error.problem))
+    return list(texts), skipped
+
+
+def uncaptioned(pictures: Iterable[Picture]) -> list[Skipped]:
+    """List the pictures that will be trained with the empty caption for want of a file.
+
+    Raises:
+        DataError: No picture of a subset has a caption, which nobody means.
+    """
+    missing: list[Skipped] = []
+    by_subset: dict[SubsetConfig, list[Picture]] = {}
+    for picture in pictures:
+        if picture.subset.class_tokens is None:
+            by_subset.setdefault(picture.subset, []).append(picture)
+    for subset, members in by_subset.items():
+        without = [p for p in members if read_raw_caption(p) is None]
+        if len(without) == len(members):
+            raise DataError(
+                f"none of the {len(members)} pictures in {subset.image_dir} has a caption file "
+                f"ending in {subset.caption_extension}",
+                "write captions beside the pictures, or set caption_extension or class_tokens",
+            )
+        reason = f"no caption file ending in {subset.caption_extension}: the caption is empty"
+        missing += [Skipped(name=str(p.path), reason=reason) for p in without]
+    return missing
+
+
+def read_raw_caption(picture: Picture) -> str | None:
+    """Return the caption as its file has it, else the subset's class tokens, else None.
+
+    Raises:
+        DataError: The file is not UTF-8.
+    """
+    raw = read_caption(picture.path, picture.subset.caption_extension)
+    return picture.subset.class_tokens if raw is None else raw
+
+
+def picture_captions(picture: Picture, variants: int | None, seed: int) -> tuple[str, ...]:
+    """Return the distinct final texts of one picture's caption, at least one.
+
+    Raises:
+        DataError: The caption file is not UTF-8.
+    """
+    raw = read_raw_caption(picture) or ""
+    rules = picture.subset.captions.without_dropout()
+    if variants is None:
+        variants = DEFAULT_VARIANTS if rules.varies else 1
+    return tuple(dict.fromkeys(_variant(raw, rules, seed, index) for index in range(variants)))
+
+
+def _variant(raw: str, rules: CaptionRules, seed: int, index: int) -> str:
+    rng = random.Random(f"{seed}\x1f{index}\x1f{raw}")  # noqa: S311 - not a secret
+    return render_caption(raw, rules, rng=rng)
+
+
+def _latent_requests(
+    subset: SubsetConfig, image: ImageFile, choice: BucketChoice
+) -> list[LatentRequest]:
+    orientations = (False, True) if subset.flip_aug else (False,)
+    interpolation = subset.resize_interpolation
+    return [
+        LatentRequest(
+            key=latent_key(
+                content=image.content, choice=choice, flipped=flipped, interpolation=interpolation
+            ),
+            image=image,
+            choice=choice,
+            flipped=flipped,
+            interpolation=interpolation,
+        )
+        for flipped in orientations
+    ]
+
+
+def _read_all(pictures: Sequence[Picture]) -> Iterable[ImageFile | PipeError]:
+    def read(picture: Picture) -> ImageFile | PipeError:
+        try:
+            return read_image_file(picture.path)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(READING_THREADS) as threads:
+        yield from threads.map(read, pictures)

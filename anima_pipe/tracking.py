@@ -1,0 +1,90 @@
+"""What a run shows while it trains: a progress bar, and scalars for TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from anima_pipe.records import Moment
+
+SMOOTHING = 0.98
+"""Share of the past in the smoothed loss."""
+
+
+class SmoothedLoss:
+    """An exponential mean of the loss, free of the bias of its start."""
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+        self._weight = 0.0
+
+    def add(self, loss: float) -> float:
+        """Take in one step's loss; return the smoothed one."""
+        self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * loss
+        self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
+        return self._sum / self._weight
+
+
+class ProgressBar:
+    """Steps, speed, time left and the smoothed loss, on one line."""
+
+    def __init__(self, total_steps: int) -> None:
+        self._bar = tqdm(total=total_steps, unit="step", dynamic_ncols=True, smoothing=0.1)
+        self._loss = SmoothedLoss()
+
+    def at(self, moment: Moment) -> None:
+        """Move on by a step."""
+        if moment.loss is None:
+            return
+        self._bar.set_postfix(epoch=moment.epoch, loss=f"{self._loss.add(moment.loss):.4f}")
+        self._bar.update()
+        if moment.is_last:
+            self._bar.close()
+
+
+class LossRecord:
+    """Keeps every step's loss, for the summary of a run."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def at(self, moment: Moment) -> None:
+        """Remember this step's loss."""
+        if moment.loss is not None:
+            self.losses.append(moment.loss)
+
+    def ends(self, steps: int = 10) -> tuple[float, float]:
+        """Return the mean loss over the first and over the last few steps."""
+        steps = min(steps, max(1, len(self.losses) // 2))
+        first, last = self.losses[:steps], self.losses[-steps:]
+        return sum(first) / len(first), sum(last) / len(last)
+
+
+class TensorBoardLog:
+    """Writes each step's scalars under a folder of the run's own.
+
+    Args:
+        folder: Where TensorBoard will look for the run.
+        settings: The run's resolved options, shown under "text".
+    """
+
+    def __init__(self, folder: Path, settings: str) -> None:
+        self._writer = SummaryWriter(str(folder))
+        self._writer.add_text("settings", settings)
+        self._loss = SmoothedLoss()
+
+    def at(self, moment: Moment) -> None:
+        """Write this step's loss, gradient norm and learning rates."""
+        if moment.loss is None:
+            return
+        add = self._writer.add_scalar
+        add("loss/current", moment.loss, moment.step)
+        add("loss/average", self._loss.add(moment.loss), moment.step)
+        add("grad_norm", moment.grad_norm, moment.step)
+        add("epoch", moment.epoch, moment.step)
+        for group, rate in moment.learning_rates.items():
+            add(f"lr/{group}", rate, moment.step)
+        if moment.is_last:
+            self._writer.close()

@@ -1,0 +1,193 @@
+"""The training loop; it is handed everything it trains with and builds none of it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from anima_pipe.batches import Batches, Window
+from anima_pipe.errors import PipeError
+from anima_pipe.flow_loss import SigmaConfig, add_noise, draw, sample_losses, velocity_target
+from anima_pipe.records import Batch, Moment
+from anima_pipe.runtime import derive_seed
+
+
+class Hook(Protocol):
+    """Something that happens besides the steps: saving, previews, tracking."""
+
+    def at(self, moment: Moment) -> None:
+        """Act, or not, at this moment; called on the main process alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerConfig:
+    """The numbers of the loop."""
+
+    max_train_steps: int
+    sigmas: SigmaConfig
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0: never."""
+    seed: int = 0
+    dtype: torch.dtype = torch.float32
+    """Of the frozen weights, and of what is fed to them."""
+
+
+def start_accelerate(mixed_precision: str, *, cpu: bool = False) -> Accelerator:
+    """Join the processes that `accelerate launch` started, or be the only one.
+
+    The model casts explicitly, so autocast stays off; accelerate's precision is there for fp16's
+    gradient scaler.
+
+    Args:
+        mixed_precision: no, bf16 or fp16.
+        cpu: Stay on the CPU although there is a GPU.
+    """
+    return Accelerator(
+        mixed_precision=mixed_precision,
+        cpu=cpu,
+        kwargs_handlers=[AutocastKwargs(enabled=False)],
+    )
+
+
+class Trainer:
+    """Rectified-flow training of whatever in the module requires gradients.
+
+    Args:
+        accelerator: From `start_accelerate`.
+        module: forward(latents, sigmas, qwen_hidden, t5_ids, qwen_mask, t5_mask) -> velocity.
+        optimizer: Over the module's trainable parameters.
+        schedule: Of the learning rates; stepped once per optimizer step.
+        batches: The supply of data, of this process.
+        config: The numbers.
+        hooks: What else happens, in this order.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        module: nn.Module,
+        optimizer: Optimizer,
+        schedule: LRScheduler,
+        batches: Batches,
+        config: TrainerConfig,
+        hooks: Sequence[Hook],
+    ) -> None:
+        self.accelerator = accelerator
+        self.module = accelerator.prepare_model(module)
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
+        self.schedule = schedule
+        self.batches = batches
+        self.config = config
+        self.hooks = hooks
+        self.trainable = [
+            parameter for group in optimizer.param_groups for parameter in group["params"]
+        ]
+
+    def run(self) -> Moment:
+        """Train to the planned number of steps; return where that ended."""
+        self.module.train()
+        moment = self._tell(0)
+        for window in self.batches.starting_at(0):
+            if moment.step == self.config.max_train_steps:
+                break
+            moment = self._train_step(moment.step, window)
+        return moment
+
+    def share_seed(self, step: int, number: int) -> int:
+        """Return the seed of this process's share `number` (from 0) of optimizer step `step`.
+
+        It depends on the batch's place in the window alone: two processes draw for their batches
+        what one process would draw for the same batches.
+        """
+        place = number * self.batches.processes + self.batches.rank
+        return derive_seed("draw", self.config.seed, step, place)
+
+    def _train_step(self, step: int, window: Window) -> Moment:
+        """Do one optimizer step and tell the hooks."""
+        losses: list[torch.Tensor] = []
+        for number, share in enumerate(window.shares):
+            is_last = number + 1 == len(window.shares)
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.module):
+                loss = self._batch_loss(share.batch, self.share_seed(step, number)) * share.weight
+                self.accelerator.backward(loss)
+            losses.append(loss.detach())
+        loss = self.accelerator.reduce(torch.stack(losses).sum(), "mean").item()
+        grad_norm = self._clip_gradients()
+        self._refuse_non_finite(step, loss, grad_norm, window)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return self._tell(step + 1, window, loss, grad_norm)
+
+    def _batch_loss(self, batch: Batch, seed: int) -> torch.Tensor:
+        """Return the mean loss of one batch, a Float32 scalar."""
+        device, dtype = self.accelerator.device, self.config.dtype
+        draws = draw(batch.latents.shape, self.config.sigmas, seed)
+        latents = batch.latents.to(device, torch.float32, non_blocking=True)
+        noise, sigmas = draws.noise.to(device), draws.sigmas.to(device)
+        text = batch.text.to(device, dtype)
+        # Dropout inside the adapter draws from the global generator.
+        torch.manual_seed(seed)
+        velocity = self.module(
+            add_noise(latents, noise, sigmas).to(dtype),
+            sigmas,
+            text.qwen_hidden,
+            text.t5_ids,
+            text.qwen_mask,
+            text.t5_mask,
+        )
+        return sample_losses(velocity, velocity_target(latents, noise)).mean()
+
+    def _clip_gradients(self) -> float:
+        """Scale the gradients down to the norm allowed; return their norm before."""
+        limit = self.config.max_grad_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.trainable, limit)
+        return float(norm) if norm is not None else math.nan
+
+    def _refuse_non_finite(self, step: int, loss: float, grad_norm: float, window: Window) -> None:
+        """Stop before the optimizer takes in what cannot be taken back.
+
+        Infinite gradients are in order under fp16: the gradient scaler skips that step and
+        scales less from then on.
+        """
+        scaled = self.accelerator.scaler is not None
+        if math.isfinite(loss) and (scaled or math.isfinite(grad_norm)):
+            return
+        names = ", ".join(name for share in window.shares for name in share.batch.names)
+        raise PipeError(
+            f"step {step + 1}: loss {loss}, gradient norm {grad_norm}, on {names}",
+            "lower learning_rate, or use mixed_precision bf16, and look at those pictures",
+        )
+
+    def _tell(
+        self,
+        step: int,
+        window: Window | None = None,
+        loss: float | None = None,
+        grad_norm: float | None = None,
+    ) -> Moment:
+        """Tell the hooks where the run stands, on the main process."""
+        moment = Moment(
+            step=step,
+            epoch=window.epoch + 1 if window else 0,
+            ends_epoch=window.ends_epoch if window else False,
+            is_last=step == self.config.max_train_steps,
+            loss=loss,
+            learning_rates={g["name"]: g["lr"] for g in self.optimizer.param_groups},
+            grad_norm=grad_norm,
+            samples=window.samples if window else 0,
+        )
+        if self.accelerator.is_main_process:
+            for hook in self.hooks:
+                hook.at(moment)
+        return moment
