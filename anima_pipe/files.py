@@ -12,6 +12,22 @@ from anima_pipe.errors import OutputError
 
 
 @contextmanager
+def refusals_named(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses while `path` is written into an error that says so.
+
+    Raises:
+        OutputError: The folder cannot be made or written, or the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}",
+            "check that the folder can be written and that the disk has room",
+        ) from error
+
+
+@contextmanager
 def published(path: Path) -> Iterator[Path]:
     """Lend a temporary path beside the final one; on success flush it to disk and rename it.
 
@@ -22,17 +38,13 @@ def published(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}",
-            "check that the folder can be written and that the disk has room",
-        ) from error
+        with refusals_named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -47,7 +59,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself survive a power cut; not every system lets a folder be opened."""
     if os.name == "nt":
         return
