@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from anima_pipe.errors import OutputError
 
 
 @contextmanager
-def refusals_named(path: Path) -> Iterator[None]:
+def refusals_named(path: Path) -> Generator[None]:
     """Turn what the disk refuses while `path` is written into an error that says so.
 
     Raises:
@@ -28,7 +28,7 @@ def refusals_named(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def published(path: Path) -> Iterator[Path]:
+def published(path: Path) -> Generator[Path]:
     """Lend a temporary path beside the final one; on success flush it to disk and rename it.
 
     A kill, a full disk or an exception leaves what was there before under the final name.
