@@ -78,7 +78,7 @@ class BucketRules:
 
     @property
     def area(self) -> int:
-        """Pixels of the resolution, the most of any bucket (bucket_no_upscale: but for rounding)."""
+        """Pixels of the resolution: the most of any bucket, but for rounding without upscaling."""
         return self.resolution[0] * self.resolution[1]
 
 

@@ -1,0 +1,1 @@
+"""What the user supplies: pictures and captions. Import from the modules of this package."""

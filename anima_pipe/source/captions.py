@@ -1,0 +1,199 @@
+"""From the caption in a file to the text that is trained on: Kohya's caption rules.
+
+Every rule is one function here, and `render_caption` applies them in Kohya's order, drawing from
+the random generator exactly when Kohya draws, so that a seed gives the same text in both.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from math import floor
+from typing import TYPE_CHECKING
+
+from anima_pipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from random import Random
+
+_CHOICE = re.compile(r"\{([^}]+)\}")
+# Doubled braces stand for themselves; Unicode never assigns these two, so no caption has them.
+_OPENING, _CLOSING = "\ufdd0", "\ufdd1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionRules:
+    """What is done to a caption each time it is used, in Kohya's words.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    caption_separator: str = ","
+    """What stands between tags."""
+    shuffle_caption: bool = False
+    """Put the tags that are not kept in place into random order."""
+    keep_tokens: int = 0
+    """How many tags at the start are neither shuffled nor dropped."""
+    keep_tokens_separator: str = ""
+    """Mark between kept, free and (after a second mark) kept tags; where it is, it wins."""
+    secondary_separator: str | None = None
+    """Mark that holds tags together as one, replaced by caption_separator at the end."""
+    enable_wildcard: bool = False
+    """Draw one of several lines, and one of the options of each {a|b}."""
+    caption_prefix: str | None = None
+    """Put before the caption and a space."""
+    caption_suffix: str | None = None
+    """Put behind the caption and a space."""
+    caption_tag_dropout_rate: float = 0.0
+    """Chance, in [0, 1], that a free tag is left out."""
+    token_warmup_min: int = 1
+    """Free tags at the first step of the warmup."""
+    token_warmup_step: float = 0
+    """Steps until all free tags are used; below 1 a fraction of the training; 0: from the start."""
+    caption_dropout_rate: float = 0.0
+    """Chance, in [0, 1], that the whole caption is replaced by the empty one."""
+    caption_dropout_every_n_epochs: int = 0
+    """Every n-th epoch is trained with empty captions; 0: none."""
+
+    def __post_init__(self) -> None:
+        if not self.caption_separator:
+            raise ConfigError(
+                "caption_separator is empty", "give the text between tags, such as a comma"
+            )
+        for key in ("caption_tag_dropout_rate", "caption_dropout_rate"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ConfigError(
+                    f"{key} is {getattr(self, key)}", "give a chance between 0 (never) and 1"
+                )
+        for key in (
+            "keep_tokens",
+            "token_warmup_min",
+            "token_warmup_step",
+            "caption_dropout_every_n_epochs",
+        ):
+            if not getattr(self, key) >= 0:
+                raise ConfigError(f"{key} is {getattr(self, key)}", "give 0 or more")
+
+    @property
+    def takes_tags_apart(self) -> bool:
+        """Whether captions are split into tags at all; if not, their spacing is left alone."""
+        return (
+            self.shuffle_caption or self.token_warmup_step > 0 or self.caption_tag_dropout_rate > 0
+        )
+
+    @property
+    def varies(self) -> bool:
+        """Whether two renderings of a caption may differ."""
+        return (
+            self.takes_tags_apart
+            or self.enable_wildcard
+            or self.caption_dropout_rate > 0
+            or self.caption_dropout_every_n_epochs > 0
+        )
+
+    def without_dropout(self) -> CaptionRules:
+        """Give the same rules, but never the empty caption: that is drawn when training."""
+        return replace(self, caption_dropout_rate=0.0, caption_dropout_every_n_epochs=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tags:
+    """A caption taken apart: tags kept in front, free ones, tags kept at the end."""
+
+    front: list[str]
+    free: list[str]
+    end: list[str]
+
+
+def render_caption(
+    raw: str,
+    rules: CaptionRules,
+    *,
+    rng: Random,
+    step: int = 0,
+    epoch: int = 0,
+    max_train_steps: int = 0,
+) -> str:
+    """Turn a caption into the text of one visit.
+
+    Args:
+        raw: The caption, as `read_caption` gives it.
+        rules: What to do to it.
+        rng: The only source of randomness; drawn from only where a rule is a matter of chance.
+        step: Optimizer steps done, for the warmup.
+        epoch: The current epoch, counted from 1, for caption_dropout_every_n_epochs.
+        max_train_steps: Steps of the whole training, for a warmup given as a fraction.
+    """
+    text = _with_prefix_and_suffix(raw, rules)
+    if _is_dropped(rules, rng, epoch):
+        return ""
+    text = _with_choices_made(text, rng) if rules.enable_wildcard else text.split("\n")[0]
+    if rules.takes_tags_apart:
+        tags = _split(text, rules)
+        free = tags.free[: _warmed_up(len(tags.free), rules, step, max_train_steps)]
+        if rules.shuffle_caption:
+            rng.shuffle(free)
+        free = _without_dropped_tags(free, rules.caption_tag_dropout_rate, rng)
+        text = f"{rules.caption_separator} ".join([*tags.front, *free, *tags.end])
+    if rules.secondary_separator:
+        text = text.replace(rules.secondary_separator, rules.caption_separator)
+    return text
+
+
+def _with_prefix_and_suffix(text: str, rules: CaptionRules) -> str:
+    if rules.caption_prefix:
+        text = f"{rules.caption_prefix} {text}"
+    if rules.caption_suffix:
+        text = f"{text} {rules.caption_suffix}"
+    return text
+
+
+def _is_dropped(rules: CaptionRules, rng: Random, epoch: int) -> bool:
+    if rules.caption_dropout_rate > 0 and rng.random() < rules.caption_dropout_rate:
+        return True
+    every = rules.caption_dropout_every_n_epochs
+    return every > 0 and epoch % every == 0
+
+
+def _with_choices_made(text: str, rng: Random) -> str:
+    """Draw one of the lines, then one option of each {a|b}; {{ and }} become plain braces."""
+    if "\n" in text:
+        text = rng.choice(text.split("\n"))
+    text = text.replace("{{", _OPENING).replace("}}", _CLOSING)
+    text = _CHOICE.sub(lambda options: rng.choice(options[1].split("|")), text)
+    return text.replace(_OPENING, "{").replace(_CLOSING, "}")
+
+
+def _split(text: str, rules: CaptionRules) -> _Tags:
+    """Take a caption apart by its marks, else by keep_tokens; only the marks drop empty tags."""
+    mark = rules.keep_tokens_separator
+    if mark and mark in text:
+        parts = [
+            [tag for tag in _tags_of(part, rules) if tag] for part in text.split(mark, maxsplit=2)
+        ]
+        front, free, end = parts if len(parts) > 2 else (*parts, [])
+        return _Tags(front=front, free=free, end=end)
+    tags = _tags_of(text, rules)
+    return _Tags(front=tags[: rules.keep_tokens], free=tags[rules.keep_tokens :], end=[])
+
+
+def _tags_of(text: str, rules: CaptionRules) -> list[str]:
+    return [tag.strip() for tag in text.strip().split(rules.caption_separator)]
+
+
+def _warmed_up(count: int, rules: CaptionRules, step: int, max_train_steps: int) -> int:
+    """How many of `count` free tags are used at this step."""
+    warmup = rules.token_warmup_step
+    if warmup < 1:
+        warmup = int(warmup * max_train_steps)
+    if step >= warmup:
+        return count
+    added = floor(step * ((count - rules.token_warmup_min) / warmup))
+    return rules.token_warmup_min + added
+
+
+def _without_dropped_tags(tags: list[str], rate: float, rng: Random) -> list[str]:
+    if rate <= 0:
+        return tags
+    return [tag for tag in tags if rng.random() >= rate]
