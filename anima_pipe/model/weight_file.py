@@ -1,0 +1,180 @@
+"""Safetensors files: their headers, checked, and their tensors, copied without a second copy."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anima_pipe.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+BYTES_PER_NUMBER = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""The kinds of numbers that can be trained on; files of other kinds are quantised."""
+
+# More than any real header, less than the garbage that eight bytes of another format amount to.
+MAX_HEADER_BYTES = 100_000_000
+CHUNK_BYTES = 16 * 2**20
+"""How much of a file is in memory at once, beside the tensors that it is copied to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """Where a tensor lies in its file."""
+
+    dtype: str
+    """As safetensors spells it: F32, BF16, F8_E4M3 ..."""
+    shape: tuple[int, ...]
+    start: int
+    """First byte, counted from the start of the file."""
+    stop: int
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Return the tensors that a safetensors file holds, without reading them.
+
+    Raises:
+        CheckpointError: There is no such file, or it is not a whole safetensors file.
+    """
+    try:
+        if path.is_dir():
+            raise CheckpointError(f"{path} is a folder, not a file", _what_is_inside(path))
+        file_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            start = file.read(64)
+            if not start.startswith(b"{") or header_bytes > MAX_HEADER_BYTES:
+                file.seek(0)
+                raise _not_safetensors(path, file.read(64))
+            header = start + file.read(max(0, header_bytes - len(start)))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist", "Check the path.") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}", "Check its permissions and its disk."
+        ) from error
+    if 8 + header_bytes > file_bytes:
+        raise _truncated(path, 8 + header_bytes, file_bytes)
+    tensors = _parse(path, header[:header_bytes])
+    whole_bytes = max((tensor.stop for tensor in tensors.values()), default=8 + header_bytes)
+    if whole_bytes > file_bytes:
+        raise _truncated(path, whole_bytes, file_bytes)
+    return tensors
+
+
+def copy_tensors(
+    path: Path, stored: Mapping[str, StoredTensor], targets: Mapping[str, torch.Tensor]
+) -> None:
+    """Copy tensors from a file into tensors that exist, in the dtype and device of those.
+
+    The file is mapped, and each piece of it is let go once it is copied. So neither the process's
+    own memory (what a memory limit or a full machine cares about) nor its resident size with
+    mapped pages (what `top` shows) grows by more than a chunk beyond the targets.
+
+    Args:
+        path: The file.
+        stored: What of it to copy, as `read_header` gave it.
+        targets: Contiguous tensors of the same names and shapes.
+    """
+    import torch
+
+    dtypes = {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+    }
+    # A private mapping, which torch may take for writable memory; nothing is written to it.
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        for name, tensor in sorted(stored.items(), key=lambda item: item[1].start):
+            numbers_per_chunk = CHUNK_BYTES // BYTES_PER_NUMBER[tensor.dtype]
+            start = tensor.start
+            for target in targets[name].detach().view(-1).split(numbers_per_chunk):
+                if not target.numel():
+                    continue
+                target.copy_(
+                    torch.frombuffer(
+                        mapped, dtype=dtypes[tensor.dtype], count=target.numel(), offset=start
+                    )
+                )
+                stop = start + target.numel() * BYTES_PER_NUMBER[tensor.dtype]
+                _let_go(mapped, start, stop)
+                start = stop
+
+
+def _let_go(mapped: mmap.mmap, start: int, stop: int) -> None:
+    """Drop the pages from `start` to `stop` from memory; they can be read from the file again."""
+    if hasattr(mapped, "madvise"):  # Not on Windows, where the mapping stays resident.
+        page_start = start // mmap.PAGESIZE * mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, page_start, stop - page_start)
+
+
+def _parse(path: Path, header: bytes) -> dict[str, StoredTensor]:
+    data_start = 8 + len(header)
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        tensors = {
+            name: StoredTensor(
+                dtype=entry["dtype"],
+                shape=tuple(entry["shape"]),
+                start=data_start + entry["data_offsets"][0],
+                stop=data_start + entry["data_offsets"][1],
+            )
+            for name, entry in entries.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"the header of {path} is damaged: {error}", "Download the file again."
+        ) from error
+    for name, tensor in tensors.items():
+        size = BYTES_PER_NUMBER.get(tensor.dtype)
+        wrong_size = size and tensor.stop - tensor.start != size * prod(tensor.shape)
+        if wrong_size or tensor.start < data_start:
+            raise CheckpointError(
+                f"the header of {path} is damaged: the bytes of {name} do not fit its shape",
+                "Download the file again.",
+            )
+    return tensors
+
+
+def _truncated(path: Path, whole_bytes: int, file_bytes: int) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is truncated: {file_bytes:,} of {whole_bytes:,} bytes",
+        "Download or copy it again; the transfer did not finish.",
+    )
+
+
+def _not_safetensors(path: Path, start: bytes) -> CheckpointError:
+    for magic, kind, remedy in _OTHER_FORMATS:
+        if start.lstrip().lower().startswith(magic):
+            return CheckpointError(f"{path} is {kind}, not a safetensors file", remedy)
+    if not start:
+        return CheckpointError(f"{path} is empty", "Download it again.")
+    return CheckpointError(
+        f"{path} is not a safetensors file", "Give the .safetensors file of the release."
+    )
+
+
+_CONVERT = "Give the .safetensors file of the release; this program runs no pickles."
+_OTHER_FORMATS = (
+    (b"pk\x03\x04", "a PyTorch pickle (.pt, .pth, .ckpt)", _CONVERT),
+    (b"\x80", "a PyTorch pickle (.pt, .pth, .ckpt)", _CONVERT),
+    (b"gguf", "a GGUF file", "Give the .safetensors file of the release; GGUF is quantised."),
+    (b"version https://git-lfs", "a Git LFS pointer", "Run `git lfs pull`, or download the file."),
+    (b"<!doctype", "a web page", "Download the file itself, not the page about it."),
+    (b"<html", "a web page", "Download the file itself, not the page about it."),
+)
+
+
+def _what_is_inside(folder: Path) -> str:
+    inside = sorted(file.name for file in folder.glob("*.safetensors"))
+    if not inside:
+        return "Give the .safetensors file itself."
+    return f"Give the file itself, such as {folder / inside[0]}."
