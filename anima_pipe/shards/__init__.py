@@ -1,0 +1,58 @@
+"""The cache: encoded samples in immutable webdataset shards, found by what they were made from.
+
+    keys        what a sample is called: a hash of everything that changes its tensors
+    folders     one folder per encoder: cache.json says whose tensors are in it
+    tar         the bytes of a shard: plain tar members, as webdataset names them
+    index       the sidecar of a shard: where every member lies, and its checksum
+    unfinished  shards that are being written, and those that dead writers left behind
+    codec       how a sample becomes tensors and bytes
+    writer      fills shards and publishes them whole
+    store       reads samples at random from mapped shards, and verifies them
+    latents, text, cache    the doors: LatentWriter, TextWriter, open_cache
+
+docs/cache-format.md describes the files.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from anima_pipe.shards.cache import Cache, open_cache
+    from anima_pipe.shards.keys import latent_key, text_key
+    from anima_pipe.shards.latents import LatentWriter
+    from anima_pipe.shards.store import Problem, Store
+    from anima_pipe.shards.text import TextWriter
+    from anima_pipe.shards.writer import WriterSummary
+
+__all__ = [
+    "Cache",
+    "LatentWriter",
+    "Problem",
+    "Store",
+    "TextWriter",
+    "WriterSummary",
+    "latent_key",
+    "open_cache",
+    "text_key",
+]
+
+_HOMES: Final = {
+    "Cache": "cache",
+    "LatentWriter": "latents",
+    "Problem": "store",
+    "Store": "store",
+    "TextWriter": "text",
+    "WriterSummary": "writer",
+    "latent_key": "keys",
+    "open_cache": "cache",
+    "text_key": "keys",
+}
+
+
+def __getattr__(name: str) -> object:
+    # Importing shards.keys must not import torch: the plan and every --help pass through here.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

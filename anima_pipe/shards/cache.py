@@ -1,0 +1,44 @@
+"""Opening a cache folder: the latents of one VAE and the captions of one text encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from anima_pipe.records import TextCondition
+from anima_pipe.shards.latents import LATENTS
+from anima_pipe.shards.store import Store
+from anima_pipe.shards.text import TEXT
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """What a training run reads."""
+
+    latents: Store[torch.Tensor]
+    """`latents[key]` is Float[16, H, W] in the stored dtype."""
+    text: Store[TextCondition]
+
+
+def open_cache(cache_dir: Path | str, latents: str | None = None, text: str | None = None) -> Cache:
+    """Open the caches in a folder for random access.
+
+    A kind that is not there is an empty store, which fails when a sample is asked for.
+
+        >>> cache = open_cache("data/cache")
+        >>> latent = cache.latents[key]         # Float[16, H, W], stored dtype
+        >>> condition = cache.text[text_key("1girl, solo")]
+
+    Args:
+        cache_dir: The cache folder.
+        latents: Fingerprint of the VAE or its beginning, with `-<dtype>` behind it where the
+            folder has several; None: the only latent cache there.
+        text: The same for the text encoder.
+
+    Raises:
+        CacheError: Several caches fit, or the description of one cannot be read.
+    """
+    folder = Path(cache_dir)
+    return Cache(Store(LATENTS, folder, latents), Store(TEXT, folder, text))

@@ -1,0 +1,139 @@
+"""One folder per encoder: `<cache_dir>/<kind>-<fingerprint[:12]>-<dtype>/`, with its cache.json.
+
+cache.json says in full whose tensors the folder holds; shards from any number of writers lie beside
+it. Other weights, another encoding version or another dtype is another folder, so nothing is stale.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from anima_pipe import __version__
+from anima_pipe.errors import CacheError
+from anima_pipe.files import refusals_named, write_atomically
+
+Kind = Literal["latents", "text"]
+StoredDtype = Literal["fp16", "bf16", "fp32"]
+
+FORMAT_VERSION: Final = 1
+DESCRIPTION: Final = "cache.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Whose tensors a folder holds: the contents of its cache.json."""
+
+    kind: Kind
+    fingerprint: str
+    """Hash of the encoder's weights and tokenizer files and of the encoding version."""
+    encoder_name: str
+    """For people: the file the encoder was loaded from. Not compared."""
+    dtype: StoredDtype
+    format_version: int = FORMAT_VERSION
+    created_with: str = f"anima-pipe {__version__}"
+    """Not compared."""
+
+    @property
+    def folder_name(self) -> str:
+        """The folder's name within the cache folder."""
+        return f"{self.kind}-{self.fingerprint[:12]}-{self.dtype}"
+
+    def is_called(self, name: str) -> bool:
+        """Tell whether `name` means this one.
+
+        Args:
+            name: A fingerprint or its beginning, with or without `-<dtype>` behind it.
+        """
+        in_full = f"{self.fingerprint}-{self.dtype}"
+        return in_full.startswith(name) or self.folder_name == f"{self.kind}-{name}"
+
+    def agrees_with(self, other: Identity) -> bool:
+        """Tell whether the same tensors are meant."""
+        return (self.kind, self.fingerprint, self.dtype, self.format_version) == (
+            other.kind,
+            other.fingerprint,
+            other.dtype,
+            other.format_version,
+        )
+
+
+def make_folder(cache_dir: Path, identity: Identity) -> Path:
+    """Make an encoder's folder and describe it, or check that an existing one is that encoder's.
+
+    Raises:
+        CacheError: The folder was made with something else.
+        OutputError: It cannot be made.
+    """
+    folder = cache_dir / identity.folder_name
+    description = folder / DESCRIPTION
+    with refusals_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not description.exists():
+        # Two writers that start together both write the same here; the later rename wins.
+        write_atomically(description, (json.dumps(asdict(identity), indent=1) + "\n").encode())
+    if not read_identity(folder).agrees_with(identity):
+        raise CacheError(
+            f"{description} describes another cache than {identity.encoder_name} "
+            f"({identity.fingerprint}, {identity.dtype}, format {identity.format_version})",
+            f"remove {folder}, or choose another --cache_dir",
+        )
+    return folder
+
+
+def read_identity(folder: Path) -> Identity:
+    """Read a folder's cache.json.
+
+    Raises:
+        CacheError: It is missing, unreadable or of a format that this version does not know.
+    """
+    description = folder / DESCRIPTION
+    try:
+        identity = Identity(**json.loads(description.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CacheError(
+            f"{description} cannot be read: {error}",
+            f"remove {folder} and encode again, or put the file back",
+        ) from error
+    if identity.format_version != FORMAT_VERSION:
+        raise CacheError(
+            f"{description} has format {identity.format_version}, this version reads "
+            f"{FORMAT_VERSION}",
+            f"use the anima-pipe that made it ({identity.created_with}), or encode again",
+        )
+    return identity
+
+
+def find_folder(cache_dir: Path, kind: Kind, name: str | None) -> tuple[Path, Identity] | None:
+    """Find the folder of an encoder.
+
+    Args:
+        cache_dir: The cache folder; need not exist.
+        kind: Latents or text.
+        name: See `Identity.is_called`; None: the only one that has shards.
+
+    Returns:
+        The folder and its description; None if there is none.
+
+    Raises:
+        CacheError: Several fit, or a folder with shards has no readable description.
+    """
+    folders = [f for f in sorted(cache_dir.glob(f"{kind}-*")) if (f / DESCRIPTION).exists()]
+    found = [(folder, read_identity(folder)) for folder in folders]
+    if name is None:
+        fitting = [entry for entry in found if any(entry[0].glob("*.tar"))]
+    else:
+        fitting = [entry for entry in found if entry[1].is_called(name)]
+    if len(fitting) > 1:
+        raise CacheError(
+            f"{cache_dir} holds {len(fitting)} {kind} caches: {_listed(fitting)}",
+            "say which one by its fingerprint, or remove those you no longer need",
+        )
+    return fitting[0] if fitting else None
+
+
+def _listed(found: Sequence[tuple[Path, Identity]]) -> str:
+    return ", ".join(f"{folder.name} ({identity.encoder_name})" for folder, identity in found)

@@ -1,0 +1,65 @@
+"""The names that samples are cached under: hashes of everything that changes their tensors.
+
+A key says nothing about the encoder: encoder, encoding version and dtype choose the folder, see
+`anima_pipe.shards.folders`. What changes no tensor (file names, repeats, learning rates, dropout)
+is in no key, so changing it encodes nothing again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Final
+
+from anima_pipe.records import BucketChoice
+
+LATENT_KEYS: Final = "anima-pipe latent 1"
+"""Raised when the same fields come to mean other pixels: all latents are then encoded again."""
+
+TEXT_KEYS: Final = "anima-pipe text 1"
+"""Raised when the same caption comes to mean other tokens."""
+
+
+def latent_key(
+    *,
+    content: str,
+    choice: BucketChoice,
+    flipped: bool,
+    interpolation: str | None,
+    alpha: str = "white",
+) -> str:
+    """Return the key of one picture as the VAE sees it.
+
+    Args:
+        content: Hash of the image file's bytes.
+        choice: Bucket, size after resizing, and crop.
+        flipped: Mirrored left to right before encoding.
+        interpolation: Resampling filter by Kohya's name; None: the default pair of filters.
+        alpha: What transparent pixels are laid over.
+
+    Returns:
+        32 hexadecimal digits, the same on every machine.
+    """
+    fields = {
+        "content": content,
+        "bucket": choice.bucket,
+        "resized": choice.resized,
+        "crop": choice.crop,
+        "flipped": flipped,
+        "interpolation": interpolation,
+        "alpha": alpha,
+    }
+    return _digest(LATENT_KEYS, fields)
+
+
+def text_key(caption: str) -> str:
+    """Return the key of a final caption: 32 hexadecimal digits, the same on every machine."""
+    return _digest(TEXT_KEYS, {"caption": caption})
+
+
+def _digest(version: str, fields: Mapping[str, object]) -> str:
+    # ASCII, sorted and without spaces: one text for one meaning, whatever the locale; and captions
+    # with unpaired surrogates, which UTF-8 refuses, still have a key.
+    canonical = json.dumps([version, fields], sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode("ascii"), digest_size=16).hexdigest()

@@ -1,0 +1,108 @@
+"""The two members of a sample: its tensors, and a JSON that tells whether both are whole.
+
+The JSON holds the caller's metadata and `crc32`: the checksum of the safetensors bytes, continued
+over the metadata's canonical text. So a tar can be checked without its sidecar.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+PAYLOAD: Final = "safetensors"
+METADATA: Final = "json"
+CHECKSUM: Final = "crc32"
+
+BYTES_PER_VALUE: Final = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4}
+"""The dtypes that samples hold, by safetensors' names."""
+
+_LENGTH_BYTES: Final = 8
+"""A safetensors file starts with the length of its header, little endian."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """One tensor within a file."""
+
+    dtype: str
+    """Safetensors' name, a key of BYTES_PER_VALUE."""
+    shape: tuple[int, ...]
+    offset: int
+    """Of its first byte."""
+
+
+def seal(metadata: Mapping[str, object], payload: bytes) -> bytes:
+    """Return the JSON member of a sample.
+
+    Args:
+        metadata: Whatever JSON can say, but for the name `crc32`.
+        payload: The safetensors member.
+    """
+    if CHECKSUM in metadata:
+        raise ValueError(f"metadata may not use the name {CHECKSUM}")
+    return _canonical({**metadata, CHECKSUM: _checksum(metadata, payload)})
+
+
+def unseal(content: bytes) -> dict[str, Any]:
+    """Return the metadata in a sample's JSON member, without the checksum."""
+    fields = json.loads(content)
+    del fields[CHECKSUM]
+    return fields
+
+
+def is_intact(content: bytes, payload: bytes) -> bool:
+    """Tell whether a sample's two members are as they were written.
+
+    Args:
+        content: The JSON member.
+        payload: The safetensors member.
+    """
+    try:
+        fields = json.loads(content)
+        expected = fields.pop(CHECKSUM)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return expected == _checksum(fields, payload)
+
+
+def tensor_places(payload: bytes) -> dict[str, TensorPlace]:
+    """Read names, dtypes, shapes and offsets off a safetensors header.
+
+    Raises:
+        ValueError: The bytes are not safetensors, or hold a dtype that samples never have.
+    """
+    data_start = _LENGTH_BYTES + int.from_bytes(payload[:_LENGTH_BYTES], "little")
+    header = json.loads(payload[_LENGTH_BYTES:data_start])
+    header.pop("__metadata__", None)
+    places: dict[str, TensorPlace] = {}
+    for name, entry in header.items():
+        begin, end = cast("list[int]", entry["data_offsets"])
+        place = TensorPlace(entry["dtype"], tuple(entry["shape"]), data_start + begin)
+        if end - begin != tensor_bytes(place.dtype, place.shape) or data_start + end > len(payload):
+            raise ValueError(f"tensor {name} does not lie where the header says")
+        places[name] = place
+    return places
+
+
+def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Return the size of a tensor.
+
+    Raises:
+        ValueError: The dtype is none that samples have.
+    """
+    if dtype not in BYTES_PER_VALUE:
+        raise ValueError(f"samples hold no {dtype}")
+    return BYTES_PER_VALUE[dtype] * math.prod(shape)
+
+
+def _checksum(metadata: Mapping[str, object], payload: bytes) -> int:
+    return zlib.crc32(_canonical(metadata), zlib.crc32(payload))
+
+
+def _canonical(fields: Mapping[str, object]) -> bytes:
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode("ascii")

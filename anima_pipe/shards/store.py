@@ -1,0 +1,240 @@
+"""Reading a cache: any sample at any time, as tensors that lie in the mapped shard."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Callable, Iterator, KeysView
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, Generic
+
+import torch
+
+from anima_pipe.errors import CacheError
+from anima_pipe.shards.codec import TORCH_DTYPES, Codec, Value
+from anima_pipe.shards.folders import Identity, find_folder
+from anima_pipe.shards.index import Problem, ShardIndex, load_index, rebuild_index
+from anima_pipe.shards.sample import unseal
+
+MAPPED_SHARDS: Final = 128
+"""Shards mapped at the same time. Each costs a file descriptor, of which 1024 are usual."""
+
+
+class Store(Generic[Value]):
+    """Random access to the samples of one encoder.
+
+    What is in it is settled when it is opened; shards published later are seen by the next one.
+    Pickled and forked copies hold the same samples and map the shards for themselves.
+
+    Args:
+        codec: What is read.
+        cache_dir: The cache folder; need not exist.
+        name: Which encoder's, see `Identity.is_called`; None: the only one there.
+
+    Raises:
+        CacheError: Several caches fit, or the description of one cannot be read.
+    """
+
+    def __init__(self, codec: Codec[Value], cache_dir: Path, name: str | None) -> None:
+        found = find_folder(cache_dir, codec.kind, name)
+        self.folder: Path = found[0] if found else cache_dir
+        self.identity: Identity | None = found[1] if found else None
+        """Whose tensors these are; None: there is no such cache, and the store is empty."""
+        shards, problems = _open_shards(found[0], codec) if found else ([], [])
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        """What was found wrong while opening: rebuilt sidecars, damaged samples."""
+        self._codec = codec
+        self._shards = shards
+        self._places = _first_places(shards)
+        self._start_reading()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def keys(self) -> KeysView[str]:
+        """Return the keys, in the order of the shards."""
+        return self._places.keys()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Return the shape of a sample's first tensor, without touching its shard.
+
+        Raises:
+            CacheError: There is no such sample.
+        """
+        number, row = self._place(key)
+        return self._shards[number].tensors[self._codec.names[0]].shape[row]
+
+    def __getitem__(self, key: str) -> Value:
+        """Return a sample whose tensors lie in the mapped shard: do not change them in place.
+
+        Raises:
+            CacheError: There is no such sample, or it is damaged.
+        """
+        shard, row, mapped = self._checked_place(key)
+        tensors: dict[str, torch.Tensor] = {}
+        for name in self._codec.names:
+            columns = shard.tensors[name]
+            dtype = TORCH_DTYPES[columns.dtype[row]]
+            tensors[name] = _mapped_tensor(mapped, dtype, columns.shape[row], columns.offset[row])
+        return self._codec.unpack(tensors)
+
+    def metadata(self, key: str) -> dict[str, Any]:
+        """Return what the sample's writer noted about it.
+
+        Raises:
+            CacheError: There is no such sample, or it is damaged.
+        """
+        shard, row, mapped = self._checked_place(key)
+        start = shard.metadata.offset[row]
+        return unseal(mapped[start : start + shard.metadata.length[row]])
+
+    def verify(self) -> list[Problem]:
+        """Read every sample of every shard and compare its checksum.
+
+        A damaged sample is struck from its sidecar, so that the next caching run encodes it anew.
+
+        Returns:
+            What was found wrong while opening, and what was found now.
+        """
+        found = [problem for shard in self._shards for problem in self._verify_shard(shard)]
+        return [*self.problems, *found]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_mapping", "_checked")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_reading()
+
+    def _start_reading(self) -> None:
+        # Evicting a mapping drops our reference only: tensors that lie in it keep it alive.
+        self._mapping: Callable[[Path, int], mmap.mmap] = lru_cache(MAPPED_SHARDS)(_map_shard)
+        self._checked: set[str] = set()
+
+    def _place(self, key: str) -> tuple[int, int]:
+        place = self._places.get(key)
+        if place is not None:
+            return place
+        where = self.folder if self.identity else f"{self.folder}, which has no such cache"
+        raise CacheError(
+            f"sample {key} is not among the {len(self)} cached {self._codec.kind} in {where}",
+            f"run `anima-pipe {self._codec.command}` with this dataset, encoder and --cache_dir",
+        )
+
+    def _checked_place(self, key: str) -> tuple[ShardIndex, int, mmap.mmap]:
+        """Find a sample, comparing its checksum the first time that this process asks for it."""
+        number, row = self._place(key)
+        shard = self._shards[number]
+        mapped = self._mapping(self.folder / shard.tar, shard.tar_bytes)
+        if key not in self._checked:
+            if not shard.is_whole(row, memoryview(mapped)):
+                raise self._damage(shard, key)
+            self._checked.add(key)
+        return shard, row, mapped
+
+    def _damage(self, shard: ShardIndex, key: str) -> CacheError:
+        """Find out whether the tar or only its sidecar is wrong, and note it in the sidecar."""
+        tar = self.folder / shard.tar
+        if key in rebuild_index(tar).keys:
+            return CacheError(
+                f"the sidecar of {tar} was wrong about sample {key}, and has been rebuilt",
+                "run the same command again",
+            )
+        return CacheError(
+            f"sample {key} in {tar} is damaged: its bytes do not have their checksum",
+            f"run `anima-pipe {self._codec.command}` again, which encodes this sample anew",
+        )
+
+    def _verify_shard(self, shard: ShardIndex) -> list[Problem]:
+        tar = self.folder / shard.tar
+        try:
+            view = memoryview(_map_shard(tar, shard.tar_bytes))
+        except CacheError as error:
+            return [Problem(shard=tar, reason=error.problem)]
+        bad = [key for row, key in enumerate(shard.keys) if not shard.is_whole(row, view)]
+        if not bad:
+            return []
+        rebuilt = set(rebuild_index(tar).keys)
+        return [
+            Problem(
+                shard=tar,
+                key=key,
+                reason="the sidecar was wrong, and has been rebuilt"
+                if key in rebuilt
+                else "damaged: its bytes do not have their checksum",
+            )
+            for key in bad
+        ]
+
+
+def _open_shards(folder: Path, codec: Codec[Value]) -> tuple[list[ShardIndex], list[Problem]]:
+    """Read the sidecars of a folder in the order of their names."""
+    shards: list[ShardIndex] = []
+    problems: list[Problem] = []
+    for tar in sorted(folder.glob("*.tar")):
+        shard, problem = load_index(tar, tar.stat().st_size)
+        if problem:
+            problems.append(problem)
+        if not shard.keys or shard.tensors.keys() >= set(codec.names):
+            shards.append(shard)
+        else:
+            problems.append(Problem(shard=tar, reason=f"holds no {codec.kind}; it is not used"))
+    whole = {key for shard in shards for key in shard.keys}
+    problems += [
+        Problem(shard=folder / shard.tar, key=key, reason="damaged; it will be encoded anew")
+        for shard in shards
+        for key in shard.damaged
+        if key not in whole
+    ]
+    return shards, problems
+
+
+def _first_places(shards: list[ShardIndex]) -> dict[str, tuple[int, int]]:
+    """Return (shard number, row) of every key; of several copies the first shard's counts."""
+    places: dict[str, tuple[int, int]] = {}
+    for number, shard in enumerate(shards):
+        for row, key in enumerate(shard.keys):
+            places.setdefault(key, (number, row))
+    return places
+
+
+def _map_shard(tar: Path, tar_bytes: int) -> mmap.mmap:
+    """Map a shard. Writes would go to private pages, but torch warns of buffers it cannot write.
+
+    Raises:
+        CacheError: It cannot be opened, or has not the size that its sidecar says.
+    """
+    try:
+        with tar.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError) as error:
+        raise CacheError(
+            f"{tar} cannot be opened: {error}", "check the disk, or encode again"
+        ) from error
+    if len(mapped) != tar_bytes:
+        # Reading behind the end of a mapped file would kill the process.
+        raise CacheError(
+            f"{tar} has {len(mapped)} bytes, not {tar_bytes}: it was changed or cut off",
+            "run the same command again: its sidecar is then rebuilt from what is left",
+        )
+    return mapped
+
+
+def _mapped_tensor(
+    mapped: mmap.mmap, dtype: torch.dtype, shape: tuple[int, ...], offset: int
+) -> torch.Tensor:
+    count = math.prod(shape)
+    if count == 0:  # frombuffer refuses to make empty tensors
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset).view(shape)

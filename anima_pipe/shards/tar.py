@@ -1,0 +1,75 @@
+"""The bytes of a shard: a plain tar of `<key>.json` and `<key>.safetensors`, as webdataset has it.
+
+The only module that imports webdataset.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+BLOCK: Final = 512
+"""Tar headers take one block, contents are padded to whole blocks."""
+
+END_OF_ARCHIVE: Final = bytes(2 * BLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where some bytes lie."""
+
+    offset: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """The first byte behind it."""
+        return self.offset + self.length
+
+    def moved(self, distance: int) -> Span:
+        """Return the same bytes' place behind `distance` others."""
+        return Span(self.offset + distance, self.length)
+
+
+def tar_sample(key: str, members: Mapping[str, bytes]) -> tuple[memoryview, dict[str, Span]]:
+    """Return the tar bytes of one sample, and where in them each member's content lies.
+
+    The bytes depend on the arguments alone: no clock, no user, no machine.
+
+    Args:
+        key: At most 80 letters, digits, hyphens and underscores, so that a header is one block.
+        members: Content by extension, without its dot.
+    """
+    from webdataset.writer import TarWriter
+
+    buffer = io.BytesIO()
+    with TarWriter(buffer, user="", group="", mtime=0, encoder=False) as writer:
+        writer.write({"__key__": key, **members})
+    spans: dict[str, Span] = {}
+    end = 0
+    for extension in sorted(members):  # the order in which webdataset writes them
+        spans[extension] = Span(end + BLOCK, len(members[extension]))
+        end = _padded(spans[extension].end)
+    # What lies behind is the end-of-archive mark, which only the last sample of a shard is given.
+    return buffer.getbuffer()[:end], spans
+
+
+def read_members(path: Path) -> Iterator[tuple[str, Span]]:
+    """Yield name and place of each whole member, up to the end or to the first damaged header."""
+    size = path.stat().st_size
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                span = Span(info.offset_data, info.size)
+                if info.isfile() and span.end <= size:
+                    yield info.name, span
+    except tarfile.TarError:
+        return
+
+
+def _padded(length: int) -> int:
+    return -(-length // BLOCK) * BLOCK

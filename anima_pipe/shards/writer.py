@@ -1,0 +1,199 @@
+"""Filling a cache: samples go into a shard in progress, full shards are published whole."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Generic, Self
+
+import safetensors.torch
+
+from anima_pipe.errors import OutputError
+from anima_pipe.shards.codec import Codec, Value, stored_tensors
+from anima_pipe.shards.folders import Identity, StoredDtype, make_folder
+from anima_pipe.shards.index import ShardIndex, write_index
+from anima_pipe.shards.sample import METADATA, PAYLOAD, seal
+from anima_pipe.shards.tar import END_OF_ARCHIVE, Span, tar_sample
+from anima_pipe.shards.unfinished import UnfinishedFile, remove_abandoned
+
+SHARD_BYTES: Final = 256 * 2**20
+"""Where a shard ends: large enough to stream well, small enough to lose."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterSummary:
+    """What a writer has published."""
+
+    samples: int
+    shards: int
+    written_bytes: int
+    kept_in_bf16: tuple[str, ...]
+    """Keys of samples that an fp16 cache holds in bf16, having values beyond fp16's range."""
+
+
+class ShardWriter(Generic[Value]):
+    """Writes samples of one encoder into shards of its own, beside other writers' shards.
+
+    A context manager. Leaving the block publishes the shard in progress, whether it ends well or by
+    an exception: what was encoded is kept. A kill loses at most the shard in progress. When the
+    disk refuses a write, that shard is discarded, which also gives its room back.
+
+    Args:
+        codec: What is written.
+        cache_dir: The cache folder; made if need be.
+        fingerprint: Of the encoder; chooses the folder.
+        dtype: What floating tensors are stored in.
+        encoder_name: For people, in cache.json.
+        shard_bytes: A shard is published before it would grow past this size.
+
+    Raises:
+        CacheError: The folder was made with something else.
+        OutputError: It cannot be written.
+    """
+
+    def __init__(
+        self,
+        codec: Codec[Value],
+        cache_dir: Path | str,
+        fingerprint: str,
+        dtype: StoredDtype,
+        encoder_name: str,
+        shard_bytes: int,
+    ) -> None:
+        identity = Identity(
+            kind=codec.kind, fingerprint=fingerprint, dtype=dtype, encoder_name=encoder_name
+        )
+        self.folder = make_folder(Path(cache_dir), identity)
+        remove_abandoned(self.folder)
+        # Names sort by time, so that of two copies of a sample the older is read: deterministic.
+        self._name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
+        self._codec = codec
+        self._dtype: StoredDtype = dtype
+        self._shard_bytes = shard_bytes
+        self._shard: _ShardInProgress | None = None
+        self._published: list[ShardIndex] = []
+        self._published_keys: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.publish()
+
+    @property
+    def summary(self) -> WriterSummary:
+        """What has been published so far; complete once the block is left."""
+        return WriterSummary(
+            samples=sum(len(index.keys) for index in self._published),
+            shards=len(self._published),
+            written_bytes=sum(index.tar_bytes for index in self._published),
+            kept_in_bf16=tuple(
+                key for index in self._published for key in _kept_in_bf16(index, self._dtype)
+            ),
+        )
+
+    def add(self, key: str, value: Value, metadata: Mapping[str, object]) -> None:
+        """Store a sample; one that this writer already has is left out.
+
+        Args:
+            key: From `latent_key` or `text_key`.
+            value: The sample, on any device.
+            metadata: What `Store.metadata` gives back: anything JSON can say.
+
+        Raises:
+            DataError: A value is NaN or infinite; the writer can go on with other samples.
+            OutputError: The disk refuses it; the shard in progress is lost.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", key):
+            raise ValueError(f"{key!r} cannot name a sample")
+        if key in self._published_keys or (self._shard and key in self._shard.keys):
+            return
+        payload = safetensors.torch.save(stored_tensors(key, self._codec.pack(value), self._dtype))
+        members = {PAYLOAD: payload, METADATA: seal(metadata, payload)}
+        piece, spans = tar_sample(key, members)
+        shard = self._shard_with_room_for(len(piece))
+        try:
+            shard.add(key, members, piece, spans)
+        except OutputError:
+            self._shard = None
+            shard.discard()
+            raise
+
+    def publish(self) -> None:
+        """Publish the shard in progress, if any; the next sample starts another.
+
+        Raises:
+            OutputError: The disk refuses it; that shard is lost.
+        """
+        shard, self._shard = self._shard, None
+        if shard is None:
+            return
+        try:
+            shard.publish()
+        finally:
+            shard.discard()
+        self._published.append(shard.index)
+        self._published_keys.update(shard.keys)
+        write_index(self.folder / shard.index.tar, shard.index)
+
+    def _shard_with_room_for(self, length: int) -> _ShardInProgress:
+        if self._shard and self._shard.size_with(length) > self._shard_bytes:
+            self.publish()
+        if self._shard is None:
+            number = len(self._published)
+            self._shard = _ShardInProgress(self.folder / f"{self._name}-{number:06d}.tar")
+        return self._shard
+
+
+class _ShardInProgress:
+    """A tar under a temporary name, and the index that grows with it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = UnfinishedFile(path)
+        self.index = ShardIndex(tar=path.name)
+        self.keys: set[str] = set()
+
+    def size_with(self, length: int) -> int:
+        """Return the shard's size if `length` bytes more were in it."""
+        return self._file.length + length + len(END_OF_ARCHIVE)
+
+    def add(
+        self,
+        key: str,
+        members: Mapping[str, bytes],
+        piece: memoryview,
+        spans: Mapping[str, Span],
+    ) -> None:
+        """Append one sample's tar bytes."""
+        start = self._file.length
+        self._file.append(piece)
+        self.index.add(key, {name: span.moved(start) for name, span in spans.items()}, members)
+        self.keys.add(key)
+
+    def publish(self) -> None:
+        """End the tar and give it its name."""
+        self._file.append(END_OF_ARCHIVE)
+        self._file.publish()
+        self.index.tar_bytes = self._file.length
+
+    def discard(self) -> None:
+        """Remove it, unless it is published."""
+        self._file.discard()
+
+
+def _kept_in_bf16(index: ShardIndex, dtype: StoredDtype) -> list[str]:
+    if dtype != "fp16":
+        return []
+    rows = range(len(index.keys))
+    dtypes = [columns.dtype for columns in index.tensors.values()]
+    return [index.keys[row] for row in rows if any(column[row] == "BF16" for column in dtypes)]
