@@ -1,0 +1,188 @@
+"""An adapter: all the deltas on one model, created, switched, listed and taken off together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from anima_pipe.adapters.delta import Delta
+from anima_pipe.adapters.inject import (
+    TargetRules,
+    choose_targets,
+    depths,
+    unwrap,
+    walk,
+    wrap,
+)
+from anima_pipe.adapters.merge import merge_delta
+from anima_pipe.adapters.norm import NormDelta
+from anima_pipe.adapters.registry import find_kind, kind_name
+from anima_pipe.adapters.settings import check_names, fill
+from anima_pipe.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableRow:
+    """What is trained on modules of one role, for the user to read."""
+
+    place: str
+    """The path of the modules' parent, with * for the numbers of layers."""
+    kind: str
+    rank: int | None
+    count: int
+    parameters: int
+
+
+class Adapter:
+    """The deltas that one call or one file put on a model.
+
+    Several adapters may be on a model, also on the same modules: their changes add up. Parameters
+    of the model keep their values and their `requires_grad`: freeze the model before an adapter
+    is put on it, or the optimizer is given more than the adapter.
+
+    Args:
+        model: The model; its target modules are wrapped in place.
+        deltas: By module path, in the model's order.
+    """
+
+    def __init__(self, model: nn.Module, deltas: Mapping[str, Delta]) -> None:
+        self.model = model
+        self.deltas = dict(deltas)
+        for path, delta in self.deltas.items():
+            wrap(model, path, delta)
+
+    @property
+    def kind(self) -> str:
+        """The kinds of its deltas: "lora", "lora+norm"."""
+        return "+".join(sorted({kind_name(delta) for delta in self.deltas.values()}))
+
+    @property
+    def model_depths(self) -> dict[str, int]:
+        """The number of layers that the model has, by path of their list."""
+        return depths(self.model)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the trainable tensors, named as in a file without prefix."""
+        for path, delta in self.deltas.items():
+            for name, parameter in delta.trained():
+                yield f"{path}.{name}", parameter
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the trainable tensors."""
+        for _name, parameter in self.named_parameters():
+            yield parameter
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the trainable tensors by learning rate and decay: "linear" and "norm"."""
+        members: dict[str, list[nn.Parameter]] = {}
+        for delta in self.deltas.values():
+            members.setdefault(delta.group, []).extend(value for _name, value in delta.trained())
+        return members
+
+    def table(self) -> list[TableRow]:
+        """Return what is trained: siblings, and their like in all layers, make one row."""
+        roles: dict[tuple[str, str, int | None], list[int]] = {}
+        for path, delta in self.deltas.items():
+            place = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path.rpartition(".")[0] or path)
+            role = place, kind_name(delta), delta.rank
+            roles.setdefault(role, []).append(
+                sum(value.numel() for _name, value in delta.trained())
+            )
+        return [
+            TableRow(place=place, kind=kind, rank=rank, count=len(sizes), parameters=sum(sizes))
+            for (place, kind, rank), sizes in roles.items()
+        ]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the trainable tensors by name, sharing memory with them."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take the values of the trainable tensors from a `state_dict`.
+
+        Raises:
+            CheckpointError: The names or shapes are not those of this adapter.
+        """
+        own = self.state_dict()
+        wrong = sorted(own.keys() ^ state.keys())
+        wrong += [
+            name for name in own.keys() & state.keys() if own[name].shape != state[name].shape
+        ]
+        if wrong:
+            raise CheckpointError(
+                f"{len(wrong)} tensors of the adapter are missing, unexpected or of another shape: "
+                f"{', '.join(wrong[:5])}",
+                "use the kind, rank and targets that the state was saved with",
+            )
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+    def set_strength(self, strength: float) -> None:
+        """Multiply the changes by `strength`: 1 as trained, 0 off."""
+        for delta in self.deltas.values():
+            delta.strength = strength
+
+    @contextmanager
+    def disabled(self) -> Generator[None]:
+        """Switch the adapter off for a while."""
+        before = {path: delta.strength for path, delta in self.deltas.items()}
+        self.set_strength(0)
+        try:
+            yield
+        finally:
+            for path, strength in before.items():
+                self.deltas[path].strength = strength
+
+    def remove(self) -> None:
+        """Take the adapter off; the model is what it was before."""
+        for path, delta in self.deltas.items():
+            unwrap(self.model, path, delta)
+
+    def merge(self) -> None:
+        """Bake the changes, at the present strength, into the model's weights and take it off."""
+        for path, delta in self.deltas.items():
+            merge_delta(unwrap(self.model, path, delta), delta)
+
+
+def create_adapter(
+    kind: str,
+    model: nn.Module,
+    network_dim: int = 4,
+    network_alpha: float | None = 1.0,
+    *,
+    seed: int = 0,
+    **network_args: object,
+) -> Adapter:
+    """Put a fresh adapter on a model; it changes nothing until it is trained.
+
+    Args:
+        kind: "lora", or another of `registry.KINDS`.
+        model: Its parameters keep their values and `requires_grad`.
+        network_dim: The rank.
+        network_alpha: The change is multiplied by alpha / rank; None or 0: alpha = rank.
+        seed: Of the start; the global random state is neither used nor changed.
+        network_args: Fields of `TargetRules` (train_norm, train_llm_adapter, target_modules,
+            include_patterns, exclude_patterns) and of the kind's settings (dropout, rank_dropout,
+            module_dropout, ...), as values or as the text that an option holds.
+
+    Raises:
+        ConfigError: An unknown kind or setting, a bad value, or a pattern that matches nothing.
+    """
+    chosen = find_kind(kind)
+    args = {chosen.other_names.get(name, name): value for name, value in network_args.items()}
+    check_names(args, (TargetRules, chosen.config), kind)
+    config = fill(chosen.config, {**args, "rank": network_dim, "alpha": network_alpha})
+    targets = choose_targets(model, fill(TargetRules, args))
+    generator = torch.Generator().manual_seed(seed)
+    deltas: dict[str, Delta] = {}
+    for path, module in walk(model):
+        if path in targets.linears:
+            deltas[path] = config.create(module, generator)
+        elif path in targets.norms:
+            deltas[path] = NormDelta.create(module)
+    return Adapter(model, deltas)

@@ -1,0 +1,208 @@
+"""What an adapter adds to one module, the wrapper that adds it, and what all kinds need."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from anima_pipe.errors import CheckpointError, ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaConfig(ABC):
+    """How the delta of one linear layer is made; field names as users give them."""
+
+    rank: int = 4
+    alpha: float | None = None
+    """The change is multiplied by alpha / rank; None or 0: alpha = rank."""
+    dropout: float = 0.0
+    """Chance that an element is dropped, in [0, 1); of which activation, the kind says."""
+    rank_dropout: float = 0.0
+    """Chance that a rank or an output row is dropped, in [0, 1); the kind says which."""
+    module_dropout: float = 0.0
+    """Chance that the whole change is left out of a forward pass, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"network_dim is {self.rank}", "use 1 or more; 8 to 64 is usual")
+        for name in ("dropout", "rank_dropout", "module_dropout"):
+            chance: float = getattr(self, name)
+            if not 0 <= chance < 1:
+                raise ConfigError(f"{name} is {chance}", "use a chance from 0 up to below 1")
+
+    @property
+    def scale(self) -> float:
+        """What the change made of the tensors is multiplied by."""
+        return (self.alpha or self.rank) / self.rank
+
+    @abstractmethod
+    def create(self, base: nn.Module, generator: torch.Generator) -> Delta:
+        """Return a delta that changes nothing yet.
+
+        Args:
+            base: A linear layer, perhaps adapted already.
+            generator: On the CPU, so that every device starts from the same numbers.
+        """
+
+
+class Delta(nn.Module, ABC):
+    """The trainable change of one module: its tensors, their arithmetic, their names in a file.
+
+    A fresh delta changes nothing. Whatever the dtype of the base, the tensors are fp32 and are
+    cast where they are used, so that the optimizer always works on fp32 masters.
+    """
+
+    group: ClassVar[str]
+    """Which learning rate and decay it takes: "linear" or "norm"."""
+    tensor_names: ClassVar[Mapping[str, str]]
+    """Attribute of each tensor that trains -> its name in a file, behind the module's path."""
+    tensor_synonyms: ClassVar[Mapping[str, str]] = {}
+    """What other programs call a tensor in their files -> its name in ours."""
+
+    strength: float = 1.0
+    """Multiplies the change; 0 switches it off. Not part of what is saved."""
+
+    @abstractmethod
+    def forward(self, base: nn.Module, x: Tensor) -> Tensor:
+        """Return what the changed module gives for `x`, in the dtype that `base` would give.
+
+        Args:
+            base: The module underneath, perhaps adapted itself.
+            x: The module's input.
+        """
+
+    @abstractmethod
+    def weight_changes(self, weights: Mapping[str, Tensor], /) -> dict[str, Tensor]:
+        """Return what is added to the base's parameters, at the present strength.
+
+        Args:
+            weights: The base's parameters by name ("weight", "bias"), fp32.
+
+        Returns:
+            The changes by parameter name, fp32, differentiable; parameters left out keep theirs.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_file(cls, base: nn.Module, tensors: Mapping[str, Tensor]) -> Self:
+        """Return the delta that a file's tensors describe.
+
+        Args:
+            base: The module it is for, to check shapes and take the device from.
+            tensors: By file name (`lora_A.weight`, `alpha`), any float dtype.
+
+        Raises:
+            CheckpointError: A tensor is missing or its shape does not fit the base.
+        """
+
+    @property
+    def rank(self) -> int | None:
+        """The rank, where the kind has one."""
+        return None
+
+    @property
+    def alpha(self) -> float | None:
+        """The alpha written beside the tensors, where the kind has one."""
+        return None
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the tensors that train, by file name."""
+        for attribute, name in self.tensor_names.items():
+            parameter: nn.Parameter | None = getattr(self, attribute)
+            if parameter is not None:
+                yield name, parameter
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """Return everything a file must hold to describe this delta, by file name."""
+        tensors: dict[str, Tensor] = {name: value.detach() for name, value in self.trained()}
+        if self.alpha is not None:
+            tensors["alpha"] = torch.tensor(self.alpha, dtype=torch.float32)
+        return tensors
+
+    def plain_lora(self) -> tuple[Tensor, Tensor] | None:
+        """Return Float32[r, in] and Float32[out, r] whose product is the change at strength 1.
+
+        None where the kind has no such form.
+        """
+        return None
+
+
+class Adapted(nn.Module):
+    """Stands where a module stood, and adds a delta to what it does."""
+
+    def __init__(self, base: nn.Module, delta: Delta) -> None:
+        super().__init__()
+        self.base = base
+        self.delta = delta
+        self.train(base.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the changed module's output, shape and dtype as the base's."""
+        return self.delta(self.base, x)
+
+
+def root_module(module: nn.Module) -> nn.Module:
+    """Return the module under all wrappers."""
+    while isinstance(module, Adapted):
+        module = module.base
+    return module
+
+
+def effective_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's own parameters with all its deltas added, fp32, differentiable."""
+    if not isinstance(module, Adapted):
+        return {name: value.float() for name, value in module.named_parameters(recurse=False)}
+    weights = effective_weights(module.base)
+    changes = module.delta.weight_changes(weights)
+    return {**weights, **{name: weights[name] + change for name, change in changes.items()}}
+
+
+def linear_root(module: nn.Module) -> nn.Linear:
+    """Return the linear layer under the wrappers.
+
+    Raises:
+        CheckpointError: It is another kind of module.
+    """
+    root = root_module(module)
+    if not isinstance(root, nn.Linear):
+        raise CheckpointError(
+            f"tensors of a linear layer for a {type(root).__name__}",
+            "use an adapter that was trained on this model",
+        )
+    return root
+
+
+def kaiming_uniform(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Return Float32[rows, columns] as torch starts a linear layer: uniform, a = sqrt 5."""
+    start = torch.empty(rows, columns)
+    return nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+
+
+def take(tensors: Mapping[str, Tensor], name: str, device: torch.device) -> Tensor:
+    """Return a file's tensor as a trainable master: fp32, on the device of its base.
+
+    Raises:
+        CheckpointError: The file does not have it.
+    """
+    if name not in tensors:
+        raise CheckpointError(
+            f"{name} is missing beside {', '.join(sorted(tensors))}",
+            "use the whole adapter file; this one was cut or edited",
+        )
+    return tensors[name].to(device, torch.float32, copy=True)
+
+
+def refuse_shapes(found: Mapping[str, Tensor], root: nn.Module) -> CheckpointError:
+    """Return the error for tensors whose shapes do not make a change of this module's weight."""
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in found.items())
+    weight = {name: tuple(value.shape) for name, value in root.named_parameters(recurse=False)}
+    return CheckpointError(
+        f"{shapes} cannot change a {type(root).__name__} with {weight}",
+        "use an adapter that was trained on a model of this width",
+    )

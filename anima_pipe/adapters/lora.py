@@ -1,0 +1,136 @@
+"""LoRA: a linear layer plus a product of two thin matrices (Hu et al., arXiv:2106.09685)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from anima_pipe.adapters.delta import (
+    Delta,
+    DeltaConfig,
+    kaiming_uniform,
+    linear_root,
+    refuse_shapes,
+    take,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig(DeltaConfig):
+    """How the LoRA of one linear layer is made.
+
+    Of the inner activation, dropout drops elements and rank_dropout ranks, those of one sample
+    together; what is left is scaled up to keep the mean, as Kohya does.
+    """
+
+    def create(self, base: nn.Module, generator: torch.Generator) -> LoraDelta:
+        """Return a LoRA that changes nothing yet; see `DeltaConfig.create`."""
+        linear = linear_root(base)
+        down = kaiming_uniform(self.rank, linear.in_features, generator)
+        up = torch.zeros(linear.out_features, self.rank)
+        return LoraDelta(down.to(linear.weight.device), up.to(linear.weight.device), self)
+
+
+def lora_delta(x: Tensor, down: Tensor, up: Tensor, scale: float | Tensor) -> Tensor:
+    """Return what LoRA adds to a linear layer's output.
+
+    Args:
+        x: Float[..., in].
+        down: Float[r, in], of any float dtype; cast to x's.
+        up: Float[out, r], likewise.
+        scale: Multiplies the inner activation: a number, or Float[..., r] that broadcasts to it.
+
+    Returns:
+        Float[..., out] in x's dtype.
+    """
+    inner = nn.functional.linear(x, down.to(x.dtype))
+    return nn.functional.linear(inner * scale, up.to(x.dtype))
+
+
+class LoraDelta(Delta):
+    """The LoRA of one linear layer.
+
+    Args:
+        down: Float32[r, in].
+        up: Float32[out, r].
+        config: Alpha and dropouts; its rank is that of the factors.
+    """
+
+    group: ClassVar[str] = "linear"
+    tensor_names: ClassVar[Mapping[str, str]] = {"down": "lora_A.weight", "up": "lora_B.weight"}
+    tensor_synonyms: ClassVar[Mapping[str, str]] = {
+        "lora_down.weight": "lora_A.weight",
+        "lora_up.weight": "lora_B.weight",
+        "lora.down.weight": "lora_A.weight",
+        "lora.up.weight": "lora_B.weight",
+        "lora_A.default.weight": "lora_A.weight",
+        "lora_B.default.weight": "lora_B.weight",
+    }
+
+    def __init__(self, down: Tensor, up: Tensor, config: LoraConfig) -> None:
+        super().__init__()
+        assert down.shape[0] == up.shape[1] == config.rank
+        self.down = nn.Parameter(down)
+        self.up = nn.Parameter(up)
+        self.config = config
+
+    @classmethod
+    def from_file(cls, base: nn.Module, tensors: Mapping[str, Tensor]) -> Self:
+        """Return the LoRA that a file's tensors describe; see `Delta.from_file`."""
+        linear = linear_root(base)
+        down = take(tensors, "lora_A.weight", linear.weight.device)
+        up = take(tensors, "lora_B.weight", linear.weight.device)
+        fits = down.ndim == up.ndim == 2 and down.shape[0] == up.shape[1]
+        if not fits or (up.shape[0], down.shape[1]) != (linear.out_features, linear.in_features):
+            raise refuse_shapes({"lora_A": down, "lora_B": up}, linear)
+        alpha = float(tensors["alpha"]) if "alpha" in tensors else None
+        return cls(down, up, LoraConfig(rank=down.shape[0], alpha=alpha))
+
+    @property
+    def rank(self) -> int:
+        """The number of rows of lora_A."""
+        return self.config.rank
+
+    @property
+    def alpha(self) -> float:
+        """The alpha that a file must state for the change to come out as trained."""
+        return self.config.alpha or float(self.config.rank)
+
+    def forward(self, base: nn.Module, x: Tensor) -> Tensor:
+        """Return the base's output plus the change; see `Delta.forward`."""
+        output = base(x)
+        if self.strength == 0:
+            return output
+        return output + lora_delta(x, self.down, self.up, self._scale(x))
+
+    def weight_changes(self, _weights: Mapping[str, Tensor], /) -> dict[str, Tensor]:
+        """Return strength * alpha / rank * up @ down for the weight; see `Delta`."""
+        return {"weight": (self.up @ self.down) * (self.config.scale * self.strength)}
+
+    def plain_lora(self) -> tuple[Tensor, Tensor]:
+        """Return the factors with alpha / rank folded into the second."""
+        return self.down.detach(), self.up.detach() * self.config.scale
+
+    def _scale(self, x: Tensor) -> float | Tensor:
+        """Return the factor of the inner activation, with this pass's dropouts in it.
+
+        Everything is dropped by a factor of zero, the whole module too: a tensor that a pass
+        leaves out altogether would stop data-parallel training, which waits for its gradient.
+        """
+        config, scale = self.config, self.config.scale * self.strength
+        if not self.training:
+            return scale
+        # Drawn on the CPU: the host need not wait for the device to learn the outcome.
+        if config.module_dropout and torch.rand(()).item() < config.module_dropout:
+            return 0.0
+        if config.rank_dropout:
+            ranks = x.new_ones(x.shape[0], *[1] * (x.ndim - 2), self.rank)
+            scale = scale * nn.functional.dropout(ranks, config.rank_dropout)
+        if config.dropout:
+            inner = x.new_ones(*x.shape[:-1], self.rank)
+            scale = scale * nn.functional.dropout(inner, config.dropout)
+        return scale

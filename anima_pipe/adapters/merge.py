@@ -1,0 +1,24 @@
+"""Baking deltas into the weights they change."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from anima_pipe.adapters.delta import Delta, effective_weights, root_module
+
+
+@torch.no_grad()
+def merge_delta(module: nn.Module, delta: Delta) -> None:
+    """Add a delta's change to the weights of the module under it.
+
+    The sum is made in fp32 and rounded once, to the dtype of the weight.
+
+    Args:
+        module: The module that the delta was put on, perhaps adapted itself.
+        delta: At the strength to bake in.
+    """
+    weights = effective_weights(module)
+    own = dict(root_module(module).named_parameters(recurse=False))
+    for name, change in delta.weight_changes(weights).items():
+        own[name].copy_(own[name].float() + change)

@@ -1,0 +1,81 @@
+"""Norms: the weight (and bias) of a LayerNorm or RMSNorm plus a vector of the same length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from anima_pipe.adapters.delta import Delta, effective_weights, refuse_shapes, root_module, take
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Tell whether a module is a LayerNorm or RMSNorm, of torch or anyone else, with a weight."""
+    named = type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
+    return named and isinstance(getattr(module, "weight", None), nn.Parameter)
+
+
+class NormDelta(Delta):
+    """The change of one norm's weight and, where it has one, bias.
+
+    What trains is the difference from the frozen weight, so that weight decay pulls towards the
+    model as it was and not towards zero.
+
+    Args:
+        weight: Float32[n].
+        bias: Float32[n], or None for a norm without one.
+    """
+
+    group: ClassVar[str] = "norm"
+    tensor_names: ClassVar[Mapping[str, str]] = {"weight": "w_norm", "bias": "b_norm"}
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    @classmethod
+    def create(cls, base: nn.Module) -> Self:
+        """Return a delta of zeros for a norm, perhaps adapted already."""
+        start = {
+            name: torch.zeros_like(value, dtype=torch.float32, requires_grad=False)
+            for name, value in root_module(base).named_parameters(recurse=False)
+        }
+        return cls(start["weight"], start.get("bias"))
+
+    @classmethod
+    def from_file(cls, base: nn.Module, tensors: Mapping[str, Tensor]) -> Self:
+        """Return the delta that a file's tensors describe; see `Delta.from_file`."""
+        root = root_module(base)
+        if not is_norm(root):
+            raise refuse_shapes({name: tensors[name] for name in tensors}, root)
+        weights = dict(root.named_parameters(recurse=False))
+        found = {
+            name: take(tensors, file_name, weights["weight"].device)
+            for name, file_name in cls.tensor_names.items()
+            if file_name in tensors or name == "weight"
+        }
+        if any(name not in weights or found[name].shape != weights[name].shape for name in found):
+            raise refuse_shapes({cls.tensor_names[name]: found[name] for name in found}, root)
+        return cls(found["weight"], found.get("bias"))
+
+    def forward(self, base: nn.Module, x: Tensor) -> Tensor:
+        """Return the norm of `x` with the changed weights; see `Delta.forward`.
+
+        The sum and the norm are computed in fp32: a change of a thousandth is lost in a bf16 weight
+        of one.
+        """
+        if self.strength == 0:
+            return base(x)
+        weights = effective_weights(base)
+        changes = self.weight_changes(weights)
+        changed = {name: weights[name] + change for name, change in changes.items()}
+        return functional_call(root_module(base), {**weights, **changed}, x.float()).to(x.dtype)
+
+    def weight_changes(self, _weights: Mapping[str, Tensor], /) -> dict[str, Tensor]:
+        """Return strength * delta for each parameter that has one; see `Delta`."""
+        deltas = {"weight": self.weight, "bias": self.bias}
+        return {name: delta * self.strength for name, delta in deltas.items() if delta is not None}

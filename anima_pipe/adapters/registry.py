@@ -1,0 +1,79 @@
+"""The adapter kinds there are: how each is made, and how its tensors in a file are recognised."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from anima_pipe.adapters.delta import Delta, DeltaConfig
+from anima_pipe.adapters.lora import LoraConfig, LoraDelta
+from anima_pipe.adapters.norm import NormDelta
+from anima_pipe.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One way to change a linear layer."""
+
+    config: type[DeltaConfig]
+    """Its settings."""
+    delta: type[Delta]
+    """Its tensors and their arithmetic."""
+    other_names: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What other trainers call a setting -> what its field is called here."""
+
+
+KINDS: Final = {
+    "lora": Kind(config=LoraConfig, delta=LoraDelta),
+}
+
+FOREIGN_TENSORS: Final = {
+    **dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), "LoHa"),
+    **dict.fromkeys(("hada_t1", "hada_t2"), "LoHa of a convolution"),
+    **dict.fromkeys(("diff", "diff_b"), "full difference"),
+    **dict.fromkeys(("a1.weight", "a2.weight", "b1.weight", "b2.weight"), "GLoRA"),
+    "dora_scale": "DoRA",
+    "oft_blocks": "OFT",
+    "lora_mid.weight": "LoRA of a convolution",
+    "lokr_t2": "LoKr of a convolution",
+}
+"""Tensors of kinds that exist but cannot be trained here, so that an error can name them."""
+
+
+def find_kind(name: str) -> Kind:
+    """Return the kind of a name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in KINDS:
+        raise ConfigError(f"unknown adapter kind {name!r}", f"use one of {', '.join(KINDS)}")
+    return KINDS[name]
+
+
+def kind_name(delta: Delta) -> str:
+    """Return a delta's kind by name; "norm" for a norm's."""
+    return next((name for name, kind in KINDS.items() if type(delta) is kind.delta), "norm")
+
+
+def delta_classes() -> tuple[type[Delta], ...]:
+    """Return every class of deltas, those of linear layers first."""
+    return (*(kind.delta for kind in KINDS.values()), NormDelta)
+
+
+def delta_class_of(tensor_names: Collection[str]) -> type[Delta] | None:
+    """Return the class of delta that a file's tensors of one module make up, or None."""
+    for delta in delta_classes():
+        if set(tensor_names) <= {"alpha", *delta.tensor_names.values()}:
+            return delta
+    return None
+
+
+def tensor_names_in_files() -> dict[str, str]:
+    """Return every name that may stand behind a module's path in a file -> what we call it."""
+    names = {"alpha": "alpha", **{name: name for name in FOREIGN_TENSORS}}
+    for delta in delta_classes():
+        names |= {name: name for name in delta.tensor_names.values()}
+        names |= delta.tensor_synonyms
+    return names

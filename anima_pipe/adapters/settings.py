@@ -1,0 +1,82 @@
+"""Settings by name, as Kohya's network_args give them: values or text -> dataclass fields."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import types
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from anima_pipe.errors import ConfigError
+
+Settings = TypeVar("Settings")
+
+_WORDS = {
+    **dict.fromkeys(("1", "true", "yes", "y", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "n", "off"), False),
+}
+
+
+def check_names(given: Iterable[str], classes: Collection[type], kind: str) -> None:
+    """Check that every setting given is a field of one of these dataclasses.
+
+    Raises:
+        ConfigError: It names the unknown setting, the nearest known one and all of them.
+    """
+    known = sorted(name for each in classes for name in field_types(each))
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ConfigError(
+                f"adapter kind {kind!r} has no setting {name!r}",
+                f"{hint}The settings are {', '.join(known)}",
+            )
+
+
+def fill(settings: type[Settings], values: Mapping[str, object]) -> Settings:
+    """Return settings with the values that are meant for them, in the types of their fields.
+
+    Raises:
+        ConfigError: A value is not of its field's type.
+    """
+    kinds = field_types(settings)
+    return settings(
+        **{
+            name: _converted(name, value, kinds[name])
+            for name, value in values.items()
+            if name in kinds
+        }
+    )
+
+
+def field_types(settings: type) -> dict[str, Any]:
+    """Return the type of every field of a dataclass of settings."""
+    hints = get_type_hints(settings)
+    return {field.name: hints[field.name] for field in fields(settings)}
+
+
+def _converted(name: str, value: object, hint: Any) -> object:
+    """Return one value in the type of its field."""
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(part for part in get_args(hint) if part is not types.NoneType)
+    kind = get_origin(hint) or hint
+    try:
+        if kind is bool:
+            return _WORDS[str(value).lower()]
+        return _texts(value) if kind is tuple else kind(value)
+    except (KeyError, SyntaxError, TypeError, ValueError) as error:
+        raise ConfigError(f"{name} is {value!r}", f"give it a {kind.__name__}") from error
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """Return a list of patterns: a list, the text of a Python list, or one pattern alone."""
+    if isinstance(value, str):
+        value = ast.literal_eval(value) if value.startswith(("[", "(")) else (value,)
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise TypeError("not a list of texts")
+    return tuple(value)

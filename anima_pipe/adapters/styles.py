@@ -1,0 +1,108 @@
+"""How adapter files name their tensors: three styles that are written, and all that are read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from anima_pipe.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Style:
+    """How one family of programs names the tensors of an adapter."""
+
+    prefix: str
+    """Before the module's path."""
+    separator: str = "."
+    """Between the names of a module's path."""
+    renamed: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Our name of a tensor -> this style's."""
+    plain_lora_only: bool = False
+    """Whether nothing but lora_A and lora_B is understood, alpha folded into them."""
+
+    def key(self, path: str, name: str) -> str:
+        """Return a tensor's key: of the module at `path`, the tensor that we call `name`."""
+        place = path.replace(".", self.separator)
+        return f"{self.prefix}{place}.{self.renamed.get(name, name)}"
+
+
+STYLES: Final = {
+    "comfy": Style(prefix="diffusion_model."),
+    "kohya": Style(
+        prefix="lora_unet_",
+        separator="_",
+        renamed={"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"},
+    ),
+    "diffusers": Style(prefix="diffusion_model.", plain_lora_only=True),
+}
+
+DOTTED_PREFIXES: Final = (
+    "base_model.model.",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "transformer.",
+    "net.",
+)
+"""What may stand before a dotted path; PEFT writes the first before another."""
+
+
+def find_style(name: str) -> Style:
+    """Return the style of a name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in STYLES:
+        raise ConfigError(f"unknown adapter style {name!r}", f"use one of {', '.join(STYLES)}")
+    return STYLES[name]
+
+
+def split_key(key: str, names: Collection[str]) -> tuple[str, str] | None:
+    """Split a key into the module's part and the tensor's name, or return None.
+
+    Args:
+        key: As the file has it.
+        names: The names that tensors of adapters have, dots in them or not.
+    """
+    parts = key.split(".")
+    for start in range(1, len(parts)):
+        name = ".".join(parts[start:])
+        if name in names:
+            return ".".join(parts[:start]), name
+    return None
+
+
+class PathIndex:
+    """The modules of a model, found by what files in any style call them.
+
+    Args:
+        paths: Checkpoint names of all modules.
+
+    Raises:
+        ConfigError: Two modules would have one name in a file with underscores.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths = set(paths)
+        self._underscored: dict[str, str] = {}
+        for path in sorted(self._paths):
+            other = self._underscored.setdefault(path.replace(".", "_"), path)
+            if other != path:
+                raise ConfigError(
+                    f"{other} and {path} have one name in a file of style kohya",
+                    "this model's adapters cannot be kept in files; report its layout",
+                )
+
+    def find(self, part: str) -> str | None:
+        """Return the checkpoint name of the module that a file calls `part`, or None."""
+        kohya = STYLES["kohya"].prefix
+        if part.startswith(kohya):
+            return self._underscored.get(part.removeprefix(kohya))
+        while part not in self._paths:
+            prefix = next((p for p in DOTTED_PREFIXES if part.startswith(p)), None)
+            if prefix is None:
+                return None
+            part = part.removeprefix(prefix)
+        return part
