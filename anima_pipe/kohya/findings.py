@@ -1,0 +1,42 @@
+"""What is wrong with a configuration: findings are collected, then reported all together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from anima_pipe.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is wrong, where it stands, and what to do about it."""
+
+    place: str
+    """Such as "train_args.toml line 7" or "command line"."""
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.problem}"
+
+
+def raise_findings(findings: Sequence[Finding]) -> None:
+    """Raise one ConfigError that lists every finding; return where there are none."""
+    if not findings:
+        return
+    if len(findings) == 1:
+        raise ConfigError(str(findings[0]), findings[0].remedy)
+    ordered = sorted(findings, key=_in_reading_order)
+    lines = [f"  {finding}\n    Fix: {finding.remedy}" for finding in ordered]
+    raise ConfigError(
+        f"{len(findings)} problems in the configuration:\n" + "\n".join(lines),
+        "mend these and run the command again",
+    )
+
+
+def _in_reading_order(finding: Finding) -> list[str | int]:
+    """Sort "file line 10" behind "file line 9"."""
+    parts = re.split(r"(\d+)", finding.place)
+    return [int(part) if part.isdigit() else part for part in parts]

@@ -1,0 +1,174 @@
+"""From what the user wrote, on the command line and in a file, to the values of one command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, NamedTuple, cast
+
+from anima_pipe.kohya.findings import Finding, raise_findings
+from anima_pipe.kohya.options import find_option, nearest_name, options_of
+from anima_pipe.kohya.resolved import Resolved, Written
+from anima_pipe.kohya.rows import Honoured, NoOp, Option, Refused
+from anima_pipe.kohya.rules import rule_findings, rule_warnings
+from anima_pipe.kohya.table.other_tools import OTHER_TOOLS
+from anima_pipe.kohya.train_toml import read_train_args, train_args_path
+from anima_pipe.kohya.values import UnfitValueError, is_blank, literal, read_value
+
+COMMAND_LINE: Final = "command line"
+
+
+class _Entry(NamedTuple):
+    spelling: str
+    given: object
+    place: str
+
+
+def resolve(command: str, cli: Mapping[str, object], config_file: Path | None = None) -> Resolved:
+    """Return the options of a command.
+
+    Args:
+        command: The command's name, as in `anima-pipe NAME`.
+        cli: What the command line sets, by any spelling; None means that it does not.
+        config_file: TOML file of further options, those of other commands included.
+
+    Raises:
+        ConfigError: It lists everything that is wrong, each with its place and remedy.
+    """
+    findings: list[Finding] = []
+    written = _read_file(config_file, findings) if config_file is not None else {}
+    written |= _read_command_line(cli, command, findings)
+    own = {name: item for name, item in written.items() if command in item.option.commands}
+    findings += [finding for item in own.values() for finding in _refusal(item, own)]
+    honoured = [row for row in options_of(command) if isinstance(row.status, Honoured)]
+    resolved = Resolved(
+        command=command,
+        written=own,
+        defaults={option.name: option.default for option in honoured},
+    )
+    findings += rule_findings(resolved)
+    raise_findings(findings)
+    return replace(resolved, warnings=(*_effectless(own), *rule_warnings(resolved)))
+
+
+def _read_file(path: Path, findings: list[Finding]) -> dict[str, Written]:
+    file = train_args_path(path)
+    entries = [
+        _Entry(arg.key, arg.value, f"{file.name} line {arg.line}") for arg in read_train_args(path)
+    ]
+    written = _understand(entries, findings, typed=True)
+    return {name: _found_beside(item, file.parent) for name, item in written.items()}
+
+
+def _found_beside(item: Written, folder: Path) -> Written:
+    """Take a relative path from the file's folder where it does not exist from here."""
+    if item.option.beside_file and isinstance(item.value, Path) and not item.value.exists():
+        beside = folder / item.value
+        return replace(item, value=beside) if beside.exists() else item
+    return item
+
+
+def _read_command_line(
+    cli: Mapping[str, object], command: str, findings: list[Finding]
+) -> dict[str, Written]:
+    entries = [_Entry(key, given, COMMAND_LINE) for key, given in cli.items() if given is not None]
+    written = _understand(entries, findings, typed=False)
+    findings += [
+        Finding(
+            place=COMMAND_LINE,
+            problem=f"{command} does not take --{item.spelling}",
+            remedy=f"remove it; it belongs to {', '.join(item.option.commands)}",
+        )
+        for item in written.values()
+        if command not in item.option.commands
+    ]
+    return written
+
+
+def _understand(
+    entries: Iterable[_Entry], findings: list[Finding], *, typed: bool
+) -> dict[str, Written]:
+    """Return what one source sets, by the options' names; what is wrong goes to the findings."""
+    written: dict[str, Written] = {}
+    for entry in entries:
+        option = find_option(entry.spelling)
+        if option is None:
+            findings.append(_unknown(entry))
+            continue
+        try:
+            value = _value(option, entry.given, typed=typed)
+        except UnfitValueError as error:
+            problem = f"{entry.spelling}: {error.problem}"
+            findings.append(Finding(place=entry.place, problem=problem, remedy=error.remedy))
+            continue
+        item = Written(option=option, value=value, **entry._asdict())
+        earlier = written.setdefault(option.name, item)
+        if earlier.value != value:
+            findings.append(_contradiction(earlier, item))
+    return written
+
+
+def _value(option: Option, given: object, *, typed: bool) -> object:
+    if is_blank(given):
+        return option.default
+    # What is refused anyway needs no second complaint about its type.
+    if isinstance(option.status, Refused):
+        return given
+    return read_value(option, given, typed=typed)
+
+
+def _unknown(entry: _Entry) -> Finding:
+    if other := OTHER_TOOLS.get(entry.spelling):
+        problem = f"{entry.spelling} is an option of {other.tool}, not of Kohya's scripts"
+        return Finding(place=entry.place, problem=problem, remedy=other.instead)
+    near = nearest_name(entry.spelling)
+    return Finding(
+        place=entry.place,
+        problem=f"there is no option {entry.spelling}",
+        remedy=f"did you mean {near}?" if near else "remove it; --help lists the options",
+    )
+
+
+def _contradiction(earlier: Written, later: Written) -> Finding:
+    return Finding(
+        place=later.place,
+        problem=f"{later.spelling} = {later.given} contradicts {earlier} = {earlier.given}",
+        remedy="keep one of the two",
+    )
+
+
+def _refusal(item: Written, own: Mapping[str, Written]) -> Iterator[Finding]:
+    status = item.option.status
+    if not isinstance(status, Refused) or _asks_nothing(item) or _is_moot(status, own):
+        return
+    problem = f"{item.spelling} is refused: {status.why}"
+    yield Finding(place=item.place, problem=problem, remedy=status.instead)
+
+
+def _asks_nothing(item: Written) -> bool:
+    """Return whether an option is set to what it would be anyway, or to another kind of "off"."""
+    harmless = (item.option.default, *item.option.asks_nothing)
+    value = item.value
+    elements = cast("list[object]", value) if isinstance(value, list | tuple) else [value]
+    return all(
+        element in harmless or (isinstance(element, str) and literal(element) in harmless)
+        for element in elements
+    )
+
+
+def _is_moot(status: Refused, own: Mapping[str, Written]) -> bool:
+    beside = own.get(status.moot_with) if status.moot_with else None
+    return beside is not None and beside.value is True
+
+
+def _effectless(own: Mapping[str, Written]) -> Iterator[str]:
+    """Yield a sentence for each option that is accepted although it does nothing."""
+    for item in own.values():
+        status = item.option.status
+        if _asks_nothing(item):
+            continue
+        if isinstance(status, NoOp):
+            yield f"{item} changes nothing: {status.why}"
+        elif isinstance(status, Refused):
+            yield f"{item} changes nothing beside {status.moot_with}: {status.why}"

@@ -1,0 +1,186 @@
+"""One option of Kohya's dialect as a row of a table, and the short forms to write rows with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Final, TypedDict, Unpack
+
+FETCH: Final = "fetch-tokenizer"
+LATENTS: Final = "cache-latents"
+TEXT: Final = "encode-text"
+TRAIN: Final = "train"
+EXPORT: Final = "export-comfy"
+ALL: Final = "all"
+
+EVERY_COMMAND: Final = (FETCH, LATENTS, TEXT, TRAIN, EXPORT, ALL)
+CACHING: Final = (LATENTS, TEXT, TRAIN, ALL)
+TRAINING: Final = (TRAIN, ALL)
+
+
+class Kind(Enum):
+    """What a value is; the text is what messages and the help call it."""
+
+    TEXT = "text"
+    PATH = "path"
+    FLAG = "true or false"
+    INTEGER = "whole number"
+    NUMBER = "number"
+    COUNT_OR_SHARE = "whole number, or a share below 1"
+    """A whole number counts; a number below 1 is a share of the whole."""
+    SIZE = "size: N, or width,height"
+    TEXTS = "list"
+    PAIRS = "list of key=value"
+
+
+@dataclass(frozen=True, slots=True)
+class Honoured:
+    """The option does what it says."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoOp:
+    """The option is accepted with a warning: its effect is how this project works anyway."""
+
+    why: str
+    """Completes "X changes nothing: ..."."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The option is an error when it asks for something."""
+
+    why: str
+    """Completes "X is refused: ..."."""
+    instead: str
+    """What to use, or to do, instead."""
+    moot_with: str | None = None
+    """A flag beside which Kohya ignores this option too: then it is only warned of."""
+
+
+Status = Honoured | NoOp | Refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One option: how it is spelt, what it takes, and what becomes of it."""
+
+    name: str
+    """Kohya's spelling, with underscores."""
+    kind: Kind
+    help: str
+    """One sentence in our own words, with unit and sensible range."""
+    default: object = None
+    """None: not set."""
+    default_note: str = ""
+    """Why the default is not Kohya's, or which of two it is where Kohya and the seed differ."""
+    aliases: tuple[str, ...] = ()
+    """Other spellings of the name."""
+    choices: tuple[str, ...] = ()
+    same_as: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Other spellings of choices, and the choice each one means."""
+    refused_values: Mapping[str, Refused] = field(default_factory=dict[str, Refused])
+    """Values that Kohya takes and we do not."""
+    minimum: float | None = None
+    maximum: float | None = None
+    acts_with: tuple[str, tuple[object, ...]] | None = None
+    """(option, values): elsewhere this option has no effect, and giving it is warned of."""
+    asks_nothing: tuple[object, ...] = ()
+    """Beside the default, values of a refused option that switch nothing on."""
+    status: Status = field(default_factory=Honoured)
+    group: str = ""
+    """Heading in the help."""
+    commands: tuple[str, ...] = ()
+    """Commands that take it."""
+    when_missing: str = ""
+    """What to say where a command cannot do without it."""
+    beside_file: bool = False
+    """A relative path that is not there may be meant from the folder of the file that names it."""
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """The name and its aliases."""
+        return (self.name, *self.aliases)
+
+
+class RowFields(TypedDict, total=False):
+    """The fields of Option that the short forms below pass on."""
+
+    default: object
+    default_note: str
+    aliases: tuple[str, ...]
+    choices: tuple[str, ...]
+    same_as: Mapping[str, str]
+    refused_values: Mapping[str, Refused]
+    minimum: float | None
+    maximum: float | None
+    acts_with: tuple[str, tuple[object, ...]] | None
+    asks_nothing: tuple[object, ...]
+    status: Status
+    commands: tuple[str, ...]
+    when_missing: str
+    beside_file: bool
+
+
+def text(name: str, help_text: str, **fields: Unpack[RowFields]) -> Option:
+    """Return a row whose value is a text."""
+    return Option(name=name, kind=Kind.TEXT, help=help_text, **fields)
+
+
+def path(name: str, help_text: str, **fields: Unpack[RowFields]) -> Option:
+    """Return a row whose value is a file or a folder."""
+    return Option(name=name, kind=Kind.PATH, help=help_text, **fields)
+
+
+def flag(name: str, help_text: str, **fields: Unpack[RowFields]) -> Option:
+    """Return a row that is on or off, off unless its default says otherwise."""
+    fields.setdefault("default", False)
+    return Option(name=name, kind=Kind.FLAG, help=help_text, **fields)
+
+
+def integer(name: str, help_text: str, **fields: Unpack[RowFields]) -> Option:
+    """Return a row whose value is a whole number."""
+    return Option(name=name, kind=Kind.INTEGER, help=help_text, **fields)
+
+
+def number(name: str, help_text: str, **fields: Unpack[RowFields]) -> Option:
+    """Return a row whose value is a number."""
+    return Option(name=name, kind=Kind.NUMBER, help=help_text, **fields)
+
+
+def count_or_share(name: str, help_text: str, **fields: Unpack[RowFields]) -> Option:
+    """Return a row whose value is a whole number, or a share of the whole below 1."""
+    return Option(name=name, kind=Kind.COUNT_OR_SHARE, help=help_text, **fields)
+
+
+def size(name: str, help_text: str, **fields: Unpack[RowFields]) -> Option:
+    """Return a row whose value is a (width, height) in pixels."""
+    return Option(name=name, kind=Kind.SIZE, help=help_text, **fields)
+
+
+def texts(name: str, help_text: str, **fields: Unpack[RowFields]) -> Option:
+    """Return a row that takes several texts after one flag."""
+    return Option(name=name, kind=Kind.TEXTS, help=help_text, **fields)
+
+
+def pairs(name: str, help_text: str, **fields: Unpack[RowFields]) -> Option:
+    """Return a row that takes several key=value after one flag."""
+    return Option(name=name, kind=Kind.PAIRS, help=help_text, **fields)
+
+
+def no_op(why: str, *rows: Option) -> tuple[Option, ...]:
+    """Return the rows as accepted without effect, all for the same reason."""
+    return tuple(replace(row, status=NoOp(why)) for row in rows)
+
+
+def refused(
+    why: str, instead: str, *rows: Option, moot_with: str | None = None
+) -> tuple[Option, ...]:
+    """Return the rows as refused, all for the same reason."""
+    return tuple(replace(row, status=Refused(why, instead, moot_with)) for row in rows)
+
+
+def group(title: str, commands: tuple[str, ...], *rows: Option) -> tuple[Option, ...]:
+    """Return the rows under one heading; `commands` holds where a row names none itself."""
+    return tuple(replace(row, group=title, commands=row.commands or commands) for row in rows)

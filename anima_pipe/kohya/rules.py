@@ -1,0 +1,39 @@
+"""Rules that hold between options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from anima_pipe.kohya.findings import Finding
+from anima_pipe.kohya.resolved import Resolved
+
+
+def rule_findings(resolved: Resolved) -> Iterator[Finding]:
+    """Yield what cannot hold together."""
+    warmup = resolved.written.get("lr_warmup_steps")
+    if warmup and warmup.value and resolved.value("lr_scheduler") == "constant":
+        yield Finding(
+            place=warmup.place,
+            problem=f"lr_scheduler constant takes no warmup, but {warmup.spelling} is "
+            f"{warmup.given}",
+            remedy="set lr_warmup_steps to 0, or lr_scheduler to constant_with_warmup",
+        )
+
+
+def rule_warnings(resolved: Resolved) -> Iterator[str]:
+    """Yield what is set without effect beside other options."""
+    for item in resolved.written.values():
+        if item.option.acts_with is None or item.value == item.option.default:
+            continue
+        other, values = item.option.acts_with
+        current = resolved.value(other)
+        # The seed shifts whatever it draws; Kohya's own spelling acts beside shift alone.
+        if current not in values and item.spelling != SEED_SHIFT:
+            yield f"{item} has no effect beside {other} = {current}"
+    if resolved.given("max_train_epochs") and resolved.given("max_train_steps"):
+        steps = resolved.written["max_train_steps"]
+        yield f"{steps} has no effect beside max_train_epochs"
+
+
+SEED_SHIFT = "anima_flow_shift"
+"""The seed's spelling of discrete_flow_shift."""

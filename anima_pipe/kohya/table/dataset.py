@@ -1,0 +1,285 @@
+"""Options that stand in for keys that dataset.toml leaves out, and the caches' options."""
+
+from typing import Final
+
+from anima_pipe.kohya.rows import (
+    ALL,
+    CACHING,
+    LATENTS,
+    TEXT,
+    TRAIN,
+    Option,
+    count_or_share,
+    flag,
+    group,
+    integer,
+    no_op,
+    number,
+    path,
+    refused,
+    size,
+    text,
+)
+
+INTERPOLATIONS: Final = (
+    "lanczos",
+    "nearest",
+    "bilinear",
+    "linear",
+    "bicubic",
+    "cubic",
+    "area",
+)
+
+DATASET_GROUP: Final = "Dataset (where dataset.toml does not say)"
+
+_PICTURES: Final = group(
+    DATASET_GROUP,
+    CACHING,
+    size("resolution", "Area to train at, in pixels: one side of a square, or width,height."),
+    integer(
+        "train_batch_size",
+        "Pictures per step; dataset.toml calls it batch_size.",
+        default=1,
+        minimum=1,
+    ),
+    integer(
+        "dataset_repeats",
+        "Visits to each picture per epoch; dataset.toml calls it num_repeats.",
+        default=1,
+        minimum=1,
+    ),
+    flag("enable_bucket", "Sort pictures into buckets of like shape instead of cropping to one."),
+    integer("min_bucket_reso", "Shortest side of a bucket, in pixels.", default=256, minimum=16),
+    integer("max_bucket_reso", "Longest side of a bucket, in pixels.", default=1024, minimum=16),
+    integer(
+        "bucket_reso_steps",
+        "Step between bucket sides, in pixels; a multiple of 16.",
+        default=64,
+        minimum=16,
+    ),
+    flag("bucket_no_upscale", "Leave pictures smaller than the resolution at their own size."),
+    flag("flip_aug", "Show each picture mirrored at half of its visits."),
+    text(
+        "resize_interpolation",
+        "Resampling filter; not set: area to shrink, lanczos to enlarge.",
+        choices=INTERPOLATIONS,
+        same_as={"lanczos4": "lanczos", "box": "area"},
+    ),
+    *refused(
+        "its random colours differ at every visit, so they cannot be cached",
+        "remove it",
+        flag("color_aug", "Shift hue or gamma at random."),
+    ),
+    *refused(
+        "crops that differ between visits are not supported yet",
+        "remove it; pictures are cropped around their middle",
+        flag("random_crop", "Crop at a random place instead of the middle."),
+        text("face_crop_aug_range", "Crop around a face that the file's name locates."),
+    ),
+    *refused(
+        "choosing pictures by size is not supported yet",
+        "remove it, or move small pictures out of the folder",
+        size("skip_image_resolution", "Leave out pictures of no more than this area."),
+    ),
+)
+
+_CAPTIONS: Final = group(
+    DATASET_GROUP,
+    CACHING,
+    text(
+        "caption_extension",
+        "Ending of the caption file beside each picture.",
+        default=".txt",
+        default_note="The seed's; Kohya's own .caption is seldom what people have.",
+        aliases=("caption_extention",),
+    ),
+    flag("shuffle_caption", "Put a caption's tags into a new order at each visit."),
+    text("caption_separator", "What stands between tags.", default=","),
+    integer("keep_tokens", "Tags at the front that stay in place.", default=0, minimum=0),
+    text(
+        "keep_tokens_separator",
+        "Marks the tags before it (and after a second one) as staying in place.",
+        default="",
+    ),
+    text("secondary_separator", "Joins tags that stay together when shuffled."),
+    flag("enable_wildcard", "Expand {a|b} in captions, and draw one line of several."),
+    text("caption_prefix", "Put before every caption."),
+    text("caption_suffix", "Put behind every caption."),
+    number(
+        "caption_dropout_rate",
+        "Share of visits without any caption, 0 to 1; 0.1 is usual.",
+        default=0.0,
+        minimum=0,
+        maximum=1,
+    ),
+    integer(
+        "caption_dropout_every_n_epochs",
+        "Every n-th epoch without captions; 0: never.",
+        default=0,
+        minimum=0,
+    ),
+    number(
+        "caption_tag_dropout_rate",
+        "Share of tags left out, each by its own draw, 0 to 1.",
+        default=0.0,
+        minimum=0,
+        maximum=1,
+    ),
+    integer("token_warmup_min", "Tags shown at the first step.", default=1, minimum=0),
+    count_or_share(
+        "token_warmup_step",
+        "Steps until all tags are shown, or a share of the run; 0: at once.",
+        default=0,
+        minimum=0,
+    ),
+)
+
+_SOURCES: Final = group(
+    DATASET_GROUP,
+    CACHING,
+    *refused(
+        "folders named on the command line are not supported yet",
+        "give a dataset.toml, or one folder of pictures, as --dataset_config",
+        path("train_data_dir", "Folder of folders of pictures, named 10_subject."),
+        path("reg_data_dir", "The same, of regularisation pictures."),
+        path("in_json", "Metadata file with captions."),
+    ),
+    *refused(
+        "regularisation pictures are not supported yet",
+        "remove it",
+        number("prior_loss_weight", "Weight of regularisation pictures.", default=1.0),
+    ),
+    *refused(
+        "masks are not supported yet",
+        "remove it; transparent parts are trained as white",
+        flag("alpha_mask", "Weight the loss by the pictures' alpha channel."),
+        flag("masked_loss", "Weight the loss by masks."),
+    ),
+    *refused(
+        "it belongs to ControlNet training, which this project does not do",
+        "remove it",
+        path("conditioning_data_dir", "Folder of control pictures."),
+    ),
+    *refused(
+        "a dataset class of your own would bypass the caches",
+        "describe the data in dataset.toml",
+        text("dataset_class", "Python class that loads the data."),
+    ),
+    *refused(
+        "showing the dataset is not supported yet",
+        "remove it",
+        flag("debug_dataset", "Show the pictures instead of training."),
+    ),
+    *no_op(
+        "sizes and hashes of pictures are kept in the cache anyway",
+        flag("cache_info", "Keep sizes and captions in a file beside the pictures."),
+    ),
+)
+
+_CACHES: Final = group(
+    "Caches",
+    CACHING,
+    text(
+        "cache_dtype",
+        "Precision of cached tensors.",
+        default="fp16",
+        choices=("fp16", "bf16", "fp32"),
+        same_as={"float": "fp32"},
+    ),
+    integer(
+        "vae_batch_size",
+        "Pictures that the VAE encodes at once.",
+        default=1,
+        minimum=1,
+        commands=(LATENTS, TRAIN, ALL),
+    ),
+    integer(
+        "text_encoder_batch_size",
+        "Captions that Qwen3 encodes at once.",
+        default=8,
+        default_note="Kohya leaves it unset and takes the dataset's batch size.",
+        minimum=1,
+        commands=(TEXT, TRAIN, ALL),
+    ),
+    integer(
+        "max_data_loader_n_workers",
+        "Processes that decode pictures; 0: none beside the main one.",
+        default=8,
+        minimum=0,
+        aliases=("num_workers",),
+        commands=(LATENTS, TRAIN, ALL),
+    ),
+    integer(
+        "caption_variants",
+        "Different renderings cached of each caption; not set: 1 where nothing varies, else 8.",
+        minimum=1,
+        commands=(TEXT, TRAIN, ALL),
+    ),
+    flag(
+        "auto_cache",
+        "Let training cache what is missing first.",
+        default=True,
+        commands=(TRAIN,),
+    ),
+    *no_op(
+        "latents are always cached, on disk, in cache_dir",
+        flag("cache_latents", "Cache latents.", default=None, default_note="Always on here."),
+        flag(
+            "cache_latents_to_disk",
+            "Cache latents on disk.",
+            default=None,
+            default_note="Always on here.",
+        ),
+    ),
+    *no_op(
+        "text is always cached, on disk, in cache_dir, shuffled captions too",
+        flag(
+            "cache_text_encoder_outputs",
+            "Cache encoded captions.",
+            default=None,
+            default_note="Always on here.",
+        ),
+        flag(
+            "cache_text_encoder_outputs_to_disk",
+            "Cache encoded captions on disk.",
+            default=None,
+            default_note="Always on here.",
+        ),
+    ),
+    *no_op(
+        "cached tensors are found by content, so there is no check to skip",
+        flag(
+            "skip_cache_check",
+            "Trust cache files without looking.",
+            aliases=("skip_latents_validity_check",),
+        ),
+    ),
+    *no_op(
+        "captions are encoded whole, at their real length",
+        integer(
+            "anima_seq_len",
+            "Tokens of text (the seed's).",
+            default=None,
+            default_note="The seed's 512; here nothing is cut or padded.",
+        ),
+        integer("qwen3_max_token_length", "Qwen3 tokens of text.", default=512),
+        integer("t5_max_token_length", "T5 tokens of text.", default=512),
+    ),
+    *no_op(
+        "the workers live as long as the stage that needs them",
+        flag("persistent_data_loader_workers", "Keep workers between epochs."),
+    ),
+    *no_op(
+        "the VAE is two-dimensional here: one picture has no frames to cache or to cut",
+        flag("qwen_image_vae_2d", "Run the VAE without its time axis."),
+        flag("vae_disable_cache", "Run the VAE without its cache of frames."),
+        integer("vae_chunk_size", "Channels per piece of the VAE's convolutions."),
+    ),
+    *no_op(
+        "the VAE never runs in fp16",
+        flag("no_half_vae", "Run the VAE in fp32."),
+    ),
+)
+
+DATASET: Final[tuple[Option, ...]] = (*_PICTURES, *_CAPTIONS, *_SOURCES, *_CACHES)

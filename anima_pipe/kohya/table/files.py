@@ -1,0 +1,161 @@
+"""Options that name files and folders, and those of the commands themselves."""
+
+from pathlib import Path
+from typing import Final
+
+from anima_pipe.kohya.rows import (
+    ALL,
+    CACHING,
+    EVERY_COMMAND,
+    EXPORT,
+    FETCH,
+    LATENTS,
+    TEXT,
+    TRAIN,
+    TRAINING,
+    Option,
+    flag,
+    group,
+    no_op,
+    path,
+    refused,
+    text,
+)
+
+_MODELS: Final = group(
+    "Model files",
+    TRAINING,
+    path(
+        "pretrained_model_name_or_path",
+        "Anima's transformer, a .safetensors file.",
+        aliases=("anima_transformer", "dit_path"),
+        commands=(TRAIN, EXPORT, ALL),
+        when_missing="Anima transformer path is required. Set --anima_transformer or "
+        "--pretrained_model_name_or_path.",
+    ),
+    path(
+        "vae",
+        "The Wan 2.1 / Qwen-Image VAE, a .safetensors file.",
+        aliases=("vae_path",),
+        commands=(LATENTS, TRAIN, ALL),
+        when_missing="Anima VAE path is required. Set --vae.",
+    ),
+    path(
+        "qwen3",
+        "Qwen3-0.6B, a Hugging Face folder or one .safetensors file.",
+        aliases=("qwen", "qwen3_path"),
+        commands=(TEXT, TRAIN, ALL),
+        when_missing="Qwen path is required. Set --qwen.",
+    ),
+    path(
+        "t5_tokenizer_dir",
+        "Folder of the T5 tokenizer: config.json, spiece.model, tokenizer.json.",
+        aliases=("t5_tokenizer_path",),
+        commands=(FETCH, TEXT, TRAIN, ALL),
+        when_missing="T5 tokenizer directory is required. Set --t5_tokenizer_dir.",
+    ),
+    *refused(
+        "a separate file of the text adapter is not supported yet",
+        "use a transformer file that holds llm_adapter.*, as the released ones do",
+        path("llm_adapter_path", "The text adapter, where the transformer file lacks it."),
+    ),
+    *no_op(
+        "files are read tensor by tensor, each once",
+        flag("disable_mmap_load_safetensors", "Read model files without mapping them."),
+    ),
+)
+
+_TOKENIZER_SOURCES: Final = group(
+    "Fetching the tokenizer",
+    (FETCH, TEXT, TRAIN, ALL),
+    *refused(
+        "downloading the tokenizer is not supported yet",
+        "remove it, and put config.json, spiece.model and tokenizer.json into t5_tokenizer_dir",
+        flag(
+            "auto_download_t5_tokenizer",
+            "Fetch what is missing from t5_tokenizer_dir.",
+            default=None,
+            default_note="The seed's true; nothing is downloaded yet.",
+            asks_nothing=(True, False),
+        ),
+        text(
+            "t5_tokenizer_repo_id",
+            "Repository or URL that the tokenizer is fetched from.",
+            default="google/t5-v1_1-base",
+        ),
+        text("t5_tokenizer_subfolder", "Folder of it in the repository.", default="tokenizer"),
+        flag(
+            "t5_tokenizer_modelscope_fallback",
+            "Try ModelScope where Hugging Face fails.",
+            default=True,
+            asks_nothing=(False,),
+        ),
+        text(
+            "t5_tokenizer_modelscope_repo_id",
+            "Repository on ModelScope.",
+            default="nv-community/Cosmos-Predict2-2B-Text2Image",
+        ),
+        text("t5_tokenizer_modelscope_revision", "Its revision.", default="master"),
+        text("t5_tokenizer_modelscope_subfolder", "Its folder.", default="tokenizer"),
+    ),
+    *no_op(
+        "the tokenizer's files are always checked against each other",
+        flag("t5_tokenizer_validate_strict", "Refuse a tokenizer whose vocabulary is not T5's."),
+    ),
+)
+
+_INPUT_AND_OUTPUT: Final = group(
+    "Input and output",
+    EVERY_COMMAND,
+    path(
+        "config_file",
+        "TOML file of options; section headings do not matter, the command line wins over it.",
+    ),
+    path(
+        "dataset_config",
+        "dataset.toml (or .json), or a folder of pictures with captions beside them.",
+        beside_file=True,
+        commands=CACHING,
+        when_missing="a dataset is required. Set --dataset_config to a dataset.toml or a folder "
+        "of pictures.",
+    ),
+    path(
+        "cache_dir",
+        "Folder of cached latents and text; runs and datasets may share it.",
+        default=Path("cache"),
+        commands=CACHING,
+    ),
+    path(
+        "output_dir",
+        "Folder that adapters, previews and records of the run are written to.",
+        commands=TRAINING,
+        when_missing="a folder for the results is required. Set --output_dir.",
+    ),
+    text("output_name", "First part of the names of saved files.", commands=TRAINING),
+    path("input", "The adapter file to export.", commands=(EXPORT,), when_missing="Set --input."),
+    path(
+        "output",
+        "The file to write, .safetensors.",
+        commands=(EXPORT,),
+        when_missing="Set --output.",
+    ),
+    path("summary_json", "Write the command's counts and results to this file, as JSON."),
+    flag("debug", "Show the full traceback of an error."),
+    flag(
+        "strict",
+        "End with an error where a picture or a caption had to be skipped.",
+        commands=CACHING,
+    ),
+    *refused(
+        "writing the resolved options is not supported yet",
+        "remove it",
+        flag("output_config", "Write the resolved options to config_file and end."),
+    ),
+    *refused(
+        "root-style configuration files are gone",
+        "convert the file to train_args.toml and dataset.toml, and use --config_file",
+        path("config", "The seed's older root-style configuration file."),
+    ),
+)
+
+FILES: Final[tuple[Option, ...]] = (*_MODELS, *_TOKENIZER_SOURCES, *_INPUT_AND_OUTPUT)

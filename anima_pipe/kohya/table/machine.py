@@ -1,0 +1,147 @@
+"""Options of precision, memory, speed and several processes."""
+
+from typing import Final
+
+from anima_pipe.kohya.rows import (
+    CACHING,
+    TRAINING,
+    Option,
+    Refused,
+    flag,
+    group,
+    integer,
+    no_op,
+    path,
+    refused,
+    text,
+)
+
+_PRECISION: Final = group(
+    "Precision and device",
+    TRAINING,
+    text(
+        "device",
+        "Where to compute: auto, cpu, cuda, cuda:1, mps.",
+        default="auto",
+        commands=CACHING,
+    ),
+    text(
+        "mixed_precision",
+        "Precision of the frozen weights; adapters stay fp32. bf16 is usual, no is fp32.",
+        default="no",
+        choices=("no", "fp16", "bf16"),
+    ),
+    *refused(
+        "adapters are kept in fp32, so that small steps are not lost",
+        "remove it; mixed_precision already sets the precision of the base",
+        flag("full_fp16", "Train in fp16 throughout."),
+        flag("full_bf16", "Train in bf16 throughout."),
+    ),
+    *refused(
+        "a base in 8 bits is not supported yet",
+        "remove it",
+        flag("fp8_base", "Keep the base in 8 bits."),
+        flag("fp8_base_unet", "Keep the transformer in 8 bits."),
+    ),
+)
+
+_MEMORY: Final = group(
+    "Memory",
+    TRAINING,
+    flag("gradient_checkpointing", "Recompute activations: less memory, about a third slower."),
+    *refused(
+        "swapping blocks to the CPU is not supported yet",
+        "remove it; gradient_checkpointing saves most",
+        integer("blocks_to_swap", "Blocks kept on the CPU in turn.", asks_nothing=(0,)),
+    ),
+    *refused(
+        "keeping activations on the CPU is not supported yet",
+        "remove it; gradient_checkpointing saves most",
+        flag("cpu_offload_checkpointing", "Keep checkpoints on the CPU."),
+        flag("unsloth_offload_checkpointing", "Keep checkpoints on the CPU, asynchronously."),
+    ),
+    *no_op(
+        "each encoder is loaded when its stage needs it, and freed afterwards",
+        flag("lowram", "Load weights to the GPU at once."),
+        flag("highvram", "Do not free GPU memory in between."),
+    ),
+)
+
+_ATTENTION: Final = group(
+    "Attention",
+    TRAINING,
+    *no_op(
+        "attention is torch's own, which chooses the fastest exact kernel",
+        flag("xformers", "Attention by xformers.", aliases=("xfomers",)),
+        flag("sdpa", "Attention by torch."),
+        flag("mem_eff_attn", "Attention in pieces."),
+        flag("split_attn", "Attention sample by sample."),
+        text(
+            "attn_mode",
+            "Kind of attention.",
+            aliases=("anima_attention_backend",),
+            choices=("torch", "sdpa", "xformers", "flash"),
+            refused_values={
+                "sageattn": Refused(
+                    "it rounds to 8 bits, which training does not bear", "use torch"
+                )
+            },
+        ),
+    ),
+)
+
+_SPEED: Final = group(
+    "Speed",
+    TRAINING,
+    *refused(
+        "compiling is not supported yet",
+        "remove it",
+        flag("compile", "Compile each block."),
+        text("compile_backend", "Backend of the compiler.", default="inductor"),
+        text("compile_mode", "Mode of the compiler.", default="default"),
+        text("compile_dynamic", "Whether shapes may vary.", asks_nothing=("auto",)),
+        flag("compile_fullgraph", "Refuse breaks in the graph."),
+        integer("compile_cache_size_limit", "Shapes compiled for at most."),
+        flag("torch_compile", "Compile the whole model."),
+        text("dynamo_backend", "Backend of the compiler.", default="inductor"),
+    ),
+    *refused(
+        "choosing CUDA's arithmetic is not supported yet",
+        "remove it",
+        flag("cuda_allow_tf32", "Multiply in TF32."),
+        flag("cuda_cudnn_benchmark", "Let cuDNN try its algorithms."),
+    ),
+)
+
+_PROCESSES: Final = group(
+    "Several processes",
+    TRAINING,
+    *refused(
+        "settings of distributed training are not supported yet",
+        "remove it",
+        integer("ddp_timeout", "Minutes to wait for other processes.", asks_nothing=(0,)),
+        flag("ddp_gradient_as_bucket_view", "Share memory of gradients."),
+        flag("ddp_static_graph", "Promise that the graph never changes."),
+    ),
+    *refused(
+        "DeepSpeed serves full training; an adapter's gradients and states are small",
+        "remove it; accelerate launch trains on several GPUs without it",
+        flag("deepspeed", "Use DeepSpeed."),
+        integer("zero_stage", "Stage of ZeRO.", default=2),
+        text("offload_optimizer_device", "Where the optimizer's state lies."),
+        path("offload_optimizer_nvme_path", "The same, on disk."),
+        text("offload_param_device", "Where the weights lie."),
+        path("offload_param_nvme_path", "The same, on disk."),
+        flag("zero3_init_flag", "Build the model in pieces."),
+        flag("zero3_save_16bit_model", "Save in 16 bits."),
+        flag("fp16_master_weights_and_gradients", "Keep master weights in fp16."),
+    ),
+)
+
+MACHINE: Final[tuple[Option, ...]] = (
+    *_PRECISION,
+    *_MEMORY,
+    *_ATTENTION,
+    *_SPEED,
+    *_PROCESSES,
+)

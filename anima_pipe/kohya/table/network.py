@@ -1,0 +1,105 @@
+"""Options of the adapter that is trained."""
+
+from typing import Final
+
+from anima_pipe.kohya.rows import (
+    TRAINING,
+    Option,
+    Refused,
+    flag,
+    group,
+    integer,
+    no_op,
+    number,
+    pairs,
+    path,
+    refused,
+    text,
+    texts,
+)
+
+_SD_NETWORK: Final = Refused("it is made for Stable Diffusion's U-Net", "use networks.lora_anima")
+_OTHER_NETWORK: Final = Refused("it is made for another model", "use networks.lora_anima")
+_LATER_NETWORK: Final = Refused(
+    "it is not supported yet", "use networks.lora_anima or networks.lokr_anima"
+)
+
+NETWORK: Final[tuple[Option, ...]] = group(
+    "Adapter",
+    TRAINING,
+    text(
+        "network_module",
+        "Kind of adapter.",
+        default="networks.lora_anima",
+        default_note="The seed's; Kohya has none.",
+        choices=("networks.lora_anima", "networks.lokr_anima"),
+        refused_values={
+            "networks.lora": _SD_NETWORK,
+            "networks.dylora": _SD_NETWORK,
+            "networks.oft": _SD_NETWORK,
+            "networks.oft_v2": _SD_NETWORK,
+            "networks.boft": _SD_NETWORK,
+            "networks.lora_fa": _SD_NETWORK,
+            "networks.lora_flux": _OTHER_NETWORK,
+            "networks.lora_sd3": _OTHER_NETWORK,
+            "networks.lora_lumina": _OTHER_NETWORK,
+            "networks.lokr": _LATER_NETWORK,
+            "networks.loha": _LATER_NETWORK,
+            "networks.tlora_anima": _LATER_NETWORK,
+            "lycoris.kohya": _LATER_NETWORK,
+        },
+    ),
+    integer(
+        "network_dim",
+        "Rank; 16 to 32 is usual. From 100000, networks.lokr_anima trains full matrices.",
+        default=4,
+        default_note="Kohya leaves it unset, and its adapters then take 4.",
+        minimum=1,
+    ),
+    number(
+        "network_alpha",
+        "The adapter's output is scaled by alpha / rank.",
+        default=1,
+        minimum=0,
+    ),
+    number("network_dropout", "Share of inputs dropped in training.", minimum=0, maximum=1),
+    pairs("network_args", "Further arguments of the adapter, such as lokr_factor=8."),
+    path("network_weights", "Start from this adapter file; optimizer and steps start afresh."),
+    flag("train_norm", "Train the norm layers' weights too.", default=True),
+    flag("train_llm_adapter", "Train the text adapter's layers too.", default=True),
+    *no_op(
+        "Qwen3 is always frozen",
+        flag(
+            "network_train_unet_only",
+            "Train no adapter of the text encoder.",
+            default=None,
+            default_note="Always on here.",
+        ),
+    ),
+    *refused(
+        "Qwen3 is frozen; there is nothing else to train",
+        "remove it",
+        flag("network_train_text_encoder_only", "Train the text encoder's adapter alone."),
+    ),
+    *refused(
+        "reading the rank from a file is not supported yet",
+        "set network_dim and network_alpha to the file's",
+        flag("dim_from_weights", "Take the rank from network_weights."),
+    ),
+    *refused(
+        "adapters merged into the base are not supported yet",
+        "remove it",
+        texts("base_weights", "Adapters merged into the base before training."),
+        texts("base_weights_multiplier", "Their strengths."),
+    ),
+    *refused(
+        "limiting the adapter's norms is not supported yet",
+        "remove it",
+        number("scale_weight_norms", "Largest norm of each layer's change.", asks_nothing=(0,)),
+    ),
+    *refused(
+        "an adapter for the transformer alone, without the T5 path, is not what programs load",
+        "remove it; use --no-train_llm_adapter to leave the text adapter as it is",
+        flag("dit_only", "Train without the T5 path."),
+    ),
+)

@@ -1,0 +1,183 @@
+"""Options of the optimizer, the learning rate and the length of training."""
+
+from typing import Final
+
+from anima_pipe.kohya.rows import (
+    TRAINING,
+    Option,
+    Refused,
+    count_or_share,
+    flag,
+    group,
+    integer,
+    number,
+    pairs,
+    refused,
+    text,
+    texts,
+)
+
+_LATER_OPTIMIZER: Final = Refused("it is not supported yet", "use AdamW")
+_OTHER_OPTIMIZERS: Final = (
+    "AdamW8bit PagedAdamW PagedAdamW8bit PagedAdamW32bit Lion Lion8bit PagedLion8bit SGDNesterov "
+    "SGDNesterov8bit DAdaptation DAdaptAdamPreprint DAdaptAdaGrad DAdaptAdam DAdaptAdan "
+    "DAdaptAdanIP DAdaptLion DAdaptSGD Prodigy AdaFactor Adafactor RAdamScheduleFree "
+    "AdamWScheduleFree SGDScheduleFree radam_schedulefree adamw_schedulefree sgd_schedulefree "
+    "pytorch_optimizer.CAME CAME Automagic"
+)
+
+SCHEDULES: Final = (
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+)
+_LATER_SCHEDULE: Final = Refused("it is not supported yet", "use one of " + ", ".join(SCHEDULES))
+
+_OPTIMIZER: Final = group(
+    "Optimizer and learning rate",
+    TRAINING,
+    number(
+        "learning_rate",
+        "Step size; 2e-5 to 1e-4 is usual for adapters.",
+        default=2e-6,
+        default_note="Kohya's and the seed's, meant for full training: set it.",
+        minimum=0,
+    ),
+    number("unet_lr", "The same; wins over learning_rate where both are set.", minimum=0),
+    text(
+        "optimizer_type",
+        "Optimizer.",
+        default="AdamW",
+        choices=("AdamW",),
+        same_as={"adamw": "AdamW"},
+        refused_values=dict.fromkeys(_OTHER_OPTIMIZERS.split(), _LATER_OPTIMIZER),
+    ),
+    pairs("optimizer_args", "Further arguments of the optimizer, such as betas=(0.9,0.99)."),
+    number(
+        "max_grad_norm",
+        "Gradients are scaled down to this norm; 0: never.",
+        default=1.0,
+        minimum=0,
+    ),
+    text(
+        "lr_scheduler",
+        "How the learning rate moves.",
+        default="constant",
+        choices=SCHEDULES,
+        refused_values={
+            "warmup_stable_decay": _LATER_SCHEDULE,
+            "piecewise_constant": _LATER_SCHEDULE,
+            "cosine_warmup_with_min_lr": _LATER_SCHEDULE,
+            "reduce_lr_on_plateau": _LATER_SCHEDULE,
+        },
+    ),
+    count_or_share(
+        "lr_warmup_steps",
+        "Optimizer steps over which the rate rises from 0, or a share of the run.",
+        default=0,
+        minimum=0,
+    ),
+    number(
+        "lr_scheduler_num_cycles",
+        "Restarts of cosine_with_restarts; cosine_with_min_lr takes half of it.",
+        default=1,
+        minimum=0,
+        acts_with=("lr_scheduler", ("cosine_with_restarts", "cosine_with_min_lr")),
+    ),
+    number(
+        "lr_scheduler_power",
+        "Exponent of polynomial.",
+        default=1.0,
+        acts_with=("lr_scheduler", ("polynomial",)),
+    ),
+    number(
+        "lr_scheduler_min_lr_ratio",
+        "Floor of cosine_with_min_lr, as a share of the rate.",
+        minimum=0,
+        maximum=1,
+        acts_with=("lr_scheduler", ("cosine_with_min_lr",)),
+    ),
+    *refused(
+        "schedules with a decay of their own are not supported yet",
+        "remove it, and use cosine or linear",
+        count_or_share("lr_decay_steps", "Steps of the last decay.", default=0),
+        integer("lr_scheduler_timescale", "Time scale of inverse_sqrt.", asks_nothing=(0,)),
+    ),
+    *refused(
+        "schedulers by Python name are not supported yet",
+        "use lr_scheduler",
+        text("lr_scheduler_type", "Class of the scheduler.", default=""),
+        pairs("lr_scheduler_args", "Its arguments."),
+    ),
+    *refused(
+        "it is no option of Kohya's",
+        "write the share into lr_warmup_steps, for example lr_warmup_steps = 0.05",
+        number("lr_warmup_ratio", "Share of the run over which the rate rises.", default=0),
+    ),
+    *refused(
+        "Qwen3 is frozen",
+        "remove it; the text adapter is trained at learning_rate (--no-train_llm_adapter: not)",
+        texts("text_encoder_lr", "Learning rate of the text encoder.", asks_nothing=(0,)),
+        moot_with="network_train_unet_only",
+    ),
+    *refused(
+        "learning rates by part are not supported yet",
+        "remove it",
+        number("llm_adapter_lr", "Learning rate of the text adapter."),
+        number("self_attn_lr", "Learning rate of self-attention."),
+        number("cross_attn_lr", "Learning rate of cross-attention."),
+        number("mlp_lr", "Learning rate of the mlp layers."),
+        number("mod_lr", "Learning rate of the modulation layers."),
+    ),
+    *refused(
+        "it is an old form of optimizer_type",
+        "set optimizer_type instead",
+        flag("use_8bit_adam", "AdamW8bit."),
+        flag("use_lion_optimizer", "Lion."),
+    ),
+    *refused(
+        "it saves memory in full training only; an adapter's gradients are small",
+        "remove it",
+        flag("fused_backward_pass", "Step each weight as soon as its gradient is there."),
+    ),
+)
+
+_LENGTH: Final = group(
+    "Length of training",
+    TRAINING,
+    integer("max_train_steps", "Optimizer steps.", default=1600, minimum=1),
+    integer("max_train_epochs", "Epochs; wins over max_train_steps.", minimum=1),
+    integer("gradient_accumulation_steps", "Batches per optimizer step.", default=1, minimum=1),
+    integer("seed", "Seed of all draws; not set: drawn and recorded.", minimum=0),
+    *refused(
+        "resuming is not supported yet",
+        "remove it; network_weights starts from a saved adapter",
+        text("resume", "Continue from this saved state."),
+        flag("skip_until_initial_step", "Pass over the samples already seen."),
+        integer("initial_epoch", "Epoch to start counting from."),
+        integer("initial_step", "Step to start counting from."),
+        flag("anima_resume_snapshot_strict", "Refuse a state made with other options."),
+        flag(
+            "resume_ignore_optimizer_mismatch",
+            "Resume although the optimizer differs.",
+            default=True,
+            asks_nothing=(False,),
+        ),
+    ),
+    *refused(
+        "validation is not supported yet",
+        "remove it",
+        number("validation_split", "Share of pictures held out, 0 to 1.", default=0.0),
+        integer("validation_seed", "Seed that picks them.", asks_nothing=(0,)),
+        integer("validate_every_n_steps", "Steps between validations.", asks_nothing=(0,)),
+        integer("validate_every_n_epochs", "Epochs between validations.", asks_nothing=(0,)),
+        integer("max_validation_steps", "Batches per validation.", asks_nothing=(0,)),
+    ),
+)
+
+OPTIMIZING: Final[tuple[Option, ...]] = (*_OPTIMIZER, *_LENGTH)

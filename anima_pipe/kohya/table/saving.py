@@ -1,0 +1,198 @@
+"""Options of saved files, previews and logs."""
+
+from pathlib import Path
+from typing import Final
+
+from anima_pipe.kohya.rows import (
+    ALL,
+    EXPORT,
+    TRAIN,
+    TRAINING,
+    Option,
+    Refused,
+    flag,
+    group,
+    integer,
+    no_op,
+    number,
+    path,
+    refused,
+    text,
+)
+
+_PICKLE: Final = Refused("such a file can run code when it is opened", "use safetensors")
+_OTHER_SAMPLERS: Final = (
+    "ddim pndm lms euler_a heun dpm_2 dpm_2_a dpmsolver dpmsolver++ dpmsingle k_lms k_euler_a "
+    "k_dpm_2 k_dpm_2_a"
+)
+_OTHER_SAMPLER: Final = Refused("it is made for Stable Diffusion's noise schedule", "use euler")
+_LATER_TRACKER: Final = Refused("it is not supported yet", "use tensorboard")
+
+_SAVING: Final = group(
+    "Saving",
+    TRAINING,
+    integer("save_every_n_steps", "Steps between saves; not set: none.", minimum=0),
+    integer("save_every_n_epochs", "Epochs between saves; not set: none.", minimum=0),
+    text(
+        "save_precision",
+        "Precision of saved adapters; not set: fp32, as they are trained.",
+        choices=("float", "fp16", "bf16"),
+        same_as={"fp32": "float"},
+        commands=(TRAIN, EXPORT, ALL),
+    ),
+    text(
+        "save_format",
+        "Names of the tensors: ComfyUI's, diffusers' or Kohya's.",
+        default="comfy",
+        choices=("comfy", "diffusers", "kohya"),
+        commands=(TRAIN, EXPORT, ALL),
+    ),
+    flag(
+        "drop_norms",
+        "Leave trained norms out of a file whose format cannot hold them.",
+        commands=(EXPORT,),
+    ),
+    text(
+        "save_model_as",
+        "Kind of file.",
+        default="safetensors",
+        choices=("safetensors",),
+        refused_values={"ckpt": _PICKLE, "pt": _PICKLE},
+    ),
+    text("training_comment", "A remark for the saved file's metadata."),
+    *refused(
+        "removing older saves is not supported yet",
+        "remove it, and delete files that are not needed by hand",
+        integer("save_n_epoch_ratio", "Saves in the whole run.", asks_nothing=(0,)),
+        integer("save_last_n_epochs", "Saves kept, in epochs.", asks_nothing=(0,)),
+        integer("save_last_n_steps", "Saves kept, in steps.", asks_nothing=(0,)),
+    ),
+    *refused(
+        "saving the state of a run is not supported yet",
+        "remove it",
+        flag("save_state", "Save what resuming needs beside each adapter."),
+        flag("save_state_on_train_end", "Save what resuming needs at the end."),
+        integer("save_last_n_epochs_state", "States kept, in epochs.", asks_nothing=(0,)),
+        integer("save_last_n_steps_state", "States kept, in steps.", asks_nothing=(0,)),
+    ),
+)
+
+_PREVIEWS: Final = group(
+    "Previews",
+    TRAINING,
+    path("sample_prompts", "File of prompts to draw while training.", beside_file=True),
+    integer("sample_every_n_steps", "Steps between previews; not set: none.", minimum=0),
+    integer("sample_every_n_epochs", "Epochs between previews; not set: none.", minimum=0),
+    flag("sample_at_first", "Draw previews before the first step too."),
+    text(
+        "sample_sampler",
+        "Sampler of the previews.",
+        default="euler",
+        default_note="Kohya's ddim is Stable Diffusion's; with Anima Kohya draws by Euler too.",
+        choices=("euler",),
+        same_as={"k_euler": "euler"},
+        refused_values=dict.fromkeys(_OTHER_SAMPLERS.split(), _OTHER_SAMPLER),
+    ),
+)
+
+_LOGS: Final = group(
+    "Logs and records",
+    TRAINING,
+    path("logging_dir", "Folder of the logs.", default=Path("logs"), default_note="The seed's."),
+    text(
+        "log_with",
+        "Where curves go.",
+        default="tensorboard",
+        default_note="The seed's; Kohya logs nothing unless told to.",
+        choices=("tensorboard", "none"),
+        refused_values={"wandb": _LATER_TRACKER, "all": _LATER_TRACKER},
+    ),
+    text("log_prefix", "First part of the log folder's name; not set: output_name."),
+    *refused(
+        "naming and configuring trackers is not supported yet",
+        "remove it",
+        text("log_tracker_name", "Name of the project in the tracker."),
+        path("log_tracker_config", "File of tracker settings."),
+        flag("log_config", "Log the options."),
+        text("wandb_run_name", "Name of the run in wandb."),
+        text("wandb_api_key", "Key of wandb."),
+    ),
+    *refused(
+        "starting TensorBoard is not supported yet",
+        "remove it, and run tensorboard --logdir with logging_dir",
+        flag(
+            "auto_start_tensorboard",
+            "Start TensorBoard beside the training.",
+            default_note="The seed's later version says true.",
+        ),
+        text("tensorboard_host", "Its address.", default="127.0.0.1"),
+        integer("tensorboard_port", "Its port.", default=6006),
+        path("tensorboard_logdir", "Its folder."),
+    ),
+    *refused(
+        "watching memory and loss is not supported yet",
+        "remove it",
+        flag("anima_monitor_memory", "Log memory.", default=True, asks_nothing=(False,)),
+        text("anima_monitor_alert_policy", "What an alert does.", default="warn"),
+        number("anima_monitor_memory_warn_ratio", "Share of memory to warn at.", default=0.95),
+        number("anima_monitor_loss_spike_ratio", "Rise of the loss to warn at.", default=3.0),
+    ),
+    *refused(
+        "choosing what the console shows is not supported yet",
+        "remove it",
+        text("console_log_level", "Least important messages shown."),
+        path("console_log_file", "File for the messages."),
+    ),
+    *no_op(
+        "messages are plain lines anyway",
+        flag("console_log_simple", "Plain messages."),
+    ),
+)
+
+_METADATA: Final = group(
+    "Metadata of saved files",
+    TRAINING,
+    *refused(
+        "metadata of your own is not supported yet, but for training_comment",
+        "remove it",
+        flag("no_metadata", "Save no metadata."),
+        text("metadata_title", "Title."),
+        text("metadata_author", "Author."),
+        text("metadata_description", "Description."),
+        text("metadata_license", "Licence."),
+        text("metadata_tags", "Tags."),
+        text("metadata_usage_hint", "How to use it."),
+        text("metadata_thumbnail", "Picture."),
+        text("metadata_merged_from", "What it was merged from."),
+        text("metadata_trigger_phrase", "Words that call the subject."),
+        text("metadata_preprocessor", "Preprocessing of its input."),
+    ),
+    *refused(
+        "it describes Stable Diffusion's textual inversions",
+        "remove it",
+        text("metadata_is_negative_embedding", "The file is a negative embedding."),
+    ),
+    *no_op(
+        "files are saved as safetensors anyway",
+        flag("use_safetensors", "Save as safetensors."),
+    ),
+)
+
+_UPLOAD: Final = group(
+    "Upload",
+    TRAINING,
+    *refused(
+        "uploading is not supported yet",
+        "remove it, and upload the file by hand",
+        text("huggingface_repo_id", "Repository to upload to."),
+        text("huggingface_repo_type", "Its type."),
+        text("huggingface_path_in_repo", "Folder in it."),
+        text("huggingface_token", "Token that may write to it."),
+        text("huggingface_repo_visibility", "Public or private."),
+        flag("save_state_to_huggingface", "Upload states."),
+        flag("resume_from_huggingface", "Resume from an uploaded state."),
+        flag("async_upload", "Upload while training."),
+    ),
+)
+
+SAVING: Final[tuple[Option, ...]] = (*_SAVING, *_PREVIEWS, *_LOGS, *_METADATA, *_UPLOAD)
