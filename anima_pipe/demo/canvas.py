@@ -7,13 +7,15 @@ Colours are PIL's hex strings, "#rrggbb" or "#rrggbbaa". No fonts: they differ b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
 Point = tuple[float, float]
+Outline = Sequence[Point] | str
+"""Points of a shape; as a string "x,y x,y ...", as SVG writes them."""
 
 SUPERSAMPLING = 4
 """Pixels drawn per pixel kept, along each axis; the reduction is the anti-aliasing."""
@@ -22,17 +24,44 @@ CURVE_STEPS = 10
 
 
 class Canvas:
-    """A picture being painted, (width, height) pixels once finished."""
+    """A picture being painted, (width, height) pixels once finished.
+
+    Places on it are fractions of its width and height, so that a scene fits any shape of canvas.
+    """
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.width, self.height = size
         large = (self.width * SUPERSAMPLING, self.height * SUPERSAMPLING)
         self.image = Image.new("RGB", large)
         self.pen = Pen(draw=ImageDraw.Draw(self.image, "RGBA"), scale=float(SUPERSAMPLING))
+        """Draws in pixels of the finished picture."""
 
     def finished(self) -> Image.Image:
-        """The picture at its own size, anti-aliased."""
+        """Return the picture at its own size, anti-aliased."""
         return self.image.reduce(SUPERSAMPLING)
+
+    def pixels(self, place: Point) -> Point:
+        """Return where a place is, in pixels of the finished picture."""
+        return (place[0] * self.width, place[1] * self.height)
+
+    def pen_at(
+        self, place: Point, scale: float, *, angle: float = 0.0, ink: str | None = None
+    ) -> Pen:
+        """Return a pen with its origin at a place, `scale` pixels to the unit."""
+        return self.pen.at(self.pixels(place), scale=scale, angle=angle, ink=ink)
+
+    def box(self, corner: Point, opposite: Point, fill: str) -> None:
+        """Fill the rectangle between two places."""
+        (left, top), (right, bottom) = self.pixels(corner), self.pixels(opposite)
+        self.pen.polygon([(left, top), (right, top), (right, bottom), (left, bottom)], fill)
+
+    def scattered(
+        self, rng: np.random.Generator, count: int, top: float = 0.0, bottom: float = 1.0
+    ) -> list[Point]:
+        """Return random pixels between two heights (fractions), the highest first."""
+        rows = np.sort(rng.uniform(top, bottom, count)) * self.height
+        columns = rng.uniform(0, self.width, count)
+        return [(float(x), float(y)) for x, y in zip(columns, rows, strict=True)]
 
     def fill_gradient(self, colours: Sequence[str], bottom: float = 1.0) -> None:
         """Fill from the top edge to `bottom` (a fraction of the height) through all colours."""
@@ -43,11 +72,11 @@ class Canvas:
         band = np.rint(np.stack(column, axis=-1)).astype(np.uint8)[:, None]
         self.image.paste(Image.fromarray(band).resize((self.image.width, rows)), (0, 0))
 
-    def glow(self, centre: Point, radius: float, colour: str, strength: float = 0.6) -> None:
-        """Blend towards a colour, most at the centre (fractions of the size), radius in pixels."""
+    def glow(self, place: Point, radius: float, colour: str, strength: float = 0.6) -> None:
+        """Blend towards a colour around a place, `radius` pixels far, most at its centre."""
         height, width = self.image.height, self.image.width
         down, across = np.ogrid[:height, :width]
-        distance = np.hypot(across - centre[0] * width, down - centre[1] * height)
+        distance = np.hypot(across - place[0] * width, down - place[1] * height)
         amount = strength * np.clip(1 - distance / (radius * SUPERSAMPLING), 0, 1) ** 2
         mask = Image.fromarray(np.rint(255 * amount).astype(np.uint8))
         self.image.paste(ImageColor.getrgb(colour), (0, 0, width, height), mask)
@@ -63,9 +92,9 @@ class Pen:
     angle: float = 0.0
     """Turn in radians, clockwise on the picture."""
     mirror: bool = False
-    outline: str | None = field(default=None)
+    ink: str | None = None
     """Colour of the line around filled shapes; None draws no line."""
-    outline_width: float = 0.03
+    ink_width: float = 0.03
     """Width of that line in this pen's units."""
 
     def at(
@@ -75,32 +104,36 @@ class Pen:
         scale: float = 1.0,
         angle: float = 0.0,
         mirror: bool = False,
-        outline: str | None = None,
+        ink: str | None = None,
     ) -> Pen:
-        """A pen whose origin is `position` of this one, scaled, turned and mirrored from there."""
-        turn = -angle if self.mirror else angle
+        """Return a pen whose origin is `position` of this one, scaled, turned and mirrored."""
         return replace(
             self,
             origin=self._place(position),
             scale=self.scale * scale,
-            angle=self.angle + turn,
+            angle=self.angle + (-angle if self.mirror else angle),
             mirror=self.mirror != mirror,
-            outline=outline or self.outline,
+            ink=ink or self.ink,
         )
 
-    def polygon(self, points: Iterable[Point], fill: str) -> None:
-        """A filled polygon, with this pen's outline."""
-        placed = [self._place(point) for point in points]
-        self.draw.polygon(placed, fill=fill)
-        if self.outline:
-            self._line([*placed, placed[0], placed[1]], self.outline_width, self.outline)
+    @property
+    def inkless(self) -> Pen:
+        """The same pen without lines around its shapes."""
+        return replace(self, ink=None)
 
-    def blob(self, points: Sequence[Point], fill: str) -> None:
-        """A smooth closed shape through the points."""
-        self.polygon(_smooth(points, closed=True), fill)
+    def polygon(self, points: Outline, fill: str) -> None:
+        """Fill a polygon."""
+        placed = [self._place(point) for point in _points(points)]
+        self.draw.polygon(placed, fill=fill)
+        if self.ink:
+            self._line([*placed, placed[0], placed[1]], self.ink_width, self.ink)
+
+    def blob(self, points: Outline, fill: str) -> None:
+        """Fill a smooth closed shape through the points."""
+        self.polygon(_smooth(_points(points), closed=True), fill)
 
     def ellipse(self, centre: Point, radii: Point, fill: str, angle: float = 0.0) -> None:
-        """An ellipse, turned by an angle in radians."""
+        """Fill an ellipse, turned by an angle in radians."""
         cosine, sine = math.cos(angle), math.sin(angle)
         ring: list[Point] = []
         for step in range(48):
@@ -110,11 +143,11 @@ class Pen:
         self.polygon(ring, fill)
 
     def disc(self, centre: Point, radius: float, fill: str) -> None:
-        """A circle, filled."""
+        """Fill a circle."""
         self.ellipse(centre, (radius, radius), fill)
 
     def star(self, centre: Point, radius: float, fill: str, angle: float = 0.0) -> None:
-        """A five-pointed star."""
+        """Fill a five-pointed star, turned by an angle in radians."""
         points: list[Point] = []
         for step in range(10):
             reach = radius if step % 2 == 0 else 0.46 * radius
@@ -122,9 +155,10 @@ class Pen:
             points.append((centre[0] + reach * math.cos(turn), centre[1] + reach * math.sin(turn)))
         self.polygon(points, fill)
 
-    def stroke(self, points: Sequence[Point], width: float, colour: str) -> None:
-        """A smooth open line with round ends."""
-        self._line([self._place(point) for point in _smooth(points, closed=False)], width, colour)
+    def stroke(self, points: Outline, width: float, colour: str) -> None:
+        """Draw a smooth open line with round ends."""
+        placed = [self._place(point) for point in _smooth(_points(points), closed=False)]
+        self._line(placed, width, colour)
 
     def _line(self, placed: list[Point], width: float, colour: str) -> None:
         pixels = max(1, round(width * self.scale))
@@ -142,8 +176,21 @@ class Pen:
         )
 
 
+def mirrored(right_half: str) -> list[Point]:
+    """Return a shape that is its own mirror image, from its right half listed top to bottom."""
+    points = _points(right_half)
+    return [*points, *((-x, y) for x, y in reversed(points) if x != 0)]
+
+
+def _points(outline: Outline) -> Sequence[Point]:
+    if not isinstance(outline, str):
+        return outline
+    pairs = (pair.split(",") for pair in outline.split())
+    return [(float(x), float(y)) for x, y in pairs]
+
+
 def _smooth(points: Sequence[Point], *, closed: bool) -> list[Point]:
-    """Points of the Catmull-Rom curve through `points`."""
+    """Return points of the Catmull-Rom curve through `points`."""
     count = len(points)
     pieces = count if closed else count - 1
 
@@ -152,20 +199,20 @@ def _smooth(points: Sequence[Point], *, closed: bool) -> list[Point]:
 
     curve: list[Point] = []
     for piece in range(pieces):
-        before, start, end, after = (at(piece + offset) for offset in (-1, 0, 1, 2))
+        corners = [at(piece + offset) for offset in (-1, 0, 1, 2)]
         for step in range(CURVE_STEPS):
-            t = step / CURVE_STEPS
-            weights = (
-                (-t + 2 * t**2 - t**3) / 2,
-                (2 - 5 * t**2 + 3 * t**3) / 2,
-                (t + 4 * t**2 - 3 * t**3) / 2,
-                (t**3 - t**2) / 2,
-            )
-            corners = (before, start, end, after)
-            curve.append(
-                (
-                    sum(w * x for w, (x, _) in zip(weights, corners, strict=True)),
-                    sum(w * y for w, (_, y) in zip(weights, corners, strict=True)),
-                )
-            )
+            weights = _catmull_rom(step / CURVE_STEPS)
+            x = sum(weight * corner[0] for weight, corner in zip(weights, corners, strict=True))
+            y = sum(weight * corner[1] for weight, corner in zip(weights, corners, strict=True))
+            curve.append((x, y))
     return curve if closed else [*curve, points[-1]]
+
+
+def _catmull_rom(t: float) -> tuple[float, float, float, float]:
+    """Weights of four neighbouring points, `t` of the way between the middle two."""
+    return (
+        (-t + 2 * t**2 - t**3) / 2,
+        (2 - 5 * t**2 + 3 * t**3) / 2,
+        (t + 4 * t**2 - 3 * t**3) / 2,
+        (t**3 - t**2) / 2,
+    )

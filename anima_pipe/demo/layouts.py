@@ -28,6 +28,19 @@ class TransformerSizes:
     t5_rows: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QwenSizes:
+    """Sizes of a Qwen3, by the names of its config.json."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+
+
 def transformer_shapes(sizes: TransformerSizes) -> Shapes:
     """The transformer's tensors, without prefix."""
     width = sizes.width
@@ -65,7 +78,9 @@ def _text_adapter_shapes(sizes: TransformerSizes) -> Shapes:
     for number in range(sizes.adapter_blocks):
         block = f"llm_adapter.blocks.{number}"
         for layer, source in (("self_attn", width), ("cross_attn", sizes.qwen_width)):
-            shapes |= _attention(f"{block}.{layer}", width, source, sizes.adapter_head_width, "o_proj")
+            shapes |= _attention(
+                f"{block}.{layer}", width, source, sizes.adapter_head_width, "o_proj"
+            )
         for layer in ("self_attn", "cross_attn", "mlp"):
             shapes[f"{block}.norm_{layer}.weight"] = (width,)
         shapes[f"{block}.mlp.0.weight"] = (4 * width, width)
@@ -100,6 +115,32 @@ def vae_shapes(dim: int) -> Shapes:
         for name, rows in (("to_qkv", 3 * wide), ("proj", wide)):
             shapes[f"{attention}.{name}.weight"] = (rows, wide, 1, 1)
             shapes[f"{attention}.{name}.bias"] = (rows,)
+    return shapes
+
+
+def qwen_shapes(sizes: QwenSizes) -> Shapes:
+    """The tensors of a Qwen3, as transformers names them; the output head is the embedding."""
+    width, inner, head = sizes.hidden_size, sizes.intermediate_size, sizes.head_dim
+    queries, values = head * sizes.num_attention_heads, head * sizes.num_key_value_heads
+    shapes: Shapes = {
+        "model.embed_tokens.weight": (sizes.vocab_size, width),
+        "model.norm.weight": (width,),
+    }
+    for number in range(sizes.num_hidden_layers):
+        layer = f"model.layers.{number}"
+        shapes |= {
+            f"{layer}.input_layernorm.weight": (width,),
+            f"{layer}.post_attention_layernorm.weight": (width,),
+            f"{layer}.self_attn.q_proj.weight": (queries, width),
+            f"{layer}.self_attn.k_proj.weight": (values, width),
+            f"{layer}.self_attn.v_proj.weight": (values, width),
+            f"{layer}.self_attn.o_proj.weight": (width, queries),
+            f"{layer}.self_attn.q_norm.weight": (head,),
+            f"{layer}.self_attn.k_norm.weight": (head,),
+            f"{layer}.mlp.gate_proj.weight": (inner, width),
+            f"{layer}.mlp.up_proj.weight": (inner, width),
+            f"{layer}.mlp.down_proj.weight": (width, inner),
+        }
     return shapes
 
 

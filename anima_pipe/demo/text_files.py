@@ -22,7 +22,7 @@ QWEN_WORDS = (
 """How Qwen's tokenizers cut text into words, from their published tokenizer.json."""
 T5_PIECES = 768
 T5_EMBEDDINGS = 32128
-"""Rows of T5's embedding, which Anima's text adapter has too, whatever the tokenizer uses."""
+"""Rows of a T5's embedding, more than it has pieces."""
 T5_SPECIAL = ("<pad>", "</s>", "<unk>")
 
 PRINTABLE = "".join(chr(code) for code in range(33, 127))
@@ -131,7 +131,8 @@ def _write_fast_t5_tokenizer(path: Path, model: bytes) -> int:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from tokenizers.processors import TemplateProcessing
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    # The class is made at run time from its descriptor, so that no checker sees it.
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # pyright: ignore[reportAttributeAccessIssue]
     vocabulary = [(piece.piece, piece.score) for piece in proto.pieces]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=False))
     tokenizer.normalizer = normalizers.Sequence(
