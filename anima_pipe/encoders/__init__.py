@@ -1,0 +1,24 @@
+"""The frozen networks that fill the caches: the image VAE, Qwen3 and T5's tokenizer."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from anima_pipe.encoders.vae import ImageVae
+    from anima_pipe.encoders.vae_load import load_vae
+
+__all__ = ["ImageVae", "load_vae"]
+
+# Nothing is imported until it is used: torch and transformers take seconds.
+_HOMES = {
+    "ImageVae": "vae",
+    "load_vae": "vae_load",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
