@@ -1,7 +1,7 @@
 """Batches for the training step, read from the caches in the plan's order.
 
-One optimizer step is a window: `accumulation` batches on each of `processes` processes. Windows do
-not cross epochs; the last one of an epoch may be short, and every batch in it still counts the same.
+One optimizer step is a window: `accumulation` batches on each of `processes` processes. Windows
+do not cross epochs; the last one of an epoch may be short, and each batch in it counts the same.
 """
 
 from __future__ import annotations

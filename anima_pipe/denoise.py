@@ -5,6 +5,7 @@ ComfyUI's Anima templates: schedule "simple" over the flow with shift 3.0, 30 st
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -41,7 +42,7 @@ def euler(noise: torch.Tensor, sigmas: torch.Tensor, velocity: Velocity) -> torc
         The clean latent, Float32[1, C, H, W].
     """
     latents = noise
-    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, after in itertools.pairwise(sigmas):
         step = velocity(latents, now.expand(latents.shape[0]))
         latents = latents + (after - now) * step.float()
     return latents

@@ -68,3 +68,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results, and find out now rather than hours later whether it can be used.
+
+    Raises:
+        OutputError: It cannot be made, or nothing can be written into it.
+    """
+    with refusals_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{uuid.uuid4().hex[:8]}.tmp"
+        probe.touch()
+        probe.unlink()

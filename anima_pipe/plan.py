@@ -145,7 +145,7 @@ def _draw(sample: PlannedSample, epoch: int, rng: random.Random) -> Visit:
 
 def _refuse_gaps(what: str, names: Sequence[str], total: int, command: str) -> None:
     if names:
-        first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")  # noqa: PLR2004
+        first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise CacheError(
             f"{len(names)} of {total} images have no cached {what}: {first}",
             f"run `anima-pipe {command}` with the same dataset, or leave out --no-auto_cache",

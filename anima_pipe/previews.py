@@ -14,15 +14,19 @@ from PIL.PngImagePlugin import PngInfo
 
 from anima_pipe.batches import pad_texts
 from anima_pipe.denoise import Velocity, euler, guided, simple_schedule
+from anima_pipe.encoders import ImageVae, load_vae
 from anima_pipe.files import write_atomically
 from anima_pipe.model import AnimaTransformer
 from anima_pipe.records import Moment, PreviewPrompt, TextCondition
+from anima_pipe.shards import Cache, text_key
 
 Decode = Callable[[torch.Tensor], torch.Tensor]
 """Normalised latents Float[1, 16, H, W] -> pictures Float[1, 3, 8H, 8W] in [-1, 1]."""
 
 LATENT_CHANNELS = 16
 VAE_STRIDE = 8
+DECODE_TILE = 128
+"""Side of the tiles that large latents are decoded in: 1024 pixels."""
 SHEET_CELL = 320
 """Longest side of a picture on the contact sheet, in pixels."""
 SHEET_MARGIN = 8
@@ -118,6 +122,42 @@ class Previews:
             text.qwen_hidden, text.t5_ids, text.qwen_mask, text.t5_mask
         )
         return lambda latents, sigma: self.transformer(latents.to(self.dtype), sigma, context)
+
+
+class LazyVae:
+    """Decodes latents with a VAE that is loaded when the first preview is drawn.
+
+    Args:
+        path: The VAE's file.
+        device: Where to decode.
+    """
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.path = path
+        self.device = device
+        self._vae: ImageVae | None = None
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode normalised latents, Float[1, 16, H, W], in tiles where they are large."""
+        if self._vae is None:
+            self._vae = load_vae(self.path, dtype=torch.float32, device=self.device)
+        return self._vae.decode(latents, tile=DECODE_TILE)
+
+
+def encoded_prompts(prompts: Sequence[PreviewPrompt], cache: Cache) -> list[EncodedPrompt]:
+    """Take the prompts' texts from the cache.
+
+    Raises:
+        CacheError: A prompt's text is not there.
+    """
+    return [
+        EncodedPrompt(
+            prompt=prompt,
+            positive=cache.text[text_key(prompt.prompt)],
+            negative=cache.text[text_key(prompt.negative)],
+        )
+        for prompt in prompts
+    ]
 
 
 def to_picture(pixels: torch.Tensor) -> Image.Image:

@@ -22,6 +22,8 @@ class SaveConfig:
     every_n_epochs: int | None = None
     dtype: torch.dtype | None = None
     """Of the tensors in the file; None: as they are trained."""
+    style: str = "comfy"
+    """Names of the tensors: comfy, diffusers or kohya."""
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
@@ -51,4 +53,10 @@ class Saver:
     def _save(self, path: Path, moment: Moment) -> None:
         place = {"ss_steps": str(moment.step), "ss_epoch": str(moment.epoch)}
         metadata = {**self.config.metadata, **place}
-        save_adapter(self.adapter, path, dtype=self.config.dtype, metadata=metadata)
+        save_adapter(
+            self.adapter,
+            path,
+            style=self.config.style,
+            dtype=self.config.dtype,
+            metadata=metadata,
+        )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anima_pipe.buckets import choose_bucket
@@ -61,6 +61,27 @@ class Survey:
     """Every latent that the samples need, by key."""
     skipped: tuple[Skipped, ...]
 
+    @property
+    def captions(self) -> list[str]:
+        """The distinct texts of all samples, and the empty one that caption dropout puts in."""
+        return list(dict.fromkeys(["", *(c for sample in self.samples for c in sample.captions)]))
+
+    def without(self, failed: Sequence[Skipped]) -> Survey:
+        """Leave out pictures that turned out unreadable when they were decoded.
+
+        Raises:
+            DataError: No picture is left.
+        """
+        names = {item.name for item in failed}
+        samples = tuple(s for s in self.samples if str(s.picture.path) not in names)
+        if not samples:
+            raise DataError(
+                f"none of the {len(self.samples)} pictures can be decoded; "
+                f"the first: {failed[0].reason}",
+                "mend the files, or point image_dir to other pictures",
+            )
+        return replace(self, samples=samples, skipped=(*self.skipped, *failed))
+
 
 def find_pictures(datasets: Sequence[DatasetConfig]) -> list[Picture]:
     """List the pictures of every subset, in a stable order, without opening them.
@@ -82,15 +103,12 @@ def find_pictures(datasets: Sequence[DatasetConfig]) -> list[Picture]:
     return pictures
 
 
-def survey_pictures(
-    pictures: Sequence[Picture], *, caption_variants: int | None, seed: int
-) -> Survey:
+def survey_pictures(pictures: Sequence[Picture], *, caption_variants: int | None) -> Survey:
     """Read every picture's header, hash and caption, and choose its bucket.
 
     Args:
         pictures: From `find_pictures`.
         caption_variants: Texts per caption; None: 1 where nothing varies, else 8.
-        seed: Draws the variants.
 
     Returns:
         The samples in the order of the pictures. Pictures that cannot be read are listed as
@@ -106,7 +124,7 @@ def survey_pictures(
         try:
             if isinstance(image, PipeError):
                 raise image
-            captions = picture_captions(picture, caption_variants, seed)
+            captions = picture_captions(picture, caption_variants)
             choice = choose_bucket(picture.dataset.buckets, image_size=image.size)
         except DataError as error:
             skipped.append(Skipped(name=str(picture.path), reason=error.problem))
@@ -131,7 +149,7 @@ def survey_pictures(
 
 
 def survey_captions(
-    pictures: Iterable[Picture], *, caption_variants: int | None, seed: int
+    pictures: Iterable[Picture], *, caption_variants: int | None
 ) -> tuple[list[str], list[Skipped]]:
     """List the distinct final texts that the pictures need, and captions that cannot be read.
 
@@ -141,7 +159,7 @@ def survey_captions(
     skipped: list[Skipped] = []
     for picture in pictures:
         try:
-            texts.update(dict.fromkeys(picture_captions(picture, caption_variants, seed)))
+            texts.update(dict.fromkeys(picture_captions(picture, caption_variants)))
         except DataError as error:
             skipped.append(Skipped(name=str(picture.path), reason=error.problem))
     return list(texts), skipped
@@ -177,11 +195,14 @@ def read_raw_caption(picture: Picture) -> str | None:
     Raises:
         DataError: The file is not UTF-8.
     """
-    raw = read_caption(picture.path, picture.subset.caption_extension)
-    return picture.subset.class_tokens if raw is None else raw
+    subset = picture.subset
+    raw = read_caption(
+        picture.path, subset.caption_extension, enable_wildcard=subset.captions.enable_wildcard
+    )
+    return subset.class_tokens if raw is None else raw
 
 
-def picture_captions(picture: Picture, variants: int | None, seed: int) -> tuple[str, ...]:
+def picture_captions(picture: Picture, variants: int | None) -> tuple[str, ...]:
     """Return the distinct final texts of one picture's caption, at least one.
 
     Raises:
@@ -191,11 +212,16 @@ def picture_captions(picture: Picture, variants: int | None, seed: int) -> tuple
     rules = picture.subset.captions.without_dropout()
     if variants is None:
         variants = DEFAULT_VARIANTS if rules.varies else 1
-    return tuple(dict.fromkeys(_variant(raw, rules, seed, index) for index in range(variants)))
+    return tuple(dict.fromkeys(_variant(raw, rules, index) for index in range(variants)))
 
 
-def _variant(raw: str, rules: CaptionRules, seed: int, index: int) -> str:
-    rng = random.Random(f"{seed}\x1f{index}\x1f{raw}")  # noqa: S311 - not a secret
+def _variant(raw: str, rules: CaptionRules, index: int) -> str:
+    """Render one variant of a caption.
+
+    It is drawn from the caption and the variant's number alone, so that runs with other seeds
+    find their texts in the cache.
+    """
+    rng = random.Random(f"{index}\x1f{raw}")  # noqa: S311 - not a secret
     return render_caption(raw, rules, rng=rng)
 
 

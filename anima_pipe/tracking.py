@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -44,22 +45,10 @@ class ProgressBar:
             self._bar.close()
 
 
-class LossRecord:
-    """Keeps every step's loss, for the summary of a run."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-
-    def at(self, moment: Moment) -> None:
-        """Remember this step's loss."""
-        if moment.loss is not None:
-            self.losses.append(moment.loss)
-
-    def ends(self, steps: int = 10) -> tuple[float, float]:
-        """Return the mean loss over the first and over the last few steps."""
-        steps = min(steps, max(1, len(self.losses) // 2))
-        first, last = self.losses[:steps], self.losses[-steps:]
-        return sum(first) / len(first), sum(last) / len(last)
+def loss_ends(losses: Sequence[float], steps: int = 10) -> tuple[float, float]:
+    """Return the mean loss over the first and over the last few steps, at most half of all."""
+    steps = max(1, min(steps, len(losses) // 2))
+    return sum(losses[:steps]) / steps, sum(losses[-steps:]) / steps
 
 
 class TensorBoardLog:

@@ -89,6 +89,8 @@ class Trainer:
         self.batches = batches
         self.config = config
         self.hooks = hooks
+        self.losses: list[float] = []
+        """Mean loss of every step so far."""
         self.trainable = [
             parameter for group in optimizer.param_groups for parameter in group["params"]
         ]
@@ -121,12 +123,13 @@ class Trainer:
                 loss = self._batch_loss(share.batch, self.share_seed(step, number)) * share.weight
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
-        loss = self.accelerator.reduce(torch.stack(losses).sum(), "mean").item()
+        loss = self._mean_over_processes(torch.stack(losses).sum())
         grad_norm = self._clip_gradients()
         self._refuse_non_finite(step, loss, grad_norm, window)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
+        self.losses.append(loss)
         return self._tell(step + 1, window, loss, grad_norm)
 
     def _batch_loss(self, batch: Batch, seed: int) -> torch.Tensor:
@@ -147,6 +150,11 @@ class Trainer:
             text.t5_mask,
         )
         return sample_losses(velocity, velocity_target(latents, noise)).mean()
+
+    def _mean_over_processes(self, value: torch.Tensor) -> float:
+        mean = self.accelerator.reduce(value, "mean")
+        assert isinstance(mean, torch.Tensor)
+        return mean.item()
 
     def _clip_gradients(self) -> float:
         """Scale the gradients down to the norm allowed; return their norm before."""

@@ -6,6 +6,7 @@ from typing import Final
 from anima_pipe.kohya.rows import (
     ALL,
     EXPORT,
+    TEXT,
     TRAIN,
     TRAINING,
     Option,
@@ -80,7 +81,12 @@ _SAVING: Final = group(
 _PREVIEWS: Final = group(
     "Previews",
     TRAINING,
-    path("sample_prompts", "File of prompts to draw while training.", beside_file=True),
+    path(
+        "sample_prompts",
+        "File of prompts to draw while training, one a line.",
+        commands=(TEXT, TRAIN, ALL),
+        beside_file=True,
+    ),
     integer("sample_every_n_steps", "Steps between previews; not set: none.", minimum=0),
     integer("sample_every_n_epochs", "Epochs between previews; not set: none.", minimum=0),
     flag("sample_at_first", "Draw previews before the first step too."),

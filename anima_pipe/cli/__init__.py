@@ -1,0 +1,1 @@
+"""The command line: `anima-pipe`, its commands, and how errors and options meet the user."""

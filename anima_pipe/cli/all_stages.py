@@ -1,0 +1,134 @@
+"""Run the five stages in turn, each in a process of its own, exactly as one would type them.
+
+Without --config_file the embedded tiny model is trained: that shows the whole way in a minute, and
+its adapter fits no other model. Without --dataset_config either, so are the embedded pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anima_pipe import demo
+from anima_pipe.cli.stage_command import stage_command
+from anima_pipe.errors import PipeError
+from anima_pipe.kohya.options import options_of
+from anima_pipe.kohya.resolve import COMMAND_LINE
+from anima_pipe.kohya.resolved import Resolved
+from anima_pipe.kohya.rows import Kind
+from anima_pipe.runtime import say, warn
+
+STAGES = ("fetch-tokenizer", "cache-latents", "encode-text", "train")
+"""Those that take the user's options as they are; export-comfy takes what train has written."""
+
+DEFAULT_OUTPUT = Path("output") / "demo"
+
+Given = Mapping[str, object]
+"""Options by name, as they are written on a command line: text, or true and false, or several."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllSummary:
+    """Each stage's summary, and the file they led to."""
+
+    output: str
+    output_bytes: int
+    stages: dict[str, dict[str, Any]]
+
+
+class StageFailedError(PipeError):
+    """A stage ended with an error, which it has printed itself."""
+
+
+def run(options: Resolved) -> AllSummary:
+    """Run the five stages; stop at the first that fails."""
+    given = with_defaults(options)
+    folder = Path(str(given["output_dir"]))
+    summaries = {name: _run_stage(name, given, folder) for name in STAGES}
+    trained = Path(summaries["train"]["output"])
+    output = folder / "comfyui" / trained.name
+    exported = {**given, "input": trained, "output": output}
+    summaries["export-comfy"] = _run_stage("export-comfy", exported, folder)
+    summary = AllSummary(output=str(output), output_bytes=output.stat().st_size, stages=summaries)
+    _report(summary)
+    return summary
+
+
+def with_defaults(options: Resolved) -> dict[str, object]:
+    """Complete what the command line gave: where results go, and the embedded model and pictures.
+
+    Raises:
+        ConfigError: A configuration was given without a dataset, or without a folder for results.
+    """
+    given = {
+        name: item.given
+        for name, item in options.written.items()
+        if item.place == COMMAND_LINE and name != "summary_json"
+    }
+    if "config_file" in given:
+        options.require("dataset_config", "output_dir")
+        given = {"output_dir": options.value("output_dir"), **given}
+    else:
+        if "dataset_config" in given:
+            warn("no configuration given: this trains the embedded tiny model, for a first look")
+        given = {"output_dir": DEFAULT_OUTPUT, **demo.options(), **given}
+    if options.given("cache_dir") is None:
+        given["cache_dir"] = Path(str(given["output_dir"])) / "cache"
+    return given
+
+
+def _run_stage(name: str, given: Given, folder: Path) -> dict[str, Any]:
+    """Run one stage with the options that it takes; return its summary.
+
+    Raises:
+        StageFailedError: It ended with an error.
+    """
+    summary_file = folder / "summaries" / f"{name}.json"
+    arguments = [name, *command_line(name, {**given, "summary_json": summary_file})]
+    say(f"\n$ anima-pipe {shlex.join(arguments)}")
+    # The arguments are the user's own, handed on without a shell.
+    program = [sys.executable, "-m", "anima_pipe.cli"]
+    ended = subprocess.run([*program, *arguments], check=False)  # noqa: S603
+    if ended.returncode != 0:
+        raise StageFailedError(
+            f"stage {name} failed",
+            "mend what it says above and run the same command again: finished work is kept",
+        )
+    return json.loads(summary_file.read_text(encoding="utf-8"))
+
+
+def command_line(name: str, given: Given) -> list[str]:
+    """Write out the options that a stage takes, as one would type them."""
+    arguments: list[str] = []
+    for option in options_of(name):
+        value = given.get(option.name)
+        if value is None:
+            continue
+        if option.kind is Kind.FLAG:
+            arguments.append(f"--{option.name}" if value else f"--no-{option.name}")
+        elif option.kind in (Kind.TEXTS, Kind.PAIRS):
+            assert isinstance(value, list | tuple)
+            arguments += [f"--{option.name}", *map(str, value)]
+        else:
+            arguments += [f"--{option.name}", str(value)]
+    return arguments
+
+
+def _report(summary: AllSummary) -> None:
+    """Say where the file is, how the loss went and where the pictures are."""
+    train = summary.stages["train"]
+    first, final = train["first_loss"], train["final_loss"]
+    say("")
+    say(f"adapter        {summary.output} ({summary.output_bytes / 1e6:.2f} MB)")
+    say(f"loss           {first:.4f} at the start, {final:.4f} at the end")
+    if train["contact_sheet"]:
+        say(f"contact sheet  {train['contact_sheet']}")
+
+
+command = stage_command("all", run, __doc__)

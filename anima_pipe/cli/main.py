@@ -1,0 +1,67 @@
+"""The `anima-pipe` group; a command's module is imported when the command is called."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Final
+
+import click
+
+import anima_pipe
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a command lives, and what the overview says of it."""
+
+    place: str
+    """module:attribute"""
+    summary: str
+
+
+COMMANDS: Final = {
+    "fetch-tokenizer": Entry(
+        "stages.fetch_tokenizer:command", "Stage 1: check the T5 tokenizer's folder."
+    ),
+    "cache-latents": Entry(
+        "stages.bucket_and_cache_latents:command", "Stage 2: pictures to latent shards."
+    ),
+    "encode-text": Entry("stages.encode_text_qwen_t5:command", "Stage 3: captions to text shards."),
+    "train": Entry("stages.train:command", "Stage 4: train an adapter on the shards."),
+    "export-comfy": Entry(
+        "stages.export_comfy:command", "Stage 5: write and verify the file for ComfyUI."
+    ),
+    "all": Entry("anima_pipe.cli.all_stages:command", "The five stages in turn."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the commands in the order of work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the module of a command and return the command."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module, attribute = entry.place.split(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """List the commands without importing any of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Every command has --help. Start with: anima-pipe all",
+)
+@click.version_option(anima_pipe.__version__, prog_name="anima-pipe")
+def main() -> None:
+    """Train LoRA and LoKr adapters of the Anima text-to-image model."""

@@ -1,0 +1,166 @@
+"""Makes a stage into a command: its options from the table, its errors in two lines, its summary.
+
+Every option is optional to click and carries no default: what is given here wins over the config
+file, which wins over the table's defaults (`kohya.resolve`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from anima_pipe.errors import PipeError
+from anima_pipe.files import write_atomically
+from anima_pipe.kohya.options import options_of
+from anima_pipe.kohya.resolve import Resolved, resolve
+from anima_pipe.kohya.rows import Kind, NoOp, Option, Refused
+from anima_pipe.runtime import setup_messages, warn
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+SEVERAL = (Kind.TEXTS, Kind.PAIRS)
+"""Kinds whose flag takes all values up to the next flag, as argparse's nargs="*" does."""
+
+
+class StageCommand(click.Command):
+    """A command whose list options take several values after one flag, as Kohya's do."""
+
+    def __init__(self, *args: Any, table: tuple[Option, ...], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.table = table
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat a list option's flag before each of its values."""
+        several = {f"--{s}" for o in self.table if o.kind in SEVERAL for s in o.spellings}
+        return super().parse_args(ctx, _repeat_flags(args, several))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under the headings of the table."""
+        parameters = {p.name: p for p in self.get_params(ctx)}
+        for title in dict.fromkeys(option.group for option in self.table):
+            rows = [
+                record
+                for option in self.table
+                if option.group == title and not isinstance(option.status, Refused)
+                if (record := parameters[option.name].get_help_record(ctx)) is not None
+            ]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+def stage_command(
+    name: str, run: Callable[[Resolved], DataclassInstance], description: str | None
+) -> click.Command:
+    """Return the click command of a stage.
+
+    Args:
+        name: The command's name, by which the table knows its options.
+        run: The stage; takes the resolved options, returns a summary, a dataclass.
+        description: For the help: the stage's docstring.
+    """
+    table = options_of(name)
+
+    def callback(**values: object) -> None:
+        given = {key: value for key, value in values.items() if value not in (None, ())}
+        sys.exit(run_stage(name, run, given))
+
+    return StageCommand(
+        name,
+        table=table,
+        callback=callback,
+        params=[_click_option(option) for option in table],
+        help=description,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+
+
+def run_stage(
+    name: str, run: Callable[[Resolved], DataclassInstance], given: Mapping[str, object]
+) -> int:
+    """Resolve the options, run the stage, write its summary; return the exit code."""
+    debug = bool(given.get("debug"))
+    setup_messages(verbose=debug)
+    try:
+        file = given.get("config_file")
+        options = resolve(name, given, Path(str(file)) if file else None)
+        for warning in options.warnings:
+            warn(warning)
+        summary = run(options)
+        write_summary(summary, options.value("summary_json"))
+    except PipeError as error:
+        if debug:
+            traceback.print_exc()
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        return 130
+    return 0
+
+
+def write_summary(summary: DataclassInstance, path: Path | None) -> None:
+    """Write a stage's summary as JSON, if a file was asked for.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    if path is not None:
+        assert is_dataclass(summary)
+        text = json.dumps(asdict(summary), indent=2, default=str, ensure_ascii=False)
+        write_atomically(path, text.encode() + b"\n")
+
+
+def _click_option(option: Option) -> click.Option:
+    """Return the click option of a row; it hands texts on, which `resolve` converts."""
+    flags = [f"--{spelling}" for spelling in option.spellings]
+    hidden = isinstance(option.status, Refused)
+    text = option.help + _notes(option)
+    if option.kind is Kind.FLAG:
+        pairs = [f"{flag}/--no-{flag.removeprefix('--')}" for flag in flags]
+        return click.Option([*pairs, option.name], default=None, help=text, hidden=hidden)
+    return click.Option(
+        [*flags, option.name],
+        default=None,
+        multiple=option.kind in SEVERAL,
+        metavar=option.name.rsplit("_", 1)[-1].upper(),
+        help=text,
+        hidden=hidden,
+    )
+
+
+def _notes(option: Option) -> str:
+    notes: list[str] = []
+    if option.choices:
+        notes.append(" | ".join(option.choices))
+    if option.default not in (None, "", ()) and option.kind is not Kind.FLAG:
+        notes.append(f"default {option.default}")
+    if option.kind is Kind.FLAG and option.default:
+        notes.append("on by default")
+    if isinstance(option.status, NoOp):
+        notes.append("changes nothing here")
+    return f" [{'; '.join(notes)}]" if notes else ""
+
+
+def _repeat_flags(args: list[str], several: set[str]) -> list[str]:
+    """Turn `--flag a b` into `--flag a --flag b` for the flags that take several values."""
+    repeated: list[str] = []
+    current: str | None = None
+    for arg in args:
+        if arg.startswith("--"):
+            current = arg if arg in several else None
+            if current is None:
+                repeated.append(arg)
+        elif current is not None:
+            repeated += [current, arg]
+        else:
+            repeated.append(arg)
+    return repeated

@@ -1,0 +1,206 @@
+"""Fills the caches with what a dataset needs and they do not hold yet.
+
+Nothing is loaded when nothing is missing: neither torch nor an encoder.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
+from anima_pipe.records import LatentRequest, Skipped
+from anima_pipe.shards.contents import cached_keys
+from anima_pipe.shards.folders import StoredDtype
+from anima_pipe.shards.keys import text_key
+
+if TYPE_CHECKING:
+    import torch
+
+    from anima_pipe.encoders import ImageVae
+    from anima_pipe.shards import LatentWriter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSettings:
+    """Where the caches are and how their tensors are stored."""
+
+    folder: Path
+    dtype: StoredDtype = "fp16"
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentSettings:
+    """How latents are made."""
+
+    cache: CacheSettings
+    vae: Path
+    batch_size: int = 1
+    """Pictures per pass of the VAE."""
+    workers: int = 4
+    """Processes that decode pictures while the VAE works; 0: none, in turn."""
+
+    @property
+    def cache_name(self) -> str:
+        """Which of the latent caches in the folder is this VAE's; reads the file at first."""
+        return f"{vae_fingerprint(self.vae)}-{self.cache.dtype}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSettings:
+    """How captions are encoded."""
+
+    cache: CacheSettings
+    qwen: Path
+    t5_tokenizer_dir: Path
+    batch_size: int = 16
+    """Captions per pass of the text encoder."""
+
+    @property
+    def cache_name(self) -> str:
+        """Which of the text caches in the folder is this encoder's; reads its files at first."""
+        return f"{text_fingerprint(self.qwen, self.t5_tokenizer_dir)}-{self.cache.dtype}"
+
+
+@dataclass(slots=True, kw_only=True)
+class FillSummary:
+    """What filling a cache came to."""
+
+    encoded: int = 0
+    reused: int = 0
+    failed: list[Skipped] = field(default_factory=list[Skipped])
+    """Pictures whose header could be read but whose pixels could not."""
+    shards: int = 0
+    """Written in this run."""
+    seconds: float = 0.0
+
+
+def fill_latents(requests: Mapping[str, LatentRequest], settings: LatentSettings) -> FillSummary:
+    """Encode the latents that the cache lacks.
+
+    Args:
+        requests: All latents that are needed, by key.
+        settings: How they are made.
+
+    Raises:
+        CheckpointError: The VAE's file is not one.
+        CacheError: The cache cannot be written.
+    """
+    started = time.monotonic()
+    cached = cached_keys(settings.cache.folder, "latents", settings.cache_name)
+    missing = [request for key, request in requests.items() if key not in cached]
+    summary = FillSummary(reused=len(requests) - len(missing))
+    if missing:
+        _encode_latents(missing, settings, summary)
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+def fill_text(captions: Sequence[str], settings: TextSettings) -> FillSummary:
+    """Encode the captions that the cache lacks.
+
+    Args:
+        captions: Distinct final texts.
+        settings: How they are encoded.
+
+    Raises:
+        CheckpointError: The text encoder's files are not what they should be.
+        ConfigError: The T5 tokenizer folder is not complete.
+        CacheError: The cache cannot be written.
+    """
+    started = time.monotonic()
+    cached = cached_keys(settings.cache.folder, "text", settings.cache_name)
+    missing = [caption for caption in captions if text_key(caption) not in cached]
+    summary = FillSummary(reused=len(captions) - len(missing))
+    if missing:
+        _encode_text(missing, settings, summary)
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+def _encode_latents(
+    missing: list[LatentRequest], settings: LatentSettings, summary: FillSummary
+) -> None:
+    import torch
+    from tqdm import tqdm
+
+    from anima_pipe.encoders import load_vae
+    from anima_pipe.runtime import choose_device
+    from anima_pipe.shards import LatentWriter
+    from anima_pipe.source.decode import decode_in_workers
+
+    # Like buckets together for full batches; both orientations of a picture side by side.
+    missing.sort(key=lambda request: (request.choice.bucket, str(request.image.path)))
+    device = choose_device(settings.cache.device)
+    vae = load_vae(settings.vae, dtype=torch.float32, device=device)
+    fingerprint = vae_fingerprint(settings.vae)
+    writer = LatentWriter(
+        settings.cache.folder, fingerprint, settings.cache.dtype, settings.vae.name
+    )
+    bar = tqdm(total=len(missing), unit="image", desc="latents", dynamic_ncols=True)
+    with writer, bar:
+        for batch in decode_in_workers(missing, settings.batch_size, settings.workers):
+            summary.failed += batch.failures
+            if batch.requests:
+                _add_latents(writer, vae, batch.requests, batch.pixels.to(device))
+            summary.encoded += len(batch.requests)
+            bar.update(len(batch.requests) + len(batch.failures))
+    summary.shards = writer.summary.shards
+
+
+def _add_latents(
+    writer: LatentWriter, vae: ImageVae, requests: Sequence[LatentRequest], pixels: torch.Tensor
+) -> None:
+    """Encode pictures of one size, UInt8[B, height, width, 3], and store their latents."""
+    images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    for request, latent in zip(requests, vae.encode(images).cpu(), strict=True):
+        writer.add(request.key, latent, _latent_metadata(request))
+
+
+def _latent_metadata(request: LatentRequest) -> dict[str, object]:
+    choice = request.choice
+    return {
+        "image": request.image.path.name,
+        "image_size": list(request.image.size),
+        "bucket": list(choice.bucket),
+        "resized": list(choice.resized),
+        "crop": list(choice.crop),
+        "flipped": request.flipped,
+    }
+
+
+def _encode_text(missing: list[str], settings: TextSettings, summary: FillSummary) -> None:
+    import torch
+    from tqdm import tqdm
+
+    from anima_pipe.encoders import load_text_encoder
+    from anima_pipe.runtime import choose_device
+    from anima_pipe.shards import TextWriter
+
+    # Captions of like length share a batch: less padding.
+    missing.sort(key=len)
+    device = choose_device(settings.cache.device)
+    encoder = load_text_encoder(
+        settings.qwen, settings.t5_tokenizer_dir, dtype=torch.float32, device=device
+    )
+    fingerprint = text_fingerprint(settings.qwen, settings.t5_tokenizer_dir)
+    writer = TextWriter(
+        settings.cache.folder, fingerprint, settings.cache.dtype, settings.qwen.name
+    )
+    bar = tqdm(total=len(missing), unit="caption", desc="text", dynamic_ncols=True)
+    with writer, bar:
+        for captions in _chunks(missing, settings.batch_size):
+            for caption, condition in zip(captions, encoder.encode(captions), strict=True):
+                writer.add(text_key(caption), condition, {"caption": caption})
+            summary.encoded += len(captions)
+            bar.update(len(captions))
+    summary.shards = writer.summary.shards
+
+
+def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,58 @@
+"""From resolved options to the typed settings of the caching stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from anima_pipe.dataset import DatasetConfig
+from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
+from anima_pipe.kohya.dataset_toml import load_dataset_config
+from anima_pipe.kohya.resolved import Resolved
+from anima_pipe.kohya.sample_prompts import read_sample_prompts
+from anima_pipe.records import PreviewPrompt
+
+
+def dataset_configs(options: Resolved) -> list[DatasetConfig]:
+    """Return the datasets that dataset_config describes, a file or a folder of pictures."""
+    return load_dataset_config(options.value("dataset_config"), options.dataset_fallbacks())
+
+
+def cache_settings(options: Resolved) -> CacheSettings:
+    """Return where the caches are and how they are stored."""
+    return CacheSettings(
+        folder=options.value("cache_dir"),
+        dtype=options.value("cache_dtype"),
+        device=options.value("device"),
+    )
+
+
+def latent_settings(options: Resolved) -> LatentSettings:
+    """Return how latents are made."""
+    return LatentSettings(
+        cache=cache_settings(options),
+        vae=options.value("vae"),
+        batch_size=options.value("vae_batch_size"),
+        workers=options.value("max_data_loader_n_workers"),
+    )
+
+
+def text_settings(options: Resolved) -> TextSettings:
+    """Return how captions are encoded."""
+    return TextSettings(
+        cache=cache_settings(options),
+        qwen=options.value("qwen3"),
+        t5_tokenizer_dir=options.value("t5_tokenizer_dir"),
+        batch_size=options.value("text_encoder_batch_size"),
+    )
+
+
+def preview_prompts(options: Resolved) -> list[PreviewPrompt]:
+    """Return the prompts of previews; none where no file is given."""
+    path: Path | None = options.value("sample_prompts")
+    return read_sample_prompts(path) if path else []
+
+
+def prompt_texts(prompts: Iterable[PreviewPrompt]) -> list[str]:
+    """Return the texts that drawing the prompts needs."""
+    return [text for prompt in prompts for text in (prompt.prompt, prompt.negative)]

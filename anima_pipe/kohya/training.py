@@ -1,0 +1,270 @@
+"""From resolved options to the typed settings of a training run, all of them checked.
+
+Importing this module imports torch: the settings are the dataclasses of the parts that use them.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anima_pipe.dataset import DatasetConfig
+from anima_pipe.errors import ConfigError
+from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
+from anima_pipe.flow_loss import SigmaConfig
+from anima_pipe.kohya import settings
+from anima_pipe.kohya.resolved import Resolved
+from anima_pipe.kohya.rules import SEED_SHIFT
+from anima_pipe.optimizers import OptimizerConfig
+from anima_pipe.previews import PreviewConfig
+from anima_pipe.records import PreviewPrompt
+from anima_pipe.runtime import torch_dtype
+from anima_pipe.saving import SaveConfig
+from anima_pipe.schedules import ScheduleConfig
+
+ADAPTER_KINDS = {"networks.lora_anima": "lora", "networks.lokr_anima": "lokr"}
+"""network_module by Kohya and the seed, and the kind of adapter that it means."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """What is trained on, and the caches it comes from."""
+
+    datasets: tuple[DatasetConfig, ...]
+    cache: CacheSettings
+    latents: LatentSettings | None
+    """How latents are made; None: whatever the only latent cache holds is trained on."""
+    text: TextSettings | None
+    """How captions are encoded; None: whatever the only text cache holds is trained on."""
+    fills_gaps: bool
+    """Whether what the caches lack is encoded first; else it is an error."""
+    caption_variants: int | None
+    strict: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """The frozen model and the adapter on it."""
+
+    transformer: Path
+    dtype: torch.dtype
+    gradient_checkpointing: bool
+    adapter_kind: str
+    adapter_arguments: Mapping[str, Any]
+    """By the names of `create_adapter`."""
+    start_from: Path | None
+    """An adapter file to go on from, its optimizer afresh."""
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthSettings:
+    """How long a run is."""
+
+    steps: int
+    epochs: int | None
+    """Wins over steps."""
+    accumulation: int
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the optimizer steps of the run."""
+        return self.epochs * steps_per_epoch if self.epochs else self.steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewSettings:
+    """What is drawn while training, and with which VAE."""
+
+    prompts: tuple[PreviewPrompt, ...]
+    vae: Path
+    config: PreviewConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """Everything that a training run needs to know."""
+
+    mixed_precision: str
+    device: str
+    seed: int
+    data: DataSettings
+    model: ModelSettings
+    sigmas: SigmaConfig
+    optimizer: OptimizerConfig
+    learning_rate: float
+    max_grad_norm: float
+    schedule: ScheduleConfig
+    length: LengthSettings
+    save: SaveConfig
+    previews: PreviewSettings | None
+    log_folder: Path | None
+    """Of TensorBoard; None: no log."""
+    as_text: str
+    """Every option and its value, for the log."""
+
+
+def train_settings(options: Resolved) -> TrainSettings:
+    """Read and check every setting of a run, before anything is loaded.
+
+    Raises:
+        ConfigError: Something required is not set, or a setting cannot be honoured.
+        DataError: A folder of the dataset is missing.
+    """
+    options.require("pretrained_model_name_or_path", "dataset_config", "output_dir")
+    seed = options.value("seed")
+    # Kohya draws a seed where none is given; the plan names it, so that the run can be repeated.
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    return TrainSettings(
+        mixed_precision=options.value("mixed_precision"),
+        device=options.value("device"),
+        seed=seed,
+        data=_data(options),
+        model=_model(options, seed),
+        sigmas=_sigmas(options),
+        optimizer=OptimizerConfig(
+            kind=options.value("optimizer_type"), arguments=options.value("optimizer_args") or {}
+        ),
+        learning_rate=_learning_rate(options),
+        max_grad_norm=options.value("max_grad_norm"),
+        schedule=ScheduleConfig(
+            kind=options.value("lr_scheduler"),
+            warmup=options.value("lr_warmup_steps"),
+            num_cycles=options.value("lr_scheduler_num_cycles"),
+            power=options.value("lr_scheduler_power"),
+            min_lr_ratio=options.value("lr_scheduler_min_lr_ratio") or 0.0,
+        ),
+        length=LengthSettings(
+            steps=options.value("max_train_steps"),
+            epochs=options.value("max_train_epochs"),
+            accumulation=options.value("gradient_accumulation_steps"),
+        ),
+        save=_save(options),
+        previews=_previews(options),
+        log_folder=_log_folder(options),
+        as_text="  \n".join(f"{name} = {options.value(name)}" for name in options.defaults),
+    )
+
+
+def _data(options: Resolved) -> DataSettings:
+    fills_gaps = options.value("auto_cache")
+    if fills_gaps:
+        options.require("vae", "qwen3", "t5_tokenizer_dir")
+    knows_text = options.value("qwen3") and options.value("t5_tokenizer_dir")
+    return DataSettings(
+        datasets=tuple(settings.dataset_configs(options)),
+        cache=settings.cache_settings(options),
+        latents=settings.latent_settings(options) if options.value("vae") else None,
+        text=settings.text_settings(options) if knows_text else None,
+        fills_gaps=fills_gaps,
+        caption_variants=options.value("caption_variants"),
+        strict=options.value("strict"),
+    )
+
+
+def _model(options: Resolved, seed: int) -> ModelSettings:
+    arguments: dict[str, Any] = {
+        "network_dim": options.value("network_dim"),
+        "network_alpha": options.value("network_alpha"),
+        "dropout": options.value("network_dropout") or 0.0,
+        "train_norm": options.value("train_norm"),
+        "train_llm_adapter": options.value("train_llm_adapter"),
+    }
+    return ModelSettings(
+        transformer=options.value("pretrained_model_name_or_path"),
+        dtype=torch_dtype(options.value("mixed_precision")),
+        gradient_checkpointing=options.value("gradient_checkpointing"),
+        adapter_kind=ADAPTER_KINDS[options.value("network_module")],
+        adapter_arguments=arguments | (options.value("network_args") or {}),
+        start_from=options.value("network_weights"),
+        seed=seed,
+    )
+
+
+def _sigmas(options: Resolved) -> SigmaConfig:
+    """Kohya's shift acts under timestep_sampling shift alone, the seed's under all of them."""
+    sampling: str = options.value("timestep_sampling")
+    shifts = sampling == "shift" or options.spelling("discrete_flow_shift") == SEED_SHIFT
+    return SigmaConfig(
+        distribution="uniform" if sampling == "uniform" else "logit_normal",
+        sigmoid_scale=options.value("sigmoid_scale"),
+        shift=options.value("discrete_flow_shift") if shifts else 1.0,
+    )
+
+
+def _learning_rate(options: Resolved) -> float:
+    rate: float | None = options.value("unet_lr")
+    return options.value("learning_rate") if rate is None else rate
+
+
+def _output_name(options: Resolved) -> str:
+    """Kohya's name for a run without one is "last"."""
+    return options.value("output_name") or "last"
+
+
+def _save(options: Resolved) -> SaveConfig:
+    precision: str | None = options.value("save_precision")
+    return SaveConfig(
+        folder=options.value("output_dir"),
+        name=_output_name(options),
+        every_n_steps=options.value("save_every_n_steps"),
+        every_n_epochs=options.value("save_every_n_epochs"),
+        dtype=torch_dtype(precision) if precision else None,
+        style=options.value("save_format"),
+        metadata=_metadata(options),
+    )
+
+
+def _previews(options: Resolved) -> PreviewSettings | None:
+    prompts = settings.preview_prompts(options)
+    times = ("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first")
+    asked = next((name for name in times if options.value(name)), None)
+    if not prompts:
+        if asked:
+            raise ConfigError(
+                f"{asked} is set ({options.given(asked)}), but there are no prompts to draw",
+                "set sample_prompts to a file with one prompt a line",
+            )
+        return None
+    options.require("vae")
+    config = PreviewConfig(
+        folder=options.value("output_dir") / "sample",
+        name=_output_name(options),
+        at_first=options.value("sample_at_first"),
+        every_n_steps=options.value("sample_every_n_steps"),
+        every_n_epochs=options.value("sample_every_n_epochs"),
+    )
+    return PreviewSettings(prompts=tuple(prompts), vae=options.value("vae"), config=config)
+
+
+def _log_folder(options: Resolved) -> Path | None:
+    if options.value("log_with") == "none":
+        return None
+    name = options.value("log_prefix") or _output_name(options)
+    return options.value("logging_dir") / f"{name}_{time.strftime('%Y%m%d_%H%M%S')}"
+
+
+def _metadata(options: Resolved) -> dict[str, str]:
+    """Return what a saved file says of the run; names only, no paths."""
+    base: Path = options.value("pretrained_model_name_or_path")
+    facts: dict[str, object] = {
+        "ss_output_name": _output_name(options),
+        "ss_network_module": options.value("network_module"),
+        "ss_network_dim": options.value("network_dim"),
+        "ss_network_alpha": options.value("network_alpha"),
+        "ss_learning_rate": _learning_rate(options),
+        "ss_lr_scheduler": options.value("lr_scheduler"),
+        "ss_optimizer": options.value("optimizer_type"),
+        "ss_mixed_precision": options.value("mixed_precision"),
+        "ss_gradient_accumulation_steps": options.value("gradient_accumulation_steps"),
+        "ss_timestep_sampling": options.value("timestep_sampling"),
+        "ss_base_model_version": "anima",
+        "ss_sd_model_name": base.name,
+        "ss_training_comment": options.value("training_comment"),
+    }
+    return {name: str(value) for name, value in facts.items() if value is not None}

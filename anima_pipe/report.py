@@ -1,0 +1,103 @@
+"""What the stages say of what they did and of what they left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from anima_pipe.errors import DataError
+from anima_pipe.fill import FillSummary
+from anima_pipe.plan import describe
+from anima_pipe.records import Skipped
+from anima_pipe.runtime import say, warn
+
+if TYPE_CHECKING:
+    from anima_pipe.adapters.adapter import Adapter, TableRow
+    from anima_pipe.batches import Batches
+    from anima_pipe.trainer import TrainerConfig
+
+NAMED = 20
+"""Problems that are listed one by one; of the others there is a count."""
+
+
+def report_fill(what: str, summary: FillSummary) -> None:
+    """Say how much was encoded and how much was there already."""
+    if summary.encoded or summary.failed:
+        say(
+            f"{what:<9} {summary.encoded} encoded, {summary.reused} already cached, "
+            f"{summary.shards} shards written in {summary.seconds:.1f} s"
+        )
+    else:
+        say(f"{what:<9} all {summary.reused} already cached, nothing to encode")
+
+
+def report_skipped(skipped: Sequence[Skipped], *, strict: bool) -> None:
+    """List what could not be used.
+
+    Args:
+        skipped: Pictures and captions that were left out.
+        strict: Make any of them an error.
+
+    Raises:
+        DataError: Something was left out, under `strict`.
+    """
+    if not skipped:
+        return
+    _list(f"left out {len(skipped)}:", skipped)
+    if strict:
+        raise DataError(
+            f"{len(skipped)} pictures or captions could not be used",
+            "mend or remove the files listed above, or leave out --strict",
+        )
+
+
+def report_uncaptioned(pictures: Sequence[Skipped], *, strict: bool) -> None:
+    """List pictures without a caption.
+
+    Raises:
+        DataError: There is one, under `strict`.
+    """
+    if not pictures:
+        return
+    _list(f"{len(pictures)} pictures without a caption:", pictures)
+    if strict:
+        raise DataError(
+            f"{len(pictures)} pictures have no caption",
+            "write the captions, set class_tokens for their folder, or leave out --strict",
+        )
+
+
+def report_plan(batches: Batches, adapter: Adapter, config: TrainerConfig, device: object) -> None:
+    """Say, before the first step, what will be trained, on what and for how long."""
+    per_epoch = batches.windows_per_epoch()
+    lines = [
+        *describe(batches.plan),
+        f"steps       {config.max_train_steps}, {per_epoch} per epoch: "
+        f"{config.max_train_steps / per_epoch:.1f} epochs"
+        + (f", {batches.processes} processes" if batches.processes > 1 else "")
+        + (f", {batches.accumulation} batches a step" if batches.accumulation > 1 else ""),
+        f"machine     {device}, base in {str(config.dtype).removeprefix('torch.')}, "
+        f"adapter in float32, seed {config.seed}",
+        *_adapter_lines(adapter.table()),
+    ]
+    say("\n".join(["", *lines, ""]))
+
+
+def _adapter_lines(rows: Sequence[TableRow]) -> list[str]:
+    """Lay the table of what is trained out in columns."""
+    width = max(len(row.modules) for row in rows)
+    total = sum(row.parameters for row in rows)
+    head = f"{'trained':<{width}}  {'kind':<6} {'rank':>5} {'modules':>8} {'parameters':>12}"
+    body = [
+        f"{row.modules:<{width}}  {row.kind:<6} {row.rank or '':>5} {row.count:>8} "
+        f"{row.parameters:>12,}"
+        for row in rows
+    ]
+    return [head, *body, f"{'in all':<{width}}  {'':<6} {'':>5} {'':>8} {total:>12,}"]
+
+
+def _list(heading: str, items: Sequence[Skipped]) -> None:
+    lines = [f"  {item.name}: {item.reason}" for item in items[:NAMED]]
+    if len(items) > NAMED:
+        lines.append(f"  ... and {len(items) - NAMED} more")
+    warn("\n".join([heading, *lines]))

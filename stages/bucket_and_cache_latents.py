@@ -1,0 +1,59 @@
+"""Stage 2: choose a bucket for every picture, and cache what the VAE makes of it.
+
+Reads   the dataset's pictures, the VAE
+Writes  latent shards under the cache folder; pictures already there are not encoded again
+Costs   the VAE's time; a second when nothing has changed
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from anima_pipe.cli.stage_command import stage_command
+from anima_pipe.kohya.resolved import Resolved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentSummary:
+    """Counts of latents; with flip_aug a picture has two."""
+
+    encoded: int
+    reused: int
+    skipped: int
+    """Pictures left out, unreadable at first sight."""
+    failed: int
+    """Latents left out because their picture's pixels could not be read."""
+    shards: int
+    """Written in this run."""
+    seconds: float
+    cache_dir: str
+
+
+def run(options: Resolved) -> LatentSummary:
+    """Survey the dataset's pictures and encode those that the cache lacks."""
+    from anima_pipe.fill import fill_latents
+    from anima_pipe.kohya.settings import dataset_configs, latent_settings
+    from anima_pipe.report import report_fill, report_skipped
+    from anima_pipe.survey import find_pictures, survey_pictures
+
+    options.require("dataset_config", "vae")
+    settings = latent_settings(options)
+    survey = survey_pictures(find_pictures(dataset_configs(options)), caption_variants=1)
+    filled = fill_latents(survey.latents, settings)
+    report_fill("latents", filled)
+    report_skipped([*survey.skipped, *filled.failed], strict=options.value("strict"))
+    return LatentSummary(
+        encoded=filled.encoded,
+        reused=filled.reused,
+        skipped=len(survey.skipped),
+        failed=len(filled.failed),
+        shards=filled.shards,
+        seconds=round(filled.seconds, 3),
+        cache_dir=str(settings.cache.folder),
+    )
+
+
+command = stage_command("cache-latents", run, __doc__)
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,69 @@
+"""Stage 3: render every caption's variants, and cache what Qwen3 and the T5 tokenizer make of them.
+
+Reads   the dataset's captions, Qwen3, the T5 tokenizer, the prompts of previews
+Writes  text shards under the cache folder; texts already there are not encoded again
+Costs   Qwen3's time; a second when nothing has changed
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from anima_pipe.cli.stage_command import stage_command
+from anima_pipe.kohya.resolved import Resolved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSummary:
+    """Counts of distinct texts."""
+
+    encoded: int
+    reused: int
+    skipped: int
+    """Captions left out, unreadable."""
+    failed: int
+    shards: int
+    """Written in this run."""
+    seconds: float
+    cache_dir: str
+
+
+def run(options: Resolved) -> TextSummary:
+    """Collect the dataset's texts and encode those that the cache lacks."""
+    from anima_pipe.fill import fill_text
+    from anima_pipe.kohya.settings import (
+        dataset_configs,
+        preview_prompts,
+        prompt_texts,
+        text_settings,
+    )
+    from anima_pipe.report import report_fill, report_skipped, report_uncaptioned
+    from anima_pipe.survey import find_pictures, survey_captions, uncaptioned
+
+    options.require("dataset_config", "qwen3", "t5_tokenizer_dir")
+    settings = text_settings(options)
+    pictures = find_pictures(dataset_configs(options))
+    strict = options.value("strict")
+    report_uncaptioned(uncaptioned(pictures), strict=strict)
+    captions, skipped = survey_captions(
+        pictures, caption_variants=options.value("caption_variants")
+    )
+    wanted = dict.fromkeys([*captions, *prompt_texts(preview_prompts(options))])
+    filled = fill_text(list(wanted), settings)
+    report_fill("texts", filled)
+    report_skipped(skipped, strict=strict)
+    return TextSummary(
+        encoded=filled.encoded,
+        reused=filled.reused,
+        skipped=len(skipped),
+        failed=len(filled.failed),
+        shards=filled.shards,
+        seconds=round(filled.seconds, 3),
+        cache_dir=str(settings.cache.folder),
+    )
+
+
+command = stage_command("encode-text", run, __doc__)
+
+if __name__ == "__main__":
+    command()

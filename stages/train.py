@@ -1,0 +1,216 @@
+"""Stage 4: train an adapter on the cached latents and texts.
+
+Reads   latent and text shards, the transformer; the VAE only to draw previews
+Writes  adapters, previews and logs; with --auto_cache (the default) also missing shards
+Costs   the transformer's memory in the run's precision, plus the adapter and its optimizer
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from anima_pipe.cli.stage_command import stage_command
+from anima_pipe.kohya.resolved import Resolved
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from anima_pipe.adapters import Adapter
+    from anima_pipe.batches import Batches
+    from anima_pipe.kohya.training import ModelSettings, TrainSettings
+    from anima_pipe.model import AnimaTransformer
+    from anima_pipe.plan import Plan
+    from anima_pipe.previews import Previews
+    from anima_pipe.shards import Cache
+    from anima_pipe.trainer import Hook, Trainer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSummary:
+    """What a run came to."""
+
+    steps: int
+    first_loss: float
+    """Mean over the first steps, at most 10."""
+    final_loss: float
+    """Mean over the last steps, at most 10."""
+    output: str
+    contact_sheet: str | None
+    seconds: float
+
+
+def run(options: Resolved) -> TrainSummary:
+    """Fill the caches, plan, load, train and save."""
+    from anima_pipe.files import make_folder
+    from anima_pipe.kohya.training import train_settings
+    from anima_pipe.tracking import loss_ends
+    from anima_pipe.trainer import start_accelerate
+
+    started = time.monotonic()
+    settings = train_settings(options)
+    make_folder(settings.save.folder)
+    accelerator = start_accelerate(settings.mixed_precision, cpu=settings.device == "cpu")
+    plan, cache = prepare_data(settings, accelerator)
+    batches = prepare_batches(settings, plan, cache, accelerator)
+    transformer, adapter = prepare_model(settings.model, accelerator.device)
+    previews = prepare_previews(settings, transformer, cache, accelerator.device)
+    trainer = prepare_trainer(settings, batches, transformer, adapter, previews, accelerator)
+    trainer.run()
+    first_loss, final_loss = loss_ends(trainer.losses)
+    return TrainSummary(
+        steps=len(trainer.losses),
+        first_loss=first_loss,
+        final_loss=final_loss,
+        output=str(settings.save.final_path),
+        contact_sheet=str(previews.sheet_path) if previews else None,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Plan, Cache]:
+    """Survey the dataset, fill what the caches lack, and join the two."""
+    from anima_pipe.fill import fill_latents, fill_text
+    from anima_pipe.kohya.settings import prompt_texts
+    from anima_pipe.plan import make_plan
+    from anima_pipe.report import report_fill, report_skipped, report_uncaptioned
+    from anima_pipe.shards import open_cache
+    from anima_pipe.survey import find_pictures, survey_pictures, uncaptioned
+
+    data = settings.data
+    pictures = find_pictures(data.datasets)
+    report_uncaptioned(uncaptioned(pictures), strict=data.strict)
+    survey = survey_pictures(pictures, caption_variants=data.caption_variants)
+    prompts = settings.previews.prompts if settings.previews else ()
+    if data.fills_gaps:
+        assert data.latents is not None
+        assert data.text is not None
+        # The first process fills the caches; the others wait, and find nothing missing.
+        with accelerator.main_process_first():
+            latents = fill_latents(survey.latents, data.latents)
+            texts = fill_text([*survey.captions, *prompt_texts(prompts)], data.text)
+        report_fill("latents", latents)
+        report_fill("texts", texts)
+        survey = survey.without(latents.failed)
+    report_skipped(survey.skipped, strict=data.strict)
+    cache = open_cache(
+        data.cache.folder,
+        data.latents.cache_name if data.latents else None,
+        data.text.cache_name if data.text else None,
+    )
+    plan = make_plan(survey, cache.latents.keys(), cache.text.keys(), seed=settings.seed)
+    return plan, cache
+
+
+def prepare_batches(
+    settings: TrainSettings, plan: Plan, cache: Cache, accelerator: Accelerator
+) -> Batches:
+    """Return this process's share of the plan's batches."""
+    from anima_pipe.batches import Batches
+
+    return Batches(
+        plan=plan,
+        cache=cache,
+        accumulation=settings.length.accumulation,
+        processes=accelerator.num_processes,
+        rank=accelerator.process_index,
+    )
+
+
+def prepare_model(
+    settings: ModelSettings, device: torch.device
+) -> tuple[AnimaTransformer, Adapter]:
+    """Load the frozen transformer and put the adapter on it."""
+    from anima_pipe.adapters import create_adapter, load_adapter
+    from anima_pipe.model import load_transformer
+
+    transformer = load_transformer(settings.transformer, dtype=settings.dtype, device=device)
+    transformer.requires_grad_(requires_grad=False)
+    transformer.checkpoint_blocks(settings.gradient_checkpointing)
+    if settings.start_from:
+        return transformer, load_adapter(settings.start_from, transformer)
+    adapter = create_adapter(
+        settings.adapter_kind, transformer, seed=settings.seed, **settings.adapter_arguments
+    )
+    return transformer, adapter
+
+
+def prepare_previews(
+    settings: TrainSettings, transformer: AnimaTransformer, cache: Cache, device: torch.device
+) -> Previews | None:
+    """Return the hook that draws previews; the VAE is loaded when the first one is drawn."""
+    if settings.previews is None:
+        return None
+    from anima_pipe.previews import LazyVae, Previews, encoded_prompts
+
+    return Previews(
+        transformer,
+        encoded_prompts(settings.previews.prompts, cache),
+        LazyVae(settings.previews.vae, device),
+        settings.previews.config,
+        device,
+        settings.model.dtype,
+    )
+
+
+def prepare_trainer(
+    settings: TrainSettings,
+    batches: Batches,
+    transformer: AnimaTransformer,
+    adapter: Adapter,
+    previews: Previews | None,
+    accelerator: Accelerator,
+) -> Trainer:
+    """Put the loop together and say what it will do."""
+    from anima_pipe.model import TextConditionedTransformer
+    from anima_pipe.optimizers import ParameterGroup, create_optimizer
+    from anima_pipe.report import report_plan
+    from anima_pipe.saving import Saver
+    from anima_pipe.schedules import create_schedule
+    from anima_pipe.tracking import ProgressBar, TensorBoardLog
+    from anima_pipe.trainer import Trainer, TrainerConfig
+
+    steps = settings.length.total_steps(batches.windows_per_epoch())
+    config = TrainerConfig(
+        max_train_steps=steps,
+        sigmas=settings.sigmas,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        dtype=settings.model.dtype,
+    )
+    groups = [
+        ParameterGroup(
+            name=group.name,
+            parameters=group.parameters,
+            learning_rate=settings.learning_rate,
+            # A norm's change is pulled to zero by nothing: decay is for matrices.
+            decays=group.name != "norm",
+        )
+        for group in adapter.groups()
+    ]
+    optimizer = create_optimizer(groups, settings.optimizer)
+    hooks: list[Hook] = []
+    if accelerator.is_main_process:
+        report_plan(batches, adapter, config, accelerator.device)
+        hooks = [ProgressBar(steps), Saver(adapter, settings.save)]
+        if settings.log_folder:
+            hooks.append(TensorBoardLog(settings.log_folder, settings.as_text))
+        if previews:
+            hooks.append(previews)
+    return Trainer(
+        accelerator,
+        TextConditionedTransformer(transformer),
+        optimizer,
+        create_schedule(optimizer, settings.schedule, steps),
+        batches,
+        config,
+        hooks,
+    )
+
+
+command = stage_command("train", run, __doc__)
+
+if __name__ == "__main__":
+    command()
