@@ -1,0 +1,61 @@
+"""Captions on disk: which file belongs to a picture, and the text in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from anima_pipe.errors import DataError
+
+FACE_NUMBERS = 4
+"""A face crop is named <name>_<centre x>_<centre y>_<width>_<height>; captions say <name> only."""
+
+
+def read_caption(image: Path, extension: str, *, enable_wildcard: bool) -> str | None:
+    r"""Read the caption of a picture from the file beside it, as Kohya does.
+
+    The file is the picture's name with `extension`, or, for a picture named as a face crop, the
+    same without the four numbers. Unlike Kohya, blank lines at the start are skipped without
+    wildcards too, and an empty file is the empty caption.
+
+    Args:
+        image: The picture.
+        extension: What the caption file's name ends in, with its dot, such as ".txt".
+        enable_wildcard: Keep every line, for one to be drawn per visit, not just the first.
+
+    Returns:
+        The caption: stripped lines that are not blank, with "\n" between them. None if there is
+        no file.
+
+    Raises:
+        DataError: The file is not UTF-8, or cannot be read.
+    """
+    for candidate in _candidates(image, extension):
+        if candidate.is_file():
+            lines = [line.strip() for line in _read_text(candidate).split("\n")]
+            lines = [line for line in lines if line]
+            return "\n".join(lines if enable_wildcard else lines[:1])
+    return None
+
+
+def _candidates(image: Path, extension: str) -> list[Path]:
+    names = [image.stem]
+    parts = image.stem.split("_")
+    if len(parts) > FACE_NUMBERS:
+        names.append("_".join(parts[:-FACE_NUMBERS]))
+    return [image.parent / f"{name}{extension}" for name in names]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        # utf-8-sig is UTF-8 with or without the mark that Windows editors put at the start.
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"caption file {path} is not UTF-8: byte 0x{error.object[error.start]:02x} "
+            f"at position {error.start}",
+            "save the file as UTF-8",
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"caption file {path} cannot be read: {error.strerror}", "correct its permissions"
+        ) from error

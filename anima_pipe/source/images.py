@@ -1,0 +1,181 @@
+"""Pictures on disk: finding them, reading their headers, decoding them to pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from io import BufferedReader, BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from anima_pipe.errors import DataError, PipeError
+from anima_pipe.records import ImageFile, LatentRequest
+from anima_pipe.source.colours import to_rgb
+from anima_pipe.source.resize import resize_and_crop
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+EXTENSIONS = frozenset(
+    (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl", ".gif", ".tif", ".tiff")
+)
+"""Kohya's, and three more. Those that Pillow lacks a decoder for are reported, not passed over."""
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings a picture upright, by its EXIF orientation."""
+
+UPRIGHT = 1
+FIRST_SIDEWAYS = 5
+"""From this EXIF orientation on, width and height change places."""
+
+HASH_BYTES = 16
+
+REMEDY = "save the picture again as an 8-bit PNG or JPEG, or remove it"
+
+_pillow_lock = threading.Lock()
+
+
+def find_images(folder: Path) -> list[Path]:
+    """List the pictures that lie directly in a folder, by name.
+
+    Hidden files are left out, among them the `._*` files that macOS leaves on shared disks.
+
+    Raises:
+        DataError: There is no such folder, or it cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if _is_picture(entry)]
+    except OSError as error:
+        raise DataError(
+            f"image folder {folder} cannot be listed: {error.strerror}",
+            "give the path of a folder with pictures in it",
+        ) from error
+    return [Path(folder) / name for name in sorted(names)]
+
+
+def _is_picture(entry: os.DirEntry[str]) -> bool:
+    name = entry.name
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a Path for each is five times slower
+    return suffix in EXTENSIONS and not name.startswith(".") and not entry.is_dir()
+
+
+def read_image_file(path: Path) -> ImageFile:
+    """Read a picture's size from its header, and hash its bytes.
+
+    Safe to call from several threads, which then hash in parallel.
+
+    Raises:
+        DataError: The file is missing, empty, or not a picture that Pillow can read.
+    """
+    with _failing_as_data_error(path), path.open("rb") as file:
+        content = _content_hash(file)
+        if not file.tell():
+            raise DataError(f"{path} is empty (0 bytes)", REMEDY)
+        file.seek(0)
+        with _quiet_pillow(), Image.open(file) as picture:
+            width, height = picture.size
+            if _orientation(picture) >= FIRST_SIDEWAYS:
+                width, height = height, width
+    return ImageFile(path=path, size=(width, height), content=content)
+
+
+def load_pixels(request: LatentRequest) -> NDArray[np.uint8]:
+    """Decode a picture and bring it to its bucket: upright, in RGB, over white, resized, cropped.
+
+    Of an animation or a file of several pages the first picture is taken.
+
+    Returns:
+        UInt8[height, width, 3] of `request.choice.bucket`.
+
+    Raises:
+        DataError: The file is damaged, cut short, or no longer what `request.image` says.
+        ConfigError: There is no filter named `request.interpolation`.
+    """
+    path = request.image.path
+    with _failing_as_data_error(path):
+        encoded = path.read_bytes()
+        # A cache keeps pixels under the hash of the scan: they have to be of the same bytes.
+        if _content_hash(BytesIO(encoded)) != request.image.content:
+            raise DataError(f"{path} has changed since it was scanned", "run the stage again")
+        with _quiet_pillow(), Image.open(BytesIO(encoded)) as picture:
+            upright = to_rgb(_upright(picture))
+        if upright.size != request.image.size:
+            raise DataError(
+                f"{path} is {upright.width}x{upright.height} pixels, but its header says "
+                f"{request.image.size[0]}x{request.image.size[1]}",
+                REMEDY,
+            )
+        pixels = resize_and_crop(upright, request.choice, request.interpolation)
+    return pixels[:, ::-1].copy() if request.flipped else pixels
+
+
+def _content_hash(file: BufferedReader | BytesIO) -> str:
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=HASH_BYTES)).hexdigest()
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    orientation = _orientation(picture)
+    picture.load()
+    return picture.transpose(TURNS[orientation]) if orientation in TURNS else picture
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF orientation, 1 (upright) to 8, of a picture that is open but not decoded.
+
+    Of a PNG only what stands before the pixels is looked at: Pillow's own getexif would decode
+    the picture to look behind them. TIFFs come upright out of Pillow.
+    """
+    if picture.format == "TIFF":
+        return UPRIGHT
+    try:
+        orientation = Image.Image.getexif(picture).get(ExifTags.Base.Orientation)
+    except Exception:  # noqa: BLE001 - damaged EXIF fails in every way; the pixels may be sound
+        return UPRIGHT
+    return orientation if orientation in TURNS else UPRIGHT
+
+
+@contextmanager
+def _quiet_pillow() -> Generator[None]:
+    """Keep Pillow's warnings (odd metadata, many pixels) to itself: what matters is an error.
+
+    One thread at a time, because Python's warning filters are the whole process's.
+    """
+    with _pillow_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _failing_as_data_error(path: Path) -> Generator[None]:
+    """Turn whatever a picture makes the decoders raise into a DataError that names the file."""
+    try:
+        yield
+    except PipeError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path} is not a picture, or of a kind that Pillow cannot read", REMEDY
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path} has too many pixels: {error}", "scale it down") from error
+    except Exception as error:
+        # Pillow's decoders raise nearly every kind of error on damaged files.
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = " ".join(reason.split())
+        raise DataError(f"{path} cannot be used: {reason}", REMEDY) from error
