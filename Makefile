@@ -26,7 +26,6 @@ export: INPUT ?= $(or $(OUT),output/smoke)/smoke.safetensors
 
 with_config = $(if $(CONFIG),--config_file "$$CONFIG")
 with_dataset = $(if $(DATASET),--dataset_config "$$DATASET")
-with_cache = $(if $(OUT),--cache_dir "$$OUT/cache")
 with_output = $(if $(OUT),--output_dir "$$OUT")
 
 ##@ Work
@@ -40,13 +39,13 @@ fetch-tokenizer: $(VENV)/.installed ## Stage 1: check the T5 tokenizer's folder
 	@$(anima_pipe) fetch-tokenizer $(with_config) $(ARGS)
 
 cache-latents: $(VENV)/.installed ## Stage 2: pictures to latent shards
-	@$(anima_pipe) cache-latents $(with_config) $(with_dataset) $(with_cache) $(ARGS)
+	@$(anima_pipe) cache-latents $(with_config) $(with_dataset) $(ARGS)
 
 encode-text: $(VENV)/.installed ## Stage 3: captions to text shards
-	@$(anima_pipe) encode-text $(with_config) $(with_dataset) $(with_cache) $(ARGS)
+	@$(anima_pipe) encode-text $(with_config) $(with_dataset) $(ARGS)
 
 train: $(VENV)/.installed ## Stage 4: train an adapter on the shards
-	@$(anima_pipe) train $(with_config) $(with_dataset) $(with_cache) $(with_output) $(ARGS)
+	@$(anima_pipe) train $(with_config) $(with_dataset) $(with_output) $(ARGS)
 
 export: $(VENV)/.installed ## Stage 5: write and verify the file for ComfyUI (INPUT, OUTPUT)
 	@$(anima_pipe) export-comfy $(with_config) --input "$$INPUT" \
@@ -93,7 +92,7 @@ help: ## This list
 	@echo 'Values'
 	@echo '  DATASET=...  a folder of captioned pictures, or a dataset.toml'
 	@echo '  CONFIG=...   a train_args.toml'
-	@echo '  OUT=...      the folder for results; the caches go to its cache/'
+	@echo '  OUT=...      the folder for results'
 	@echo '  ARGS="..."   more options for the command: make all ARGS="--max_train_steps 500"'
 	@echo '  PYTHON=...   the Python that makes $(VENV) (3.11 to 3.13)'
 	@echo '  VENV=...     the place of the virtual environment, instead of .venv'
