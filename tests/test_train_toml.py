@@ -8,7 +8,7 @@ import pytest
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.options import find_option
 from anima_pipe.kohya.resolve import resolve
-from anima_pipe.kohya.toml_file import key_lines
+from anima_pipe.kohya.config_file import key_lines
 from anima_pipe.kohya.train_toml import read_train_args
 
 PUBLISHED = json.loads(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 from anima_pipe.kohya.findings import Finding, raise_findings
 from anima_pipe.kohya.options import find_option, nearest_name, options_of
@@ -14,7 +14,7 @@ from anima_pipe.kohya.rows import Honoured, NoOp, Option, Refused
 from anima_pipe.kohya.rules import rule_findings, rule_warnings
 from anima_pipe.kohya.table.other_tools import OTHER_TOOLS
 from anima_pipe.kohya.train_toml import read_train_args, train_args_path
-from anima_pipe.kohya.values import UnfitValueError, is_blank, literal, read_value
+from anima_pipe.kohya.values import UnfitValueError, is_blank, is_harmless, read_value
 
 COMMAND_LINE: Final = "command line"
 
@@ -147,14 +147,7 @@ def _refusal(item: Written, own: Mapping[str, Written]) -> Iterator[Finding]:
 
 
 def _asks_nothing(item: Written) -> bool:
-    """Return whether an option is set to what it would be anyway, or to another kind of "off"."""
-    harmless = (item.option.default, *item.option.asks_nothing)
-    value = item.value
-    elements = cast("list[object]", value) if isinstance(value, list | tuple) else [value]
-    return all(
-        element in harmless or (isinstance(element, str) and literal(element) in harmless)
-        for element in elements
-    )
+    return is_harmless(item.option, item.value)
 
 
 def _is_moot(status: Refused, own: Mapping[str, Written]) -> bool:

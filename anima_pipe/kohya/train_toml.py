@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 from anima_pipe.errors import ConfigError
-from anima_pipe.kohya.toml_file import KeyPath, TomlFile, read_toml
+from anima_pipe.kohya.config_file import ConfigFile, KeyPath, read_toml
 
 _ROOT_STYLE_KEYS: Final[Mapping[str, frozenset[str]]] = {
     "model": frozenset({"transformer_path", "text_encoder_path"}),
@@ -51,7 +51,7 @@ def read_train_args(path: Path) -> list[TrainArg]:
     return list(_flatten(file, (), file.table))
 
 
-def _flatten(file: TomlFile, above: KeyPath, table: Mapping[str, Any]) -> Iterator[TrainArg]:
+def _flatten(file: ConfigFile, above: KeyPath, table: Mapping[str, Any]) -> Iterator[TrainArg]:
     for key, value in table.items():
         if isinstance(value, dict):
             yield from _flatten(file, (*above, key), cast("dict[str, Any]", value))
@@ -59,7 +59,7 @@ def _flatten(file: TomlFile, above: KeyPath, table: Mapping[str, Any]) -> Iterat
             yield TrainArg(key, value, file.lines.get((*above, key), 0))
 
 
-def _refuse_other_kinds(file: TomlFile) -> None:
+def _refuse_other_kinds(file: ConfigFile) -> None:
     if "datasets" in file.table:
         raise ConfigError(
             f"{file.path} describes datasets, not the training",

@@ -25,6 +25,16 @@ def is_blank(given: object) -> bool:
     return given is None or (isinstance(given, str | list | tuple) and len(given) == 0)
 
 
+def is_harmless(option: Option, value: object) -> bool:
+    """Return whether a value is what holds anyway, or another way to say "off"."""
+    harmless = (option.default, *option.asks_nothing)
+    elements = cast("list[object]", value) if isinstance(value, list | tuple) else [value]
+    return all(
+        element in harmless or (isinstance(element, str) and literal(element) in harmless)
+        for element in elements
+    )
+
+
 def read_value(option: Option, given: object, *, typed: bool) -> object:
     """Return the value of an option.
 

@@ -45,6 +45,7 @@ _EASY_SCRIPTS: Final[Mapping[str, str]] = {
     "train_mode": _REMOVE,
     "warmup_ratio": "write the share into lr_warmup_steps, for example lr_warmup_steps = 0.05",
     "resolution_schedule": "write one [[datasets]] for each resolution into dataset.toml",
+    "random_crop_padding_percent": _REMOVE,
 }
 _FAST_PATH: Final[Mapping[str, str]] = {
     "selective_checkpointing": "use gradient_checkpointing",
@@ -61,6 +62,9 @@ _EDIT_FORK: Final[Mapping[str, str]] = {
     "anima_sample_reference_dir": _REMOVE,
     "conditioning": _REMOVE,
 }
+_FREE_BUCKETS_FORK: Final[Mapping[str, str]] = {
+    "bucket_free_fit": "remove it; bucket_no_upscale lets buckets follow the pictures' sizes",
+}
 _STANDALONE: Final[Mapping[str, str]] = {
     "flash_attn": "remove it; attention is torch's own",
     "timestep_bias_strategy": "use timestep_sampling",
@@ -74,6 +78,7 @@ OTHER_TOOLS: Final[Mapping[str, OtherTool]] = {
         "LoRA_Easy_Training_Scripts": _EASY_SCRIPTS,
         "the anima-lora-fastpath fork": _FAST_PATH,
         "a fork for image editing": _EDIT_FORK,
+        "a fork with free bucket sizes": _FREE_BUCKETS_FORK,
         "Anima-Standalone-Trainer": _STANDALONE,
     }.items()
     for key, instead in keys.items()

@@ -1,13 +1,14 @@
-"""TOML files with the line that each key stands on, which tomllib does not tell."""
+"""Config files with the line that each key stands on, which tomllib does not tell."""
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from anima_pipe.errors import ConfigError
 
@@ -16,7 +17,7 @@ KeyPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TomlFile:
+class ConfigFile:
     """A parsed file."""
 
     path: Path
@@ -31,24 +32,45 @@ class TomlFile:
         return self.path.name
 
 
-def read_toml(path: Path) -> TomlFile:
+def read_toml(path: Path) -> ConfigFile:
     """Read a TOML file.
 
     Raises:
         ConfigError: There is no such file, or it is not TOML in UTF-8.
     """
+    text = _read_text(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
         table = tomllib.loads(text)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read {path}: {error.strerror or error}", "correct the path"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text", "save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}", _syntax_remedy(str(error))) from error
-    return TomlFile(path=path, table=table, lines=key_lines(text))
+    return ConfigFile(path=path, table=table, lines=key_lines(text))
+
+
+def read_json(path: Path) -> ConfigFile:
+    """Read a JSON file whose top is an object; its keys have no lines.
+
+    Raises:
+        ConfigError: There is no such file, or it is no JSON object in UTF-8.
+    """
+    text = _read_text(path)
+    try:
+        table = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON: {error}", "correct that place") from error
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path} is not a JSON object", "write its keys between { and }")
+    return ConfigFile(path=path, table=cast("dict[str, Any]", table), lines={})
+
+
+def _read_text(path: Path) -> str:
+    try:
+        # A byte order mark is what Windows' own editor writes.
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        problem = f"cannot read {path}: {error.strerror or error}"
+        raise ConfigError(problem, "correct the path") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text", "save it as UTF-8") from error
 
 
 def _syntax_remedy(message: str) -> str:

@@ -1,0 +1,138 @@
+"""The keys of dataset.toml: where each may stand, what it takes, and what fills its gaps.
+
+A key that is an option of the command line too has that option's row for type, range and fate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from anima_pipe.kohya.options import find_option
+from anima_pipe.kohya.rows import Kind, Option, flag, no_op, number, path, refused, text
+
+GENERAL: Final = "[general]"
+DATASETS: Final = "[[datasets]]"
+SUBSETS: Final = "[[datasets.subsets]]"
+
+_ANYWHERE: Final = (GENERAL, DATASETS, SUBSETS)
+_NOT_IN_SUBSETS: Final = (GENERAL, DATASETS)
+_ONLY_IN_SUBSETS: Final = (SUBSETS,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetKey:
+    """One key of dataset.toml."""
+
+    name: str
+    levels: tuple[str, ...]
+    """The tables that it may stand in."""
+    row: Option
+    """What it takes, and what becomes of it."""
+    fallback: str | None = None
+    """The option that fills in where no table has the key."""
+
+
+def _as_option(levels: tuple[str, ...], name: str, option_name: str = "") -> DatasetKey:
+    row = find_option(option_name or name)
+    assert row is not None, name
+    return DatasetKey(name=name, levels=levels, row=row, fallback=row.name)
+
+
+def _of_its_own(levels: tuple[str, ...], *rows: Option) -> list[DatasetKey]:
+    return [DatasetKey(name=row.name, levels=levels, row=row) for row in rows]
+
+
+def _visits() -> DatasetKey:
+    key = _as_option(_ANYWHERE, "num_repeats", "dataset_repeats")
+    # A subset without repeats is left out, not an error.
+    return replace(key, row=replace(key.row, minimum=None))
+
+
+_SUBSET_KEYS: Final = (
+    "color_aug",
+    "face_crop_aug_range",
+    "flip_aug",
+    "random_crop",
+    "shuffle_caption",
+    "keep_tokens",
+    "keep_tokens_separator",
+    "secondary_separator",
+    "caption_separator",
+    "enable_wildcard",
+    "token_warmup_min",
+    "token_warmup_step",
+    "caption_prefix",
+    "caption_suffix",
+    "resize_interpolation",
+    "caption_dropout_every_n_epochs",
+    "caption_dropout_rate",
+    "caption_tag_dropout_rate",
+    "caption_extension",
+    "cache_info",
+)
+
+_DATASET_KEYS: Final = (
+    "bucket_no_upscale",
+    "bucket_reso_steps",
+    "enable_bucket",
+    "max_bucket_reso",
+    "min_bucket_reso",
+    "resolution",
+    "skip_image_resolution",
+    "validation_seed",
+    "validation_split",
+)
+
+_KEYS: Final = (
+    *(_as_option(_ANYWHERE, name) for name in _SUBSET_KEYS),
+    _visits(),
+    *_of_its_own(
+        _ANYWHERE,
+        text("class_tokens", "Caption of pictures without a caption file."),
+        *refused(
+            "attributes of subsets are not supported yet",
+            "remove it",
+            Option(
+                name="custom_attributes",
+                kind=Kind.PAIRS,
+                help="Settings handed on with each sample.",
+                asks_nothing=({},),
+            ),
+        ),
+    ),
+    *(_as_option(_NOT_IN_SUBSETS, name) for name in _DATASET_KEYS),
+    _as_option(_NOT_IN_SUBSETS, "batch_size", "train_batch_size"),
+    *_of_its_own(
+        _NOT_IN_SUBSETS,
+        *no_op(
+            "Kohya's Anima training does not read it either",
+            number("network_multiplier", "Strength of the adapter.", default=1.0),
+        ),
+    ),
+    *_of_its_own(
+        _ONLY_IN_SUBSETS,
+        path("image_dir", "Folder of pictures."),
+        *refused(
+            "regularisation pictures are not supported yet",
+            "remove the subset",
+            flag("is_reg", "These are regularisation pictures."),
+        ),
+        *refused(
+            "metadata files are not supported yet",
+            "write captions into text files beside the pictures, and set image_dir",
+            path("metadata_file", "File of captions."),
+        ),
+    ),
+    _as_option(_ONLY_IN_SUBSETS, "alpha_mask"),
+    _as_option(_ONLY_IN_SUBSETS, "conditioning_data_dir"),
+)
+
+DATASET_KEYS: Final[Mapping[str, DatasetKey]] = {key.name: key for key in _KEYS}
+"""Every key, by its name."""
+
+RENAMED: Final[Mapping[str, str]] = {
+    key.fallback: key.name for key in _KEYS if key.fallback and key.fallback != key.name
+}
+"""Options of the command line that dataset.toml calls otherwise."""

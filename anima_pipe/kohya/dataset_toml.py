@@ -1,0 +1,299 @@
+"""dataset.toml (or .json), or a bare folder of pictures, into the datasets to train on.
+
+A key is looked for in the subset, then its dataset, then [general], then the options of the command
+line and train_args.toml, as Kohya does; the first that says anything wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, cast
+
+from anima_pipe.buckets import BucketRules
+from anima_pipe.dataset import DatasetConfig, SubsetConfig
+from anima_pipe.errors import ConfigError
+from anima_pipe.kohya.config_file import ConfigFile, KeyPath, read_json, read_toml
+from anima_pipe.kohya.dataset_keys import DATASET_KEYS, DATASETS, GENERAL, RENAMED, SUBSETS
+from anima_pipe.kohya.findings import Finding, raise_findings
+from anima_pipe.kohya.options import find_option, nearest_name
+from anima_pipe.kohya.rows import NoOp, Refused
+from anima_pipe.kohya.table.other_tools import OTHER_TOOLS
+from anima_pipe.kohya.values import UnfitValueError, is_harmless, read_value
+from anima_pipe.runtime import warn
+from anima_pipe.source.captions import CaptionRules
+
+LATENT_STEP: Final = 16
+"""Pixels per token of the transformer: 8 by the VAE, 2 by the patches."""
+
+FOLDER_RESOLUTION: Final = (1024, 1024)
+"""Resolution of a bare folder where nothing says otherwise: what Anima is trained at."""
+
+Table = Mapping[str, Any]
+Levels = Sequence[Mapping[str, object]]
+"""What is set, from the innermost table to the outermost, then the options."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """A file being read, and what was found wrong so far."""
+
+    file: ConfigFile
+    options: Mapping[str, object]
+    """What the command line and train_args.toml set, by the names of dataset keys."""
+    findings: list[Finding] = field(default_factory=list[Finding])
+
+    def object_to(self, path: KeyPath, problem: str, remedy: str) -> None:
+        """Add a finding about a key or a table."""
+        place = self.file.place(path)
+        problem = f"{_written(path)}: {problem}" if path else problem
+        self.findings.append(Finding(place=place, problem=problem, remedy=remedy))
+
+
+def load_dataset_config(path: Path, fallbacks: Mapping[str, object]) -> list[DatasetConfig]:
+    """Return the datasets that a file or a bare folder of pictures describes.
+
+    Args:
+        path: dataset.toml, the same as JSON, or a folder of pictures with captions beside them.
+        fallbacks: Values by option name that fill the gaps; None counts as a gap.
+
+    Raises:
+        ConfigError: It lists everything that is wrong, each with its key, line and remedy.
+    """
+    options = {
+        RENAMED.get(name, name): value for name, value in fallbacks.items() if value is not None
+    }
+    if path.is_dir():
+        return [_folder_dataset(path, options)]
+    reading = _Reading(file=_read_file(path), options=options)
+    datasets = list(_datasets(reading))
+    raise_findings(reading.findings)
+    if not datasets:
+        raise ConfigError(
+            f"{path} leaves no pictures to train on: num_repeats is below 1 everywhere",
+            "set num_repeats of a subset to 1 or more",
+        )
+    return datasets
+
+
+def _read_file(path: Path) -> ConfigFile:
+    match path.suffix.lower():
+        case ".toml":
+            return read_toml(path)
+        case ".json":
+            return read_json(path)
+        case _ if path.exists():
+            raise ConfigError(
+                f"not supported config file format: {path}", "give a .toml, a .json or a folder"
+            )
+        case _:
+            raise ConfigError(f"file not found: {path}", "correct --dataset_config")
+
+
+def _folder_dataset(folder: Path, options: Mapping[str, object]) -> DatasetConfig:
+    """Return one dataset of one folder.
+
+    Who names a folder and nothing more wants pictures of any shape at their best: bucketed, with
+    sides from a quarter to twice the resolution instead of Kohya's fixed 256 and 1024.
+    """
+    resolution = cast("tuple[int, int]", options.get("resolution", FOLDER_RESOLUTION))
+    sides: dict[str, object] = {
+        "resolution": resolution,
+        "enable_bucket": True,
+        "min_bucket_reso": max(min(resolution) // 4, _value("bucket_reso_steps", [options])),
+        "max_bucket_reso": 2 * max(resolution),
+    }
+    reading = _Reading(file=ConfigFile(path=folder, table={}, lines={}), options=options)
+    levels = [options, sides]
+    buckets = _bucket_rules(reading, (), levels)
+    subset = _subset(reading, (), folder, levels)
+    raise_findings(reading.findings)
+    assert buckets is not None
+    assert subset is not None
+    return DatasetConfig(
+        subsets=(subset,), buckets=buckets, batch_size=_value("batch_size", levels)
+    )
+
+
+def _datasets(reading: _Reading) -> Iterator[DatasetConfig]:
+    """Yield every dataset that can be made out; what cannot goes to the findings."""
+    table = reading.file.table
+    for key in table:
+        if key not in ("general", "datasets"):
+            _object_to_unknown(reading, (key,), top=True)
+    general = _level(reading, ("general",), table.get("general", {}), GENERAL)
+    tables = _tables(reading, ("datasets",), table.get("datasets"))
+    for number, dataset_table in enumerate(tables):
+        path = ("datasets", number)
+        own = _level(reading, path, dataset_table, DATASETS)
+        levels = (own, general, reading.options)
+        buckets = _bucket_rules(reading, path, levels)
+        subsets = tuple(_subsets(reading, path, dataset_table.get("subsets"), levels))
+        if buckets and subsets:
+            batch_size = _value("batch_size", levels)
+            yield DatasetConfig(subsets=subsets, buckets=buckets, batch_size=batch_size)
+
+
+def _tables(reading: _Reading, path: KeyPath, found: object) -> list[Table]:
+    """Return an array of tables; the lack of one goes to the findings."""
+    name = f"[[{'.'.join(part for part in path if isinstance(part, str))}]]"
+    if not isinstance(found, list) or not found:
+        reading.object_to(path[:-1], f"there is no {name}", f"add {name} with its keys")
+        return []
+    tables = cast("list[object]", found)
+    if not all(isinstance(table, dict) for table in tables):
+        reading.object_to(path, "is not a list of tables", f"write {name} over each")
+        return []
+    return cast("list[Table]", tables)
+
+
+def _level(reading: _Reading, path: KeyPath, table: object, level: str) -> dict[str, object]:
+    """Return the values that one table sets; what is wrong goes to the findings."""
+    if not isinstance(table, dict):
+        reading.object_to(path, "is not a table", f"write {level} above its keys")
+        return {}
+    values: dict[str, object] = {}
+    for key, given in cast("dict[str, object]", table).items():
+        if key == "subsets" and level == DATASETS:
+            continue
+        row = DATASET_KEYS.get(key)
+        if row is None:
+            _object_to_unknown(reading, (*path, key))
+        elif level not in row.levels:
+            remedy = f"move it to {' or '.join(row.levels)}"
+            reading.object_to((*path, key), f"cannot stand in {level}", remedy)
+        else:
+            values |= _read(reading, (*path, key), given)
+    return values
+
+
+def _read(reading: _Reading, path: KeyPath, given: object) -> dict[str, object]:
+    """Return the value under the key's name, or nothing where it is not for us to use."""
+    name = str(path[-1])
+    row = DATASET_KEYS[name].row
+    if isinstance(row.status, Refused):
+        if not is_harmless(row, given):
+            reading.object_to(path, f"is refused: {row.status.why}", row.status.instead)
+        return {}
+    try:
+        value = read_value(row, given, typed=True)
+    except UnfitValueError as error:
+        reading.object_to(path, error.problem, error.remedy)
+        return {}
+    if isinstance(row.status, NoOp) and not is_harmless(row, given):
+        warn(f"{_written(path)} ({reading.file.place(path)}) changes nothing: {row.status.why}")
+    return {name: value}
+
+
+def _object_to_unknown(reading: _Reading, path: KeyPath, *, top: bool = False) -> None:
+    key = str(path[-1])
+    if top and key not in DATASET_KEYS:
+        near = nearest_name(key, ("general", "datasets"))
+        hint = f"did you mean {near}?" if near else "only [general] and [[datasets]] stand here"
+    else:
+        near = nearest_name(key, DATASET_KEYS)
+        hint = f"did you mean {near}?" if near else "remove it"
+    problem = "there is no such key"
+    if other := OTHER_TOOLS.get(key):
+        problem, hint = f"is a key of {other.tool}", other.instead
+    elif key in RENAMED:
+        hint = f"dataset.toml calls it {RENAMED[key]}"
+    elif top and key in DATASET_KEYS:
+        hint = f"move it to {' or '.join(DATASET_KEYS[key].levels)}"
+    elif find_option(key):
+        hint = "it is an option of the training: write it into the file of --config_file"
+    reading.object_to(path, problem, hint)
+
+
+def _subsets(
+    reading: _Reading, path: KeyPath, found: object, levels: Levels
+) -> Iterator[SubsetConfig]:
+    """Yield the subsets of one dataset, without those that Kohya leaves out too."""
+    folders: set[Path] = set()
+    for number, table in enumerate(_tables(reading, (*path, "subsets"), found)):
+        own_path = (*path, "subsets", number)
+        own = _level(reading, own_path, table, SUBSETS)
+        own_levels = (own, *levels)
+        folder = _image_folder(reading, own_path, table, own)
+        if folder is None:
+            continue
+        if _value("num_repeats", own_levels) < 1:
+            warn(f"{_written(own_path)} is left out: num_repeats is below 1")
+        elif folder.resolve() in folders:
+            warn(f"{_written(own_path)} is left out: its dataset has {folder} already")
+        elif subset := _subset(reading, own_path, folder, own_levels):
+            folders.add(folder.resolve())
+            yield subset
+
+
+def _subset(reading: _Reading, path: KeyPath, folder: Path, levels: Levels) -> SubsetConfig | None:
+    captions = {rule.name: _value(rule.name, levels) for rule in fields(CaptionRules)}
+    extension: str = _value("caption_extension", levels)
+    try:
+        return SubsetConfig(
+            image_dir=folder,
+            num_repeats=_value("num_repeats", levels),
+            caption_extension=extension if extension.startswith(".") else f".{extension}",
+            class_tokens=_value("class_tokens", levels),
+            captions=CaptionRules(**captions),
+            flip_aug=_value("flip_aug", levels),
+            resize_interpolation=_value("resize_interpolation", levels),
+        )
+    except ConfigError as error:
+        reading.object_to(path, error.problem, error.remedy)
+        return None
+
+
+def _image_folder(
+    reading: _Reading, path: KeyPath, table: Table, own: Mapping[str, object]
+) -> Path | None:
+    """Return the subset's folder, relative to where we are or else to the file."""
+    given = own.get("image_dir")
+    if not isinstance(given, Path):
+        if not {"image_dir", "metadata_file"} & table.keys():
+            reading.object_to(path, "image_dir is missing", "add image_dir, a folder of pictures")
+        return None
+    candidates = dict.fromkeys(base / given for base in (Path.cwd(), reading.file.path.parent))
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    looked = " and ".join(str(candidate) for candidate in candidates)
+    reading.object_to((*path, "image_dir"), f"there is no folder {looked}", "correct the path")
+    return None
+
+
+def _bucket_rules(reading: _Reading, path: KeyPath, levels: Levels) -> BucketRules | None:
+    if _value("resolution", levels) is None:
+        remedy = "add resolution = 1024 to [general] or [[datasets]]"
+        reading.object_to(path, "resolution is required", remedy)
+        return None
+    try:
+        rules = BucketRules(
+            **{rule.name: _value(rule.name, levels) for rule in fields(BucketRules)}
+        )
+    except ConfigError as error:
+        reading.object_to(path, error.problem, error.remedy)
+        return None
+    if rules.enable_bucket and rules.bucket_reso_steps % LATENT_STEP:
+        remedy = f"use a multiple of {LATENT_STEP}, such as 64"
+        reading.object_to(path, f"bucket_reso_steps is {rules.bucket_reso_steps}", remedy)
+    elif not rules.enable_bucket and any(side % LATENT_STEP for side in rules.resolution):
+        width, height = rules.resolution
+        remedy = f"use multiples of {LATENT_STEP}, or set enable_bucket = true"
+        reading.object_to(path, f"resolution {width}x{height} does not fit the model", remedy)
+    return rules
+
+
+def _value(name: str, levels: Levels) -> Any:
+    """Return the first value that a level has, else the default."""
+    for level in levels:
+        if level.get(name) is not None:
+            return level[name]
+    return DATASET_KEYS[name].row.default
+
+
+def _written(path: KeyPath) -> str:
+    """Return a path as people write it: datasets[0].subsets[1].num_repeats."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]
+    return "".join(parts).removeprefix(".")

@@ -1,0 +1,342 @@
+"""dataset.toml, its JSON form and bare folders: keys, levels, inheritance, and what is refused."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from anima_pipe.dataset import DatasetConfig
+from anima_pipe.errors import ConfigError
+from anima_pipe.kohya.dataset_keys import DATASET_KEYS
+from anima_pipe.kohya.dataset_toml import load_dataset_config
+
+PUBLISHED = json.loads(
+    (Path(__file__).parent / "data" / "published_configs.json").read_text(encoding="utf-8")
+)
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch) -> Path:
+    """A working directory with the folders of pictures `a` and `b`, and `toml` for the file."""
+    for name in ("a", "b", "toml", "data/images"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load(text: str, suffix: str = ".toml", **fallbacks: object) -> list[DatasetConfig]:
+    file = Path("toml", f"dataset{suffix}").absolute()
+    file.write_text(text, encoding="utf-8")
+    return load_dataset_config(file, fallbacks)
+
+
+def problem_of(text: str, suffix: str = ".toml", **fallbacks: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(text, suffix, **fallbacks)
+    return str(caught.value)
+
+
+WHOLE = """
+[general]
+shuffle_caption = true
+caption_extension = "caption"
+resolution = 512
+batch_size = 2
+
+[[datasets]]
+enable_bucket = true
+max_bucket_reso = 768
+
+  [[datasets.subsets]]
+  image_dir = "a"
+  num_repeats = 10
+  keep_tokens = 1
+
+  [[datasets.subsets]]
+  image_dir = "b"
+  shuffle_caption = false
+  class_tokens = "sks dog"
+
+[[datasets]]
+resolution = [640, 512]
+batch_size = 4
+keep_tokens = 3
+
+  [[datasets.subsets]]
+  image_dir = "a"
+  flip_aug = true
+  resize_interpolation = "box"
+"""
+
+
+def test_keys_are_inherited_from_general_and_from_the_dataset(folders):
+    first, second = load(WHOLE)
+    assert first.batch_size == 2
+    assert first.buckets.resolution == (512, 512)
+    assert first.buckets.enable_bucket
+    assert first.buckets.max_bucket_reso == 768
+    assert second.batch_size == 4
+    assert second.buckets.resolution == (640, 512)
+    assert not second.buckets.enable_bucket
+    dogs, cats = first.subsets
+    assert (dogs.image_dir, dogs.num_repeats) == (folders / "a", 10)
+    assert dogs.captions.shuffle_caption
+    assert dogs.captions.keep_tokens == 1
+    assert not cats.captions.shuffle_caption
+    assert cats.class_tokens == "sks dog"
+    assert cats.num_repeats == 1
+    (again,) = second.subsets
+    assert again.captions.keep_tokens == 3
+    assert again.flip_aug
+    assert again.resize_interpolation == "area"
+    assert {subset.caption_extension for subset in (dogs, cats, again)} == {".caption"}
+
+
+def test_the_same_in_json(folders):
+    import tomllib
+
+    assert load(json.dumps(tomllib.loads(WHOLE)), ".json") == load(WHOLE)
+
+
+ONE = 'datasets = [{ %s, subsets = [{ image_dir = "a", %s }] }]\n'
+
+
+def one(dataset: str = "resolution = 512", subset: str = "num_repeats = 1") -> str:
+    return ONE % (dataset, subset)
+
+
+def test_options_fill_gaps_but_do_not_win_over_the_file():
+    options = {
+        "train_batch_size": 3,
+        "dataset_repeats": 7,
+        "shuffle_caption": True,
+        "caption_dropout_rate": 0.1,
+        "enable_bucket": True,
+        "resolution": (768, 768),
+        "caption_prefix": None,
+    }
+    (gaps,) = load(
+        "datasets = [{ subsets = [{ image_dir = 'a', shuffle_caption = false }] }]", **options
+    )
+    assert gaps.batch_size == 3
+    assert gaps.buckets.resolution == (768, 768)
+    assert gaps.buckets.enable_bucket
+    (subset,) = gaps.subsets
+    assert subset.num_repeats == 7
+    assert subset.captions.caption_dropout_rate == 0.1
+    assert not subset.captions.shuffle_caption
+    (full,) = load(one("resolution = 512, enable_bucket = false, batch_size = 2"), **options)
+    assert full.batch_size == 2
+    assert full.buckets.resolution == (512, 512)
+    assert not full.buckets.enable_bucket
+
+
+def test_kohyas_defaults_hold_where_nothing_is_said():
+    (dataset,) = load(one())
+    (subset,) = dataset.subsets
+    assert dataset.batch_size == 1
+    assert not dataset.buckets.enable_bucket
+    assert dataset.buckets.bucket_reso_steps == 64
+    assert subset.caption_extension == ".txt"
+    assert subset.captions.caption_separator == ","
+    assert subset.class_tokens is None
+    assert subset.resize_interpolation is None
+
+
+def test_a_bare_folder_is_a_bucketed_dataset(folders):
+    (dataset,) = load_dataset_config(folders / "a", {})
+    (subset,) = dataset.subsets
+    assert subset.image_dir == folders / "a"
+    assert dataset.buckets.resolution == (1024, 1024)
+    assert dataset.buckets.enable_bucket
+    assert dataset.buckets.side_limits == (256, 2048)
+
+
+def test_options_shape_a_bare_folder(folders):
+    options = {
+        "resolution": (64, 96),
+        "bucket_reso_steps": 16,
+        "train_batch_size": 2,
+        "shuffle_caption": True,
+    }
+    (dataset,) = load_dataset_config(folders / "a", options)
+    assert dataset.batch_size == 2
+    assert dataset.buckets.side_limits == (16, 192)
+    assert dataset.subsets[0].captions.shuffle_caption
+    (flat,) = load_dataset_config(folders / "a", {"enable_bucket": False})
+    assert not flat.buckets.enable_bucket
+
+
+def test_a_folder_that_is_not_here_may_lie_beside_the_file(folders):
+    (folders / "toml" / "c").mkdir()
+    (dataset,) = load(one().replace('"a"', '"c"'))
+    assert dataset.subsets[0].image_dir == folders / "toml" / "c"
+    problem = problem_of(one().replace('"a"', '"d"'))
+    assert f"there is no folder {folders / 'd'} and {folders / 'toml' / 'd'}" in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (
+            one(subset="num_repeat = 2"),
+            ["dataset.toml line 1: datasets[0].subsets[0].num_repeat", "did you mean num_repeats?"],
+        ),
+        ("[general]\nfoo = 1\n" + one(), ["line 2: general.foo: there is no such key"]),
+        (one("resolution = 512, train_batch_size = 2"), ["dataset.toml calls it batch_size"]),
+        (one("resolution = 512, learning_rate = 1"), ["it is an option of the training"]),
+        (one("resolution = 512, bucket_free_fit = true"), ["is a key of a fork"]),
+        (one(subset="batch_size = 2"), ["move it to [general] or [[datasets]]"]),
+        (one("resolution = 512, is_reg = true"), ["move it to [[datasets.subsets]]"]),
+        ('[general]\nimage_dir = "a"\n' + one(), ["cannot stand in [general]"]),
+        (
+            "resolution = 512\n" + one(),
+            ["resolution: there is no such key", "move it to [general]"],
+        ),
+        ("[generall]\n" + one(), ["did you mean general?"]),
+        (one("resolution = '512px'"), ["'512px' is not a size"]),
+        (one(subset="num_repeats = 1.5"), ["num_repeats: 1.5 is not a whole number"]),
+        (one(subset="shuffle_caption = 1"), ["1 is neither true nor false"]),
+        (one(subset="caption_dropout_rate = 5"), ["5 is too large"]),
+        (one(subset="resize_interpolation = 'foo'"), ["'foo' is unknown", "lanczos"]),
+        (one("batch_size = 0, resolution = 512"), ["batch_size: 0 is too small"]),
+        (one("batch_size = 1"), ["datasets[0]: resolution is required"]),
+        (one("resolution = 200"), ["resolution 200x200 does not fit the model"]),
+        (
+            one("resolution = 512, enable_bucket = true, bucket_reso_steps = 24"),
+            ["bucket_reso_steps is 24", "multiple of 16"],
+        ),
+        (
+            one("resolution = 128, enable_bucket = true"),
+            ["min_bucket_reso must be equal or less than resolution"],
+        ),
+        (
+            one("resolution = 2048, enable_bucket = true"),
+            ["max_bucket_reso must be equal or greater than resolution"],
+        ),
+        (one(subset="caption_separator = ''"), ["caption_separator is empty"]),
+        ("[general]\n", ["there is no [[datasets]]"]),
+        ("[[datasets]]\nresolution = 512\n", ["datasets[0]: there is no [[datasets.subsets]]"]),
+        ("datasets = 5", ["there is no [[datasets]]"]),
+        ("datasets = [5]", ["is not a list of tables"]),
+        ("general = 5\n" + one(), ["general: is not a table"]),
+        ("datasets = [{ resolution = 512, subsets = [{}] }]", ["image_dir is missing"]),
+        (one(subset="is_reg = true"), ["is_reg: is refused: regularisation pictures"]),
+        (one(subset="alpha_mask = true"), ["alpha_mask: is refused: masks"]),
+        (one(subset="random_crop = true"), ["random_crop: is refused"]),
+        (one(subset="color_aug = true"), ["cannot be cached"]),
+        (one(subset="face_crop_aug_range = [1.0, 3.0]"), ["face_crop_aug_range: is refused"]),
+        (one("resolution = 512, validation_split = 0.1"), ["validation_split: is refused"]),
+        (one(subset="custom_attributes = { a = 1 }"), ["custom_attributes: is refused"]),
+        (
+            "datasets = [{ resolution = 512, subsets = [{ metadata_file = 'm.json' }] }]",
+            ["metadata files are not supported yet"],
+        ),
+        (one("resolution = 512, skip_image_resolution = 64"), ["skip_image_resolution"]),
+        ("datasets = [", ["is not TOML"]),
+    ],
+)
+def test_what_is_wrong_is_named(text: str, parts: list[str]):
+    problem = problem_of(text)
+    for part in parts:
+        assert part in problem
+
+
+def test_all_problems_are_reported_together():
+    text = """[general]
+shuffle = true
+
+[[datasets]]
+resolution = "big"
+bucket_reso_steps = 24
+enable_bucket = true
+  [[datasets.subsets]]
+  image_dir = "nowhere"
+  [[datasets.subsets]]
+  image_dir = "a"
+  keep_tokens = -1
+"""
+    problem = problem_of(text)
+    for part in (
+        "line 2: general.shuffle: there is no such key",
+        "line 5: datasets[0].resolution: 'big' is not a size",
+        "line 9: datasets[0].subsets[0].image_dir: there is no folder",
+        "line 12: datasets[0].subsets[1].keep_tokens: -1 is too small",
+    ):
+        assert part in problem
+
+
+def test_what_is_refused_may_be_written_out_as_off():
+    off = "is_reg = false, alpha_mask = false, color_aug = false, custom_attributes = {}"
+    (dataset,) = load(one("resolution = 512, validation_split = 0.0", off))
+    assert len(dataset.subsets) == 1
+
+
+def test_subsets_that_kohya_leaves_out_are_left_out_with_a_warning(caplog):
+    text = """[[datasets]]
+resolution = 512
+subsets = [
+  { image_dir = "a" },
+  { image_dir = "b", num_repeats = 0 },
+  { image_dir = "toml/../a" },
+  { image_dir = "a", flip_aug = true },
+]
+[[datasets]]
+resolution = 256
+subsets = [{ image_dir = "a" }]
+"""
+    with caplog.at_level(logging.WARNING, logger="anima_pipe"):
+        first, second = load(text)
+    assert [subset.image_dir.name for subset in first.subsets] == ["a"]
+    assert [subset.image_dir.name for subset in second.subsets] == ["a"]
+    left_out = [record.getMessage().split(" is left out: ")[0] for record in caplog.records]
+    assert left_out == [f"warning: datasets[0].subsets[{number}]" for number in (1, 2, 3)]
+
+
+def test_a_dataset_whose_every_subset_is_left_out_is_left_out_itself():
+    text = """[[datasets]]
+subsets = [{ image_dir = "a", num_repeats = 0 }]
+[[datasets]]
+subsets = [{ image_dir = "b" }]
+"""
+    (dataset,) = load(text, resolution=(512, 512))
+    assert dataset.subsets[0].image_dir.name == "b"
+    assert "leaves no pictures" in problem_of(one(subset="num_repeats = 0"))
+
+
+def test_files_of_another_kind_are_told_apart(folders):
+    with pytest.raises(ConfigError, match="file not found"):
+        load_dataset_config(Path("nowhere"), {})
+    with pytest.raises(ConfigError, match=r"cannot read .*nowhere\.toml"):
+        load_dataset_config(Path("nowhere.toml"), {})
+    assert "not supported config file format" in problem_of("{}", ".yaml")
+    assert "is not JSON" in problem_of("{", ".json")
+    assert "is not a JSON object" in problem_of("[]", ".json")
+
+
+def test_keys_without_lines_are_named_all_the_same():
+    text = json.dumps({"datasets": [{"resolution": 512, "subsets": [{"image_dir": "a", "x": 1}]}]})
+    assert "dataset.json: datasets[0].subsets[0].x: there is no such key" in problem_of(
+        text, ".json"
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [c for c in PUBLISHED if c["dataset"] and c["form"] in ("toml", "cli")],
+    ids=lambda config: config["id"],
+)
+def test_a_published_dataset_passes_or_fails_by_names_that_its_author_knows(config):
+    tables = config["dataset"]
+    foreign = {
+        key
+        for dataset in tables["datasets"]
+        for key in {*dataset, *(key for subset in dataset["subsets"] for key in subset)}
+        if key not in {*DATASET_KEYS, "subsets"}
+    }
+    if foreign:
+        problem = problem_of(json.dumps(tables), ".json")
+        assert all(f"{key}: is a key of " in problem for key in foreign)
+    else:
+        assert len(load(json.dumps(tables), ".json")) == len(tables["datasets"])
