@@ -121,10 +121,12 @@ def find_folder(cache_dir: Path, kind: Kind, name: str | None) -> tuple[Path, Id
     Raises:
         CacheError: Several fit, or a folder with shards has no readable description.
     """
-    folders = [f for f in sorted(cache_dir.glob(f"{kind}-*")) if (f / DESCRIPTION).exists()]
-    found = [(folder, read_identity(folder)) for folder in folders]
+    folders = sorted(cache_dir.glob(f"{kind}-*"))
+    # A writer that starts just now may have made the folder and nothing in it.
+    begun = [f for f in folders if (f / DESCRIPTION).exists() or _has_shards(f)]
+    found = [(folder, read_identity(folder)) for folder in begun]
     if name is None:
-        fitting = [entry for entry in found if any(entry[0].glob("*.tar"))]
+        fitting = [entry for entry in found if _has_shards(entry[0])]
     else:
         fitting = [entry for entry in found if entry[1].is_called(name)]
     if len(fitting) > 1:
@@ -133,6 +135,10 @@ def find_folder(cache_dir: Path, kind: Kind, name: str | None) -> tuple[Path, Id
             "say which one by its fingerprint, or remove those you no longer need",
         )
     return fitting[0] if fitting else None
+
+
+def _has_shards(folder: Path) -> bool:
+    return any(folder.glob("*.tar"))
 
 
 def _listed(found: Sequence[tuple[Path, Identity]]) -> str:

@@ -4,7 +4,7 @@ It holds columns, one entry per sample, so that a cache of 100,000 samples opens
 
     {"version": 1, "tar": "w-000000.tar", "tar_bytes": 268000256,
      "keys": ["0f3a...", ...],
-     "safetensors": {"offset": [...], "length": [...], "crc32": [...]},
+     "safetensors": {"offset": [...], "length": [...], "crc32": [...], "fold32": [...]},
      "json":        {"offset": [...], "length": [...], "crc32": [...]},
      "tensors": {"latent": {"dtype": ["F16", ...], "shape": [[16, 96, 64], ...], "offset": [...]}},
      "damaged": []}
@@ -27,8 +27,8 @@ from typing import Any, Final
 
 from anima_pipe.errors import OutputError
 from anima_pipe.files import write_atomically
-from anima_pipe.shards.sample import METADATA, PAYLOAD, is_intact, tensor_places
-from anima_pipe.shards.tar import Span, read_members
+from anima_pipe.shards.sample import METADATA, PAYLOAD, fold32, is_intact, tensor_places
+from anima_pipe.shards.tar import BLOCK, Span, read_members
 
 INDEX_VERSION: Final = 1
 
@@ -89,6 +89,8 @@ class ShardIndex:
     tar_bytes: int = 0
     keys: list[str] = field(default_factory=list[str])
     payloads: MemberColumns = field(default_factory=MemberColumns)
+    payload_folds: array[int] = field(default_factory=_integers)
+    """The payloads' quick checksums, see `fold32`."""
     metadata: MemberColumns = field(default_factory=MemberColumns)
     tensors: dict[str, TensorColumns] = field(default_factory=dict[str, TensorColumns])
     damaged: list[str] = field(default_factory=list[str])
@@ -115,11 +117,32 @@ class ShardIndex:
             columns[name].offset.append(spans[PAYLOAD].offset + place.offset)
         self.keys.append(key)
         self.payloads.add(spans[PAYLOAD], members[PAYLOAD])
+        self.payload_folds.append(fold32(members[PAYLOAD]))
         self.metadata.add(spans[METADATA], members[METADATA])
 
     def is_whole(self, row: int, shard: memoryview) -> bool:
-        """Tell whether both members of a sample have their checksums in the shard's bytes."""
-        return self.payloads.is_whole(row, shard) and self.metadata.is_whole(row, shard)
+        """Tell whether a sample is where the index says, and both members have their checksums."""
+        return (
+            self._is_named(row, shard)
+            and self.payloads.is_whole(row, shard)
+            and self.metadata.is_whole(row, shard)
+        )
+
+    def seems_whole(self, row: int, shard: memoryview) -> bool:
+        """Tell the same by the quick checksum of the tensors, which a first read can afford."""
+        start = self.payloads.offset[row]
+        payload = shard[start : start + self.payloads.length[row]]
+        return (
+            self._is_named(row, shard)
+            and fold32(payload) == self.payload_folds[row]
+            and self.metadata.is_whole(row, shard)
+        )
+
+    def _is_named(self, row: int, shard: memoryview) -> bool:
+        """Tell whether the tar header before the tensors names the sample, not another one."""
+        start = self.payloads.offset[row] - BLOCK
+        name = f"{self.keys[row]}.{PAYLOAD}".encode()
+        return bytes(shard[start : start + len(name)]) == name
 
 
 def index_path(tar: Path) -> Path:
@@ -199,7 +222,7 @@ def _to_json(index: ShardIndex) -> dict[str, object]:
         "tar": index.tar,
         "tar_bytes": index.tar_bytes,
         "keys": index.keys,
-        PAYLOAD: _member_lists(index.payloads),
+        PAYLOAD: {**_member_lists(index.payloads), "fold32": index.payload_folds.tolist()},
         METADATA: _member_lists(index.metadata),
         "tensors": {
             name: {
@@ -227,6 +250,7 @@ def _from_json(fields: dict[str, Any]) -> ShardIndex:
         tar_bytes=fields["tar_bytes"],
         keys=list(fields["keys"]),
         payloads=_member_columns(fields[PAYLOAD]),
+        payload_folds=array("q", fields[PAYLOAD]["fold32"]),
         metadata=_member_columns(fields[METADATA]),
         tensors={name: _tensor_columns(lists) for name, lists in fields["tensors"].items()},
         damaged=list(fields["damaged"]),
@@ -234,6 +258,7 @@ def _from_json(fields: dict[str, Any]) -> ShardIndex:
     tensors = index.tensors.values()
     columns = [c for m in (index.payloads, index.metadata) for c in (m.offset, m.length, m.crc32)]
     columns += [column for t in tensors for column in (t.dtype, t.shape, t.offset)]
+    columns.append(index.payload_folds)
     if any(len(column) != len(index.keys) for column in columns):
         raise ValueError("columns of unequal length")
     return index

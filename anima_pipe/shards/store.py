@@ -46,6 +46,7 @@ class Store(Generic[Value]):
         """What was found wrong while opening: rebuilt sidecars, damaged samples."""
         self._codec = codec
         self._shards = shards
+        self._tars = [self.folder / shard.tar for shard in shards]
         self._places = _first_places(shards)
         self._start_reading()
 
@@ -136,9 +137,9 @@ class Store(Generic[Value]):
         """Find a sample, comparing its checksum the first time that this process asks for it."""
         number, row = self._place(key)
         shard = self._shards[number]
-        mapped = self._mapping(self.folder / shard.tar, shard.tar_bytes)
+        mapped = self._mapping(self._tars[number], shard.tar_bytes)
         if key not in self._checked:
-            if not shard.is_whole(row, memoryview(mapped)):
+            if not shard.seems_whole(row, memoryview(mapped)):
                 raise self._damage(shard, key)
             self._checked.add(key)
         return shard, row, mapped

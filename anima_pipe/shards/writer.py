@@ -29,11 +29,20 @@ SHARD_BYTES: Final = 256 * 2**20
 class WriterSummary:
     """What a writer has published."""
 
-    samples: int
-    shards: int
-    written_bytes: int
-    kept_in_bf16: tuple[str, ...]
+    samples: int = 0
+    shards: int = 0
+    written_bytes: int = 0
+    kept_in_bf16: tuple[str, ...] = ()
     """Keys of samples that an fp16 cache holds in bf16, having values beyond fp16's range."""
+
+    def with_shard(self, shard: ShardIndex, dtype: StoredDtype) -> WriterSummary:
+        """Return the summary with one shard more."""
+        return WriterSummary(
+            samples=self.samples + len(shard.keys),
+            shards=self.shards + 1,
+            written_bytes=self.written_bytes + shard.tar_bytes,
+            kept_in_bf16=(*self.kept_in_bf16, *_kept_in_bf16(shard, dtype)),
+        )
 
 
 class ShardWriter(Generic[Value]):
@@ -76,8 +85,9 @@ class ShardWriter(Generic[Value]):
         self._dtype: StoredDtype = dtype
         self._shard_bytes = shard_bytes
         self._shard: _ShardInProgress | None = None
-        self._published: list[ShardIndex] = []
         self._published_keys: set[str] = set()
+        self.summary = WriterSummary()
+        """What has been published so far; complete once the block is left."""
 
     def __enter__(self) -> Self:
         return self
@@ -89,18 +99,6 @@ class ShardWriter(Generic[Value]):
         traceback: TracebackType | None,
     ) -> None:
         self.publish()
-
-    @property
-    def summary(self) -> WriterSummary:
-        """What has been published so far; complete once the block is left."""
-        return WriterSummary(
-            samples=sum(len(index.keys) for index in self._published),
-            shards=len(self._published),
-            written_bytes=sum(index.tar_bytes for index in self._published),
-            kept_in_bf16=tuple(
-                key for index in self._published for key in _kept_in_bf16(index, self._dtype)
-            ),
-        )
 
     def add(self, key: str, value: Value, metadata: Mapping[str, object]) -> None:
         """Store a sample; one that this writer already has is left out.
@@ -142,7 +140,7 @@ class ShardWriter(Generic[Value]):
             shard.publish()
         finally:
             shard.discard()
-        self._published.append(shard.index)
+        self.summary = self.summary.with_shard(shard.index, self._dtype)
         self._published_keys.update(shard.keys)
         write_index(self.folder / shard.index.tar, shard.index)
 
@@ -150,8 +148,8 @@ class ShardWriter(Generic[Value]):
         if self._shard and self._shard.size_with(length) > self._shard_bytes:
             self.publish()
         if self._shard is None:
-            number = len(self._published)
-            self._shard = _ShardInProgress(self.folder / f"{self._name}-{number:06d}.tar")
+            path = self.folder / f"{self._name}-{self.summary.shards:06d}.tar"
+            self._shard = _ShardInProgress(path)
         return self._shard
 
 

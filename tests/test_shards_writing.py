@@ -1,0 +1,261 @@
+"""Whatever happens to a writer, every published shard is whole and the next run goes on."""
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from anima_pipe.errors import OutputError
+from anima_pipe.shards import LatentWriter, open_cache
+
+FINGERPRINT = "3fa1c2" + 58 * "0"
+
+WRITER = f"""
+import os, random, resource, signal, sys, time, torch
+from anima_pipe.shards import LatentWriter, open_cache
+
+def fill(folder, numbers, shard_bytes=20_000):
+    present = open_cache(folder).latents
+    with LatentWriter(folder, "{FINGERPRINT}", "fp16", "vae", shard_bytes) as writer:
+        for number in numbers:
+            if f"key{{number}}" not in present:
+                latent = torch.full((16, 8, 8), float(number))
+                writer.add(f"key{{number}}", latent, {{"number": number}})
+
+def in_child(act):
+    pid = os.fork()
+    if pid == 0:
+        act()
+        os._exit(0)
+    return pid
+"""
+
+
+def run_writer(script, folder):
+    """Run a script after WRITER in a process of its own, where forking and limits do no harm."""
+    return subprocess.run(
+        [sys.executable, "-c", WRITER + script, str(folder)], capture_output=True, text=True
+    )
+
+
+def published_keys(folder):
+    """Return the key of every sample in every tar, read by nothing of ours."""
+    keys = []
+    for path in folder.glob("*/*.tar"):
+        with tarfile.open(path) as tar:
+            keys += [name.removesuffix(".json") for name in tar.getnames() if ".json" in name]
+    return keys
+
+
+def unfinished(folder):
+    return [path.name for path in folder.rglob("*") if "unfinished" in path.name]
+
+
+def write(folder, numbers, **options):
+    with LatentWriter(folder, FINGERPRINT, "fp16", "vae", **options) as writer:
+        for number in numbers:
+            writer.add(f"key{number}", torch.full((16, 8, 8), float(number)), {})
+    return writer
+
+
+def test_a_writer_killed_at_any_moment_leaves_whole_shards_and_the_next_run_goes_on(tmp_path):
+    ran = run_writer(
+        """
+rng = random.Random(0)
+leftovers = 0
+for attempt in range(25):
+    child = in_child(lambda: fill(sys.argv[1], range(10**6)))
+    time.sleep(rng.uniform(0.005, 0.06))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    leftovers += any("unfinished" in name for _, _, names in os.walk(sys.argv[1]) for name in names)
+print(leftovers)
+""",
+        tmp_path,
+    )
+    assert int(ran.stdout) > 5, ran.stderr  # most kills found it at work
+    open_cache(tmp_path)  # makes the sidecar that the last kill may have prevented
+    survivors = open_cache(tmp_path).latents
+    assert len(survivors) > 0
+    assert survivors.verify() == []
+
+    total = len(survivors) + 30
+    again = run_writer(f"fill(sys.argv[1], range({total}))", tmp_path)
+    assert again.returncode == 0, again.stderr
+
+    store = open_cache(tmp_path).latents
+    wanted = sorted(f"key{number}" for number in range(total))
+    assert sorted(store) == wanted
+    assert sorted(published_keys(tmp_path)) == wanted  # nothing was encoded twice
+    assert store.verify() == []
+    assert all(store[f"key{number}"][0, 0, 0] == number for number in range(total))
+    assert unfinished(tmp_path) == []
+
+
+def test_writers_in_several_processes_fill_one_cache(tmp_path):
+    ran = run_writer(
+        """
+children = [in_child(lambda: fill(sys.argv[1], range(start, start + 60))) for start in (0, 30, 40)]
+print([os.waitpid(child, 0)[1] for child in children])
+""",
+        tmp_path,
+    )
+    assert ran.stdout.strip() == "[0, 0, 0]", ran.stderr
+
+    store = open_cache(tmp_path).latents
+    assert sorted(store) == sorted(f"key{n}" for n in range(100))
+    assert all(store[f"key{n}"][0, 0, 0] == n for n in range(100))
+    assert store.verify() == []
+
+
+def test_leaving_by_an_exception_keeps_what_was_encoded(tmp_path):
+    def encode(numbers):
+        yield from numbers
+        raise RuntimeError("the encoder ran out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        write(tmp_path, encode([1]))
+
+    assert list(open_cache(tmp_path).latents) == ["key1"]
+
+
+def test_nothing_of_a_shard_in_progress_is_taken_for_a_shard(tmp_path):
+    with LatentWriter(tmp_path, FINGERPRINT, "fp16", "vae") as writer:
+        writer.add("key1", torch.ones(16, 8, 8), {})
+        during = [path.name for path in tmp_path.rglob("*.tar")]
+        assert unfinished(tmp_path) != []
+
+    assert during == []
+    assert len(list(tmp_path.rglob("*.tar"))) == 1
+    assert unfinished(tmp_path) == []
+
+
+@contextmanager
+def small_disk(folder, size):
+    """Mount a filesystem of `size` bytes, where that is allowed."""
+    folder.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("mounting a small filesystem is not allowed here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_and_loses_only_the_shard_in_progress(tmp_path):
+    with small_disk(tmp_path / "disk", 256 * 1024) as disk:
+        with pytest.raises(OutputError, match=r"cannot write .*\.tar: No space left.*\n.*room"):
+            write(disk, range(1000), shard_bytes=50_000)
+
+        store = open_cache(disk).latents
+        assert list(store) == [f"key{n}" for n in range(len(store))]
+        assert len(store) > 20
+        assert store.verify() == []
+        assert unfinished(disk) == []
+
+
+def test_a_file_size_limit_is_said_and_loses_only_the_shard_in_progress(tmp_path):
+    ran = run_writer(
+        """
+from anima_pipe.errors import OutputError
+fill(sys.argv[1], range(10))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    fill(sys.argv[1], range(10, 100), shard_bytes=2**20)
+except OutputError as error:
+    print(error)
+""",
+        tmp_path,
+    )
+    assert re.match(rf"cannot write .*\.tar: {os.strerror(errno.EFBIG)}\n  Fix: ", ran.stdout)
+    assert sorted(open_cache(tmp_path).latents) == sorted(f"key{n}" for n in range(10))
+    assert unfinished(tmp_path) == []
+
+
+def test_a_writer_can_go_on_after_the_disk_refused_a_shard(tmp_path):
+    with small_disk(tmp_path / "disk", 512 * 1024) as disk:
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(470 * 1024))
+        with LatentWriter(disk, FINGERPRINT, "fp16", "vae") as writer:
+            writer.add("key0", torch.ones(16, 8, 8), {})
+            with pytest.raises(OutputError):
+                writer.add("large", torch.ones(16, 64, 64), {})
+            ballast.unlink()
+            writer.add("key0", torch.ones(16, 8, 8), {})
+
+        assert list(open_cache(disk).latents) == ["key0"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+
+    with pytest.raises(OutputError, match=r"cannot write .*cache/latents-3fa1c2000000-fp16"):
+        write(tmp_path / "cache", [1])
+
+
+HERE = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
+DAY = 24 * 3600
+
+
+@pytest.mark.parametrize(
+    ("host", "alive", "age", "locked", "removed"),
+    [
+        (HERE, False, 0, False, True),
+        (HERE, True, 0, False, False),
+        (HERE, False, 0, True, False),
+        ("elsewhere", False, 0, False, False),
+        ("elsewhere", False, 2 * DAY, False, True),
+        (HERE, True, 2 * DAY, False, True),
+    ],
+    ids=[
+        "of a dead process",
+        "of a living process",
+        "of a process in another container",
+        "of another host, young",
+        "of another host, old",
+        "old and its process number given anew",
+    ],
+)
+def test_leftovers_are_removed_when_nobody_can_be_writing_to_them(
+    tmp_path, host, alive, age, locked, removed
+):
+    folder = write(tmp_path, [1]).folder
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    leftover = folder / f"w-000000.tar.{host}.{os.getpid() if alive else ended.pid}.unfinished"
+    with leftover.open("wb") as file:
+        if locked:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        os.utime(leftover, (time.time() - age, time.time() - age))
+        write(tmp_path, [2])
+
+    assert leftover.exists() != removed
+
+
+def test_two_writers_in_one_process_do_not_disturb_each_other(tmp_path):
+    with (
+        LatentWriter(tmp_path, FINGERPRINT, "fp16", "vae") as one,
+        LatentWriter(tmp_path, FINGERPRINT, "fp16", "vae") as other,
+    ):
+        for number in range(10):
+            for writer in (one, other):
+                writer.add(f"key{number}", torch.full((16, 8, 8), float(number)), {})
+
+    store = open_cache(tmp_path).latents
+    assert len(store) == 10
+    assert len(published_keys(tmp_path)) == 20
+    assert store.verify() == []
