@@ -56,8 +56,9 @@ def test_every_exif_orientation_gives_the_upright_pixels(
     assert difference.mean() <= (3 if extension == "jpg" else 0)
 
 
-def test_damaged_exif_does_not_cost_the_picture(tmp_path, photo):
-    path = saved(tmp_path, photo, "odd.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0\0")
+@pytest.mark.parametrize("damaged", [b"MM\0*\0\0\0\x08\xff\xff\0\0", b"no tags at all", b""])
+def test_damaged_exif_does_not_cost_the_picture(tmp_path, photo, damaged):
+    path = saved(tmp_path, photo, "odd.jpg", exif=b"Exif\0\0" + damaged)
     assert pixels_of(path).shape == (80, 120, 3)
 
 

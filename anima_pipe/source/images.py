@@ -66,7 +66,7 @@ def find_images(folder: Path) -> list[Path]:
             f"image folder {folder} cannot be listed: {error.strerror}",
             "give the path of a folder with pictures in it",
         ) from error
-    return [Path(folder) / name for name in sorted(names)]
+    return [folder / name for name in sorted(names)]
 
 
 def _is_picture(entry: os.DirEntry[str]) -> bool:

@@ -82,11 +82,11 @@ def _area_average(pixels: NDArray[np.uint8], choice: BucketChoice) -> NDArray[np
     left, top = choice.crop
     width, height = choice.bucket
     rows = _averaged(pixels.reshape(pixels.shape[0], -1), choice.resized[1], top, height)
-    # Averaging is over the first axis, where whole rows are added up at memory speed.
-    columns = rows.reshape(height, -1, 3).swapaxes(0, 1)
-    columns = np.ascontiguousarray(columns).reshape(columns.shape[0], -1)
-    averaged = _averaged(columns, choice.resized[0], left, width).reshape(width, height, 3)
-    return np.ascontiguousarray(np.rint(averaged).astype(np.uint8).swapaxes(0, 1))
+    # Averaging is over the first axis, where whole lines are added up at memory speed.
+    columns = np.ascontiguousarray(rows.reshape(height, -1, 3).transpose(1, 2, 0))
+    columns = columns.reshape(columns.shape[0], -1)
+    averaged = _averaged(columns, choice.resized[0], left, width).reshape(width, 3, height)
+    return np.ascontiguousarray(np.rint(averaged).astype(np.uint8).transpose(2, 0, 1))
 
 
 def _averaged(
