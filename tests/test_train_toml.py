@@ -1,14 +1,15 @@
 """The file behind --config_file, and the values that come of it, the command line and defaults."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from anima_pipe.errors import ConfigError
+from anima_pipe.kohya.config_file import key_lines
 from anima_pipe.kohya.options import find_option
 from anima_pipe.kohya.resolve import resolve
-from anima_pipe.kohya.config_file import key_lines
 from anima_pipe.kohya.train_toml import read_train_args
 
 PUBLISHED = json.loads(
@@ -273,9 +274,8 @@ raw = \'\'\'
 ]\'\'\'
 after = [ # comment
   1, [2,
-  3], {x = 4,
+  3], {x = 4}
   # between
-  }
 ]
 inline = { p = 1, q = { "r" = [1,
 2] }, s = 2020-01-01 07:00:00 }
@@ -296,10 +296,22 @@ n = 1
 '''
 
 
+def leaves(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """The paths of all values that are neither tables nor arrays."""
+    if isinstance(value, dict):
+        return [leaf for key, item in value.items() for leaf in leaves(item, (*path, key))]
+    if isinstance(value, list):
+        return [leaf for key, item in enumerate(value) for leaf in leaves(item, (*path, key))]
+    return [path]
+
+
+def test_every_key_of_an_awkward_file_has_a_line():
+    assert [leaf for leaf in leaves(tomllib.loads(AWKWARD)) if leaf not in key_lines(AWKWARD)] == []
+
+
 def test_lines_of_keys_are_found_in_awkward_files():
-    text = AWKWARD.replace("x = 4,\n  # between\n  }", "x = 4}\n  # between\n")
-    lines = key_lines(text)
-    source = text.splitlines()
+    lines = key_lines(AWKWARD)
+    source = AWKWARD.splitlines()
     expected = {
         ("first",): 'first = "a # = [ b" # comment',
         ("quoted key",): "\"quoted key\" = 'single \\'",
