@@ -30,7 +30,7 @@ from anima_pipe.errors import CheckpointError
 class TableRow:
     """What is trained on modules of one role, for the user to read."""
 
-    place: str
+    modules: str
     """The path of the modules' parent, with * for the numbers of layers."""
     kind: str
     rank: int | None
@@ -55,11 +55,6 @@ class Adapter:
         self.deltas = dict(deltas)
         for path, delta in self.deltas.items():
             wrap(model, path, delta)
-
-    @property
-    def kind(self) -> str:
-        """The kinds of its deltas: "lora", "lora+norm"."""
-        return "+".join(sorted({kind_name(delta) for delta in self.deltas.values()}))
 
     @property
     def model_depths(self) -> dict[str, int]:
@@ -94,7 +89,7 @@ class Adapter:
                 sum(value.numel() for _name, value in delta.trained())
             )
         return [
-            TableRow(place=place, kind=kind, rank=rank, count=len(sizes), parameters=sum(sizes))
+            TableRow(modules=place, kind=kind, rank=rank, count=len(sizes), parameters=sum(sizes))
             for (place, kind, rank), sizes in roles.items()
         ]
 

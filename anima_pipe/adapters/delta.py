@@ -79,7 +79,7 @@ class Delta(nn.Module, ABC):
 
     @abstractmethod
     def weight_changes(self, weights: Mapping[str, Tensor], /) -> dict[str, Tensor]:
-        """Return what is added to the base's parameters, at the present strength.
+        """Return what is added to the base's parameters at strength 1.
 
         Args:
             weights: The base's parameters by name ("weight", "bias"), fp32.
@@ -90,16 +90,20 @@ class Delta(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def from_file(cls, base: nn.Module, tensors: Mapping[str, Tensor]) -> Self:
-        """Return the delta that a file's tensors describe.
+    def from_file(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Return the delta that a file's tensors describe, on the CPU.
 
         Args:
-            base: The module it is for, to check shapes and take the device from.
-            tensors: By file name (`lora_A.weight`, `alpha`), any float dtype.
+            tensors: By our file names (`lora_A.weight`, `alpha`), any float dtype.
 
         Raises:
-            CheckpointError: A tensor is missing or its shape does not fit the base.
+            CheckpointError: A tensor is missing, or the shapes do not go together.
         """
+
+    @property
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the parameters that it changes, by their names in the base."""
 
     @property
     def rank(self) -> int | None:
@@ -126,9 +130,10 @@ class Delta(nn.Module, ABC):
         return tensors
 
     def plain_lora(self) -> tuple[Tensor, Tensor] | None:
-        """Return Float32[r, in] and Float32[out, r] whose product is the change at strength 1.
+        """Return down and up, whose product up @ down is the change at strength 1.
 
-        None where the kind has no such form.
+        Returns:
+            Float32[r, in] and Float32[out, r]; None where the kind has no such form.
         """
         return None
 
@@ -159,22 +164,21 @@ def effective_weights(module: nn.Module) -> dict[str, Tensor]:
     if not isinstance(module, Adapted):
         return {name: value.float() for name, value in module.named_parameters(recurse=False)}
     weights = effective_weights(module.base)
-    changes = module.delta.weight_changes(weights)
-    return {**weights, **{name: weights[name] + change for name, change in changes.items()}}
+    return {**weights, **changed_weights(module.delta, weights)}
+
+
+def changed_weights(delta: Delta, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the parameters that a delta changes, with the change, at its present strength."""
+    return {
+        name: weights[name] + change * delta.strength
+        for name, change in delta.weight_changes(weights).items()
+    }
 
 
 def linear_root(module: nn.Module) -> nn.Linear:
-    """Return the linear layer under the wrappers.
-
-    Raises:
-        CheckpointError: It is another kind of module.
-    """
+    """Return the linear layer under the wrappers."""
     root = root_module(module)
-    if not isinstance(root, nn.Linear):
-        raise CheckpointError(
-            f"tensors of a linear layer for a {type(root).__name__}",
-            "use an adapter that was trained on this model",
-        )
+    assert isinstance(root, nn.Linear), f"a {type(root).__name__} was chosen as a linear layer"
     return root
 
 
@@ -184,25 +188,38 @@ def kaiming_uniform(rows: int, columns: int, generator: torch.Generator) -> Tens
     return nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
 
 
-def take(tensors: Mapping[str, Tensor], name: str, device: torch.device) -> Tensor:
-    """Return a file's tensor as a trainable master: fp32, on the device of its base.
+def take(tensors: Mapping[str, Tensor], name: str, axes: int) -> Tensor:
+    """Return a file's tensor as a trainable master, fp32 and a copy.
 
     Raises:
-        CheckpointError: The file does not have it.
+        CheckpointError: The file does not have it, or with another number of axes.
     """
     if name not in tensors:
         raise CheckpointError(
             f"{name} is missing beside {', '.join(sorted(tensors))}",
             "use the whole adapter file; this one was cut or edited",
         )
-    return tensors[name].to(device, torch.float32, copy=True)
+    if tensors[name].ndim != axes:
+        raise CheckpointError(
+            f"{name} has shape {tuple(tensors[name].shape)}, not {axes} axes",
+            "only adapters of linear layers and norms can be used here",
+        )
+    return tensors[name].to(torch.float32, copy=True)
 
 
-def refuse_shapes(found: Mapping[str, Tensor], root: nn.Module) -> CheckpointError:
-    """Return the error for tensors whose shapes do not make a change of this module's weight."""
-    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in found.items())
-    weight = {name: tuple(value.shape) for name, value in root.named_parameters(recurse=False)}
-    return CheckpointError(
-        f"{shapes} cannot change a {type(root).__name__} with {weight}",
-        "use an adapter that was trained on a model of this width",
-    )
+def check_shared_axis(first: Tensor, second: Tensor, names: str) -> None:
+    """Check that the columns of one factor are the rows of the next.
+
+    Raises:
+        CheckpointError: They are not, so that the factors have no product.
+    """
+    if first.shape[1] != second.shape[0]:
+        raise CheckpointError(
+            f"{names} with shapes {tuple(first.shape)} and {tuple(second.shape)} have no product",
+            "use the file as its trainer wrote it",
+        )
+
+
+def file_alpha(tensors: Mapping[str, Tensor]) -> float | None:
+    """Return the alpha that a file states, or None: alpha = rank."""
+    return float(tensors["alpha"]) if "alpha" in tensors else None

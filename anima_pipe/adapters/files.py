@@ -20,6 +20,7 @@ from anima_pipe.adapters.registry import (
     FOREIGN_TENSORS,
     delta_class_of,
     kind_name,
+    kind_names,
     tensor_names_in_files,
 )
 from anima_pipe.adapters.styles import PathIndex, find_style, split_key
@@ -28,6 +29,32 @@ from anima_pipe.files import write_atomically
 
 DEPTHS_KEY = "model_depths"
 """Metadata: the lengths of the model's lists of layers, JSON. An adapter fits one depth only."""
+
+_OTHER_MODEL = "use an adapter that was trained on this model"
+_EDITED = "use the file as its trainer wrote it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFile:
+    """What an adapter file holds: our names of tensors, its own names of modules."""
+
+    path: Path
+    modules: Mapping[str, Mapping[str, Tensor]]
+    """What the file calls a module -> its tensors by our names, on the CPU."""
+    metadata: Mapping[str, str]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The finest dtype among the trained tensors."""
+        found = {
+            t.dtype for module in self.modules.values() for n, t in module.items() if n != "alpha"
+        }
+        return min(found, key=lambda dtype: torch.finfo(dtype).eps)
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """The depths of the model that it was trained on; empty if it does not say."""
+        return json.loads(self.metadata.get(DEPTHS_KEY, "{}"))
 
 
 def save_adapter(
@@ -53,31 +80,30 @@ def save_adapter(
         ConfigError: The style cannot express something.
         OutputError: The file cannot be written.
     """
-    keys = find_style(style)
+    stamped = {**(metadata or {}), DEPTHS_KEY: json.dumps(adapter.model_depths)}
+    return write_deltas(adapter.deltas, path, style, dtype, stamped, drop_norms=drop_norms)
+
+
+def write_deltas(
+    deltas: Mapping[str, Delta],
+    path: str | os.PathLike[str],
+    style: str = "comfy",
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    drop_norms: bool = False,
+) -> Path:
+    """Write deltas, by module path, to a file; otherwise as `save_adapter`."""
+    path, keys = Path(path), find_style(style)
+    if drop_norms:
+        deltas = {place: delta for place, delta in deltas.items() if delta.group != "norm"}
     tensors: dict[str, Tensor] = {}
-    for place, delta in adapter.deltas.items():
-        if drop_norms and delta.group == "norm":
-            continue
+    for place, delta in deltas.items():
         for name, tensor in _expressed(delta, place, style).items():
             kept = tensor if name == "alpha" or dtype is None else tensor.to(dtype)
             tensors[keys.key(place, name)] = kept.cpu().contiguous()
-    header = {**(metadata or {}), **adapter_metadata(adapter, style)}
-    path = Path(path)
-    write_atomically(path, save(tensors, header))
+    write_atomically(path, save(tensors, {**(metadata or {}), **_own_metadata(deltas, style)}))
     return path
-
-
-def adapter_metadata(adapter: Adapter, style: str) -> dict[str, str]:
-    """Return what every adapter file says of itself."""
-    linears = [delta for delta in adapter.deltas.values() if delta.rank is not None]
-    return {
-        "format": "pt",
-        "adapter_kind": adapter.kind,
-        "adapter_style": style,
-        "adapter_rank": ",".join(sorted({str(delta.rank) for delta in linears})),
-        "adapter_alpha": ",".join(sorted({f"{delta.alpha:g}" for delta in linears})),
-        DEPTHS_KEY: json.dumps(adapter.model_depths),
-    }
 
 
 def load_adapter(path: str | os.PathLike[str], model: nn.Module, strength: float = 1.0) -> Adapter:
@@ -93,26 +119,23 @@ def load_adapter(path: str | os.PathLike[str], model: nn.Module, strength: float
             width, or with tensors that match nothing in this one.
     """
     file = read_adapter_file(path)
-    _refuse_other_depth(file, model)
-    places = _match_modules(file, model)
-    deltas = {
-        place: _delta_of(file, part, module)
-        for place, module in walk(model)
-        if (part := places.get(place)) is not None
-    }
-    adapter = Adapter(model, deltas)
+    own = depths(model)
+    if file.depths and file.depths != own:
+        raise CheckpointError(
+            f"{file.path} was trained on a model with layers {file.depths}, this one has {own}",
+            "use the base model that it was trained on; an adapter fits one depth only",
+        )
+    shapes = {place: _parameter_shapes(module) for place, module in walk(model)}
+    deltas = deltas_of(file, PathIndex(place for place, found in shapes.items() if found))
+    for place, delta in deltas.items():
+        if not delta.shapes.items() <= shapes[place].items():
+            raise CheckpointError(
+                f"{file.path}: {place} has {shapes[place]}, but the file changes {delta.shapes}",
+                _OTHER_MODEL,
+            )
+    adapter = Adapter(model, {place: deltas[place] for place in shapes if place in deltas})
     adapter.set_strength(strength)
     return adapter
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterFile:
-    """An adapter file's contents, in our names of tensors and the file's names of modules."""
-
-    path: Path
-    modules: Mapping[str, Mapping[str, Tensor]]
-    """What the file calls a module -> its tensors by our names, on the CPU."""
-    metadata: Mapping[str, str]
 
 
 def read_adapter_file(path: str | os.PathLike[str]) -> AdapterFile:
@@ -122,17 +145,17 @@ def read_adapter_file(path: str | os.PathLike[str]) -> AdapterFile:
         CheckpointError: It cannot be read, or holds something else than adapters.
     """
     path, names = Path(path), tensor_names_in_files()
+    modules: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            places = {key: split_key(key, names) for key in file.keys()}  # noqa: SIM118 (not iterable)
-            _refuse_other_tensors(path, [key for key, place in places.items() if place is None])
-            modules: dict[str, dict[str, Tensor]] = {}
+            places = {key: split_key(key, names) for key in file.keys()}  # noqa: SIM118 (no dict)
+            _refuse_others(path, [key for key, place in places.items() if place is None])
             for key, place in places.items():
                 assert place is not None
-                tensors = modules.setdefault(place[0], {})
-                if names[place[1]] in tensors:
-                    raise CheckpointError(f"{path}: {key} is there under two names", _ANOTHER_FILE)
-                tensors[names[place[1]]] = file.get_tensor(key)
+                module, name = place[0], names[place[1]]
+                if name in modules.setdefault(module, {}):
+                    raise CheckpointError(f"{path} has {key} under two names", _EDITED)
+                modules[module][name] = file.get_tensor(key)
             return AdapterFile(path=path, modules=modules, metadata=file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
@@ -140,89 +163,60 @@ def read_adapter_file(path: str | os.PathLike[str]) -> AdapterFile:
         ) from error
 
 
-_ANOTHER_FILE = "use the file as its trainer wrote it"
-
-
-def _refuse_other_tensors(path: Path, others: Sequence[str]) -> None:
-    """Check that a file holds tensors of adapters alone.
+def deltas_of(file: AdapterFile, index: PathIndex) -> dict[str, Delta]:
+    """Return the deltas of a file by checkpoint name of their module.
 
     Raises:
-        CheckpointError: It holds `others` too, or nothing else.
+        CheckpointError: A module is not in the index, or twice in the file; tensors are of a kind
+            unknown here, or do not go together.
     """
-    if others:
-        raise CheckpointError(
-            f"{path}: {len(others)} tensors are of no adapter kind known here: {_some(others)}",
-            "give a LoRA or LoKr file; a full checkpoint goes where the base model is named",
-        )
-
-
-def _refuse_other_depth(file: AdapterFile, model: nn.Module) -> None:
-    """Check that an adapter was made for a model with as many layers, if it says so.
-
-    Raises:
-        CheckpointError: It was not.
-    """
-    stated: dict[str, int] = json.loads(file.metadata.get(DEPTHS_KEY, "{}"))
-    own = depths(model)
-    wrong = [path for path in stated.keys() | own.keys() if stated.get(path) != own.get(path)]
-    if stated and wrong:
-        raise CheckpointError(
-            f"{file.path} was trained on a model with layers {stated}, this one has {own}",
-            "use the base model that it was trained on; an adapter fits one depth only",
-        )
-
-
-def _match_modules(file: AdapterFile, model: nn.Module) -> dict[str, str]:
-    """Return checkpoint name -> the file's name of every module in a file.
-
-    Raises:
-        CheckpointError: A module is not in the model, or is in the file twice.
-    """
-    index = PathIndex(
-        path
-        for path, module in walk(model)
-        if any(True for _ in root_module(module).parameters(recurse=False))
-    )
     places: dict[str, str] = {}
     unmatched: list[str] = []
-    for part in file.modules:
-        place = index.find(part)
+    for module in file.modules:
+        place = index.find(module)
         if place is None:
-            unmatched.append(part)
-        elif place in places:
-            raise CheckpointError(
-                f"{file.path}: {part} and {places[place]} are one module", _ANOTHER_FILE
-            )
-        else:
-            places[place] = part
+            unmatched.append(module)
+        elif places.setdefault(place, module) != module:
+            raise CheckpointError(f"{file.path} has {place} under two names", _EDITED)
     if unmatched:
         raise CheckpointError(
             f"{file.path}: {len(unmatched)} of {len(file.modules)} modules are not in this model: "
             f"{_some(unmatched)}",
-            "use an adapter that was trained on this model",
+            _OTHER_MODEL,
         )
-    return places
+    return {place: _delta_of(file, module) for place, module in places.items()}
 
 
-def _delta_of(file: AdapterFile, part: str, module: nn.Module) -> Delta:
-    """Return the delta for one module.
-
-    Raises:
-        CheckpointError: The tensors are of a kind unknown here, or do not fit the module.
-    """
-    tensors = file.modules[part]
+def _delta_of(file: AdapterFile, module: str) -> Delta:
+    """Return the delta of one module of a file."""
+    tensors = file.modules[module]
     delta_class = delta_class_of(tensors)
     if delta_class is None:
         kinds = sorted({FOREIGN_TENSORS[name] for name in tensors if name in FOREIGN_TENSORS})
         raise CheckpointError(
-            f"{file.path}: {part} is of kind {' with '.join(kinds) or 'unknown'} "
+            f"{file.path}: {module} is of kind {' with '.join(kinds) or 'unknown'} "
             f"({', '.join(sorted(tensors))})",
-            "only LoRA, LoKr and norms can be put on a model here",
+            f"only {', '.join(kind_names())} can be used here",
         )
     try:
-        return delta_class.from_file(module, tensors)
+        return delta_class.from_file(tensors)
     except CheckpointError as error:
-        raise CheckpointError(f"{file.path}: {part}: {error.problem}", error.remedy) from error
+        raise CheckpointError(f"{file.path}: {module}: {error.problem}", error.remedy) from error
+
+
+def _parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a module's own parameters, those of what is under its wrappers."""
+    own = root_module(module).named_parameters(recurse=False)
+    return {name: tuple(parameter.shape) for name, parameter in own}
+
+
+def _refuse_others(path: Path, keys: Sequence[str]) -> None:
+    """Check that no key of a file is of something else than an adapter."""
+    if keys:
+        raise CheckpointError(
+            f"{path}: {len(keys)} tensors are of no adapter kind: {_some(keys)}",
+            "give an adapter's file; a full checkpoint goes where the base model is named",
+        )
 
 
 def _expressed(delta: Delta, place: str, style: str) -> dict[str, Tensor]:
@@ -234,14 +228,26 @@ def _expressed(delta: Delta, place: str, style: str) -> dict[str, Tensor]:
     if not find_style(style).plain_lora_only:
         return delta.file_tensors()
     plain = delta.plain_lora()
-    if plain is None:
-        remedy = (
-            "leave the norms out with drop_norms, or train with train_norm off"
-            if delta.group == "norm"
-            else "save it in style comfy"
-        )
-        raise ConfigError(f"style {style} cannot express the {kind_name(delta)} of {place}", remedy)
-    return {"lora_A.weight": plain[0], "lora_B.weight": plain[1]}
+    if plain is not None:
+        return {"lora_A.weight": plain[0], "lora_B.weight": plain[1]}
+    raise ConfigError(
+        f"style {style} cannot express {place}, which is of kind {kind_name(delta)}",
+        "drop the norms (the picture will differ) or train with train_norm off"
+        if delta.group == "norm"
+        else "save in style comfy",
+    )
+
+
+def _own_metadata(deltas: Mapping[str, Delta], style: str) -> dict[str, str]:
+    """Return what every adapter file says of itself."""
+    ranked = [delta for delta in deltas.values() if delta.rank is not None]
+    return {
+        "format": "pt",
+        "adapter_kind": "+".join(sorted({kind_name(delta) for delta in deltas.values()})),
+        "adapter_style": style,
+        "adapter_rank": ",".join(sorted({str(delta.rank) for delta in ranked})),
+        "adapter_alpha": ",".join(sorted({str(delta.alpha) for delta in ranked})),
+    }
 
 
 def _some(names: Sequence[str]) -> str:

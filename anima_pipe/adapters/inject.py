@@ -108,7 +108,9 @@ def depths(model: nn.Module) -> dict[str, int]:
 def wrap(model: nn.Module, path: str, delta: Delta) -> None:
     """Put a delta on the module at a path, over whatever is on it already."""
     parent, name = _place(model, path)
-    setattr(parent, name, Adapted(getattr(parent, name), delta))
+    base: nn.Module = getattr(parent, name)
+    delta.to(next(root_module(base).parameters()).device)
+    setattr(parent, name, Adapted(base, delta))
 
 
 def unwrap(model: nn.Module, path: str, delta: Delta) -> nn.Module:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from anima_pipe.adapters.delta import (
     Delta,
     DeltaConfig,
+    check_shared_axis,
+    file_alpha,
     kaiming_uniform,
     linear_root,
-    refuse_shapes,
     take,
 )
 
@@ -31,8 +32,7 @@ class LoraConfig(DeltaConfig):
         """Return a LoRA that changes nothing yet; see `DeltaConfig.create`."""
         linear = linear_root(base)
         down = kaiming_uniform(self.rank, linear.in_features, generator)
-        up = torch.zeros(linear.out_features, self.rank)
-        return LoraDelta(down.to(linear.weight.device), up.to(linear.weight.device), self)
+        return LoraDelta(down, torch.zeros(linear.out_features, self.rank), self)
 
 
 def lora_delta(x: Tensor, down: Tensor, up: Tensor, scale: float | Tensor) -> Tensor:
@@ -79,16 +79,16 @@ class LoraDelta(Delta):
         self.config = config
 
     @classmethod
-    def from_file(cls, base: nn.Module, tensors: Mapping[str, Tensor]) -> Self:
+    def from_file(cls, tensors: Mapping[str, Tensor]) -> Self:
         """Return the LoRA that a file's tensors describe; see `Delta.from_file`."""
-        linear = linear_root(base)
-        down = take(tensors, "lora_A.weight", linear.weight.device)
-        up = take(tensors, "lora_B.weight", linear.weight.device)
-        fits = down.ndim == up.ndim == 2 and down.shape[0] == up.shape[1]
-        if not fits or (up.shape[0], down.shape[1]) != (linear.out_features, linear.in_features):
-            raise refuse_shapes({"lora_A": down, "lora_B": up}, linear)
-        alpha = float(tensors["alpha"]) if "alpha" in tensors else None
-        return cls(down, up, LoraConfig(rank=down.shape[0], alpha=alpha))
+        down, up = take(tensors, "lora_A.weight", 2), take(tensors, "lora_B.weight", 2)
+        check_shared_axis(up, down, "lora_B and lora_A")
+        return cls(down, up, LoraConfig(rank=down.shape[0], alpha=file_alpha(tensors)))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of the weight: (out, in)."""
+        return {"weight": (self.up.shape[0], self.down.shape[1])}
 
     @property
     def rank(self) -> int:
@@ -108,8 +108,8 @@ class LoraDelta(Delta):
         return output + lora_delta(x, self.down, self.up, self._scale(x))
 
     def weight_changes(self, _weights: Mapping[str, Tensor], /) -> dict[str, Tensor]:
-        """Return strength * alpha / rank * up @ down for the weight; see `Delta`."""
-        return {"weight": (self.up @ self.down) * (self.config.scale * self.strength)}
+        """Return alpha / rank * up @ down for the weight; see `Delta.weight_changes`."""
+        return {"weight": self.up @ self.down * self.config.scale}
 
     def plain_lora(self) -> tuple[Tensor, Tensor]:
         """Return the factors with alpha / rank folded into the second."""

@@ -21,4 +21,4 @@ def merge_delta(module: nn.Module, delta: Delta) -> None:
     weights = effective_weights(module)
     own = dict(root_module(module).named_parameters(recurse=False))
     for name, change in delta.weight_changes(weights).items():
-        own[name].copy_(own[name].float() + change)
+        own[name].copy_(own[name].float() + change * delta.strength)

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from anima_pipe.adapters.delta import Delta, effective_weights, refuse_shapes, root_module, take
+from anima_pipe.adapters.delta import (
+    Delta,
+    changed_weights,
+    effective_weights,
+    root_module,
+    take,
+)
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -47,20 +53,15 @@ class NormDelta(Delta):
         return cls(start["weight"], start.get("bias"))
 
     @classmethod
-    def from_file(cls, base: nn.Module, tensors: Mapping[str, Tensor]) -> Self:
+    def from_file(cls, tensors: Mapping[str, Tensor]) -> Self:
         """Return the delta that a file's tensors describe; see `Delta.from_file`."""
-        root = root_module(base)
-        if not is_norm(root):
-            raise refuse_shapes({name: tensors[name] for name in tensors}, root)
-        weights = dict(root.named_parameters(recurse=False))
-        found = {
-            name: take(tensors, file_name, weights["weight"].device)
-            for name, file_name in cls.tensor_names.items()
-            if file_name in tensors or name == "weight"
-        }
-        if any(name not in weights or found[name].shape != weights[name].shape for name in found):
-            raise refuse_shapes({cls.tensor_names[name]: found[name] for name in found}, root)
-        return cls(found["weight"], found.get("bias"))
+        bias = take(tensors, "b_norm", 1) if "b_norm" in tensors else None
+        return cls(take(tensors, "w_norm", 1), bias)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the weight and, if it changes, the bias."""
+        return {name: tuple(value.shape) for name, value in self.named_parameters()}
 
     def forward(self, base: nn.Module, x: Tensor) -> Tensor:
         """Return the norm of `x` with the changed weights; see `Delta.forward`.
@@ -71,11 +72,9 @@ class NormDelta(Delta):
         if self.strength == 0:
             return base(x)
         weights = effective_weights(base)
-        changes = self.weight_changes(weights)
-        changed = {name: weights[name] + change for name, change in changes.items()}
-        return functional_call(root_module(base), {**weights, **changed}, x.float()).to(x.dtype)
+        changed = {**weights, **changed_weights(self, weights)}
+        return functional_call(root_module(base), changed, x.float()).to(x.dtype)
 
     def weight_changes(self, _weights: Mapping[str, Tensor], /) -> dict[str, Tensor]:
-        """Return strength * delta for each parameter that has one; see `Delta`."""
-        deltas = {"weight": self.weight, "bias": self.bias}
-        return {name: delta * self.strength for name, delta in deltas.items() if delta is not None}
+        """Return the delta of each parameter that has one; see `Delta.weight_changes`."""
+        return dict(self.named_parameters())

@@ -57,6 +57,11 @@ def kind_name(delta: Delta) -> str:
     return next((name for name, kind in KINDS.items() if type(delta) is kind.delta), "norm")
 
 
+def kind_names() -> tuple[str, ...]:
+    """Return the names of all kinds, that of norms last."""
+    return (*KINDS, "norm")
+
+
 def delta_classes() -> tuple[type[Delta], ...]:
     """Return every class of deltas, those of linear layers first."""
     return (*(kind.delta for kind in KINDS.values()), NormDelta)
