@@ -62,7 +62,27 @@ KNOWN_NAMES: Final = frozenset(
 )
 
 DEEPEST: Final = 128
-"""Blocks that an adapter's file may speak of when there is no model to ask; 52 is the most known."""
+"""Blocks that a file may speak of when there is no model to ask; models with 52 are known."""
+
+SMALLEST: Final = TransformerConfig(
+    width=12,
+    blocks=1,
+    head_width=12,
+    context_width=2,
+    adaln_width=1,
+    mlp_width=1,
+    llm_adapter=LlmAdapterConfig(
+        source_width=2,
+        width=2,
+        output_width=2,
+        blocks=1,
+        head_width=2,
+        mlp_width=1,
+        vocabulary=1,
+        in_proj=True,
+    ),
+)
+"""A model built for its modules' names alone."""
 
 TOLERANCES: Final = {torch.float32: 1e-5, torch.float16: 8e-3, torch.bfloat16: 6e-2}
 """Largest difference that saving in a dtype explains, relative to the layer's largest change:
@@ -219,10 +239,7 @@ def anima_paths() -> PathIndex:
 
     A name in Kohya's style can only be undone by knowing them: its dots became underscores.
     """
-    adapter = LlmAdapterConfig(blocks=1, in_proj=True)
-    with torch.device("meta"):
-        model = AnimaTransformer(TransformerConfig(blocks=1, llm_adapter=adapter))
-    paths = [path for path, _module in walk(model)]
+    paths = [path for path, _module in walk(AnimaTransformer(SMALLEST))]
     return PathIndex(
         re.sub(r"(?<=\bblocks\.)0\b", str(block), path)
         for path in paths
