@@ -78,3 +78,20 @@ def profile_that_sees_green():
     )
     header += bytes(12) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
     return header.ljust(128, b"\0") + tags + lookup
+
+
+def decode_requests(folder, count, orientations=(False,)):
+    """Requests for `count` pictures of noise, of two sizes in turn."""
+    rng = np.random.default_rng(0)
+    requests = []
+    for index in range(count):
+        width, height = ((48, 32), (32, 48))[index % 2]
+        path = folder / f"{index:03}.png"
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+        choice = BucketChoice(bucket=(width, height), resized=(width, height), crop=(0, 0))
+        image = read_image_file(path)
+        requests += [
+            LatentRequest(key=f"{index}-{flip}", image=image, choice=choice, flipped=flip)
+            for flip in orientations
+        ]
+    return requests

@@ -8,38 +8,13 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from picture_files import decode_requests
 
 from anima_pipe.errors import PipeError
-from anima_pipe.records import BucketChoice, LatentRequest
 from anima_pipe.source.decode import decode_in_workers
-from anima_pipe.source.images import load_pixels, read_image_file
-
-SIZES = [(48, 32), (32, 48)]
-
-
-def make_requests(folder, count, orientations=(False,)):
-    """Requests for `count` pictures of noise, of two sizes in turn."""
-    rng = np.random.default_rng(0)
-    requests = []
-    for index in range(count):
-        width, height = SIZES[index % 2]
-        path = folder / f"{index:03}.png"
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
-        choice = BucketChoice(bucket=(width, height), resized=(width, height), crop=(0, 0))
-        requests += [
-            LatentRequest(
-                key=f"{index}-{flipped}",
-                image=read_image_file(path),
-                choice=choice,
-                flipped=flipped,
-            )
-            for flipped in orientations
-        ]
-    return requests
+from anima_pipe.source.images import load_pixels
 
 
 def keys_of(batches):
@@ -48,7 +23,7 @@ def keys_of(batches):
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_batches_hold_one_bucket_each_in_the_order_of_the_requests(tmp_path, num_workers):
-    requests = make_requests(tmp_path, 10)
+    requests = decode_requests(tmp_path, 10)
     batches = list(decode_in_workers(requests, 3, num_workers))
     assert keys_of(batches) == [
         ["0-False", "2-False", "4-False"],
@@ -66,7 +41,7 @@ def test_batches_hold_one_bucket_each_in_the_order_of_the_requests(tmp_path, num
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_each_row_is_the_picture_of_its_request(tmp_path, num_workers):
-    requests = make_requests(tmp_path, 6, orientations=(False, True))
+    requests = decode_requests(tmp_path, 6, orientations=(False, True))
     seen = 0
     for batch in decode_in_workers(requests, 5, num_workers):
         assert batch.pixels.dtype == torch.uint8
@@ -78,7 +53,7 @@ def test_each_row_is_the_picture_of_its_request(tmp_path, num_workers):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_picture_that_fails_is_listed_and_costs_its_batch_nothing(tmp_path, num_workers):
-    requests = make_requests(tmp_path, 8)
+    requests = decode_requests(tmp_path, 8)
     broken = requests[2].image.path
     broken.write_bytes(broken.read_bytes()[:-100])
     requests[4].image.path.unlink()
@@ -94,7 +69,7 @@ def test_a_picture_that_fails_is_listed_and_costs_its_batch_nothing(tmp_path, nu
 
 
 def test_a_batch_of_nothing_but_failures_has_no_rows(tmp_path):
-    requests = make_requests(tmp_path, 1)
+    requests = decode_requests(tmp_path, 1)
     requests[0].image.path.unlink()
     (batch,) = decode_in_workers(requests, 4, 0)
     assert (len(batch.requests), len(batch.pixels), len(batch.failures)) == (0, 0, 1)
@@ -106,7 +81,7 @@ def test_nothing_to_decode_starts_no_process():
 
 
 def test_leaving_early_ends_the_workers(tmp_path):
-    batches = decode_in_workers(make_requests(tmp_path, 40), 1, 2)
+    batches = decode_in_workers(decode_requests(tmp_path, 40), 1, 2)
     next(batches)
     assert multiprocessing.active_children()
     batches.close()
@@ -114,7 +89,7 @@ def test_leaving_early_ends_the_workers(tmp_path):
 
 
 def test_a_worker_that_is_killed_is_one_clear_error(tmp_path):
-    batches = decode_in_workers(make_requests(tmp_path, 40), 1, 2)
+    batches = decode_in_workers(decode_requests(tmp_path, 40), 1, 2)
     next(batches)
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGKILL)
@@ -123,13 +98,13 @@ def test_a_worker_that_is_killed_is_one_clear_error(tmp_path):
 
 
 ENDLESS_CALLER = """
-import multiprocessing, sys, time
-from pathlib import Path
-from test_decode import make_requests
-from anima_pipe.source.decode import decode_in_workers
+if __name__ == "__main__":  # what stands outside is run by every worker
+    import multiprocessing, sys, time
+    from pathlib import Path
+    from picture_files import decode_requests
+    from anima_pipe.source.decode import decode_in_workers
 
-if __name__ == "__main__":
-    batches = decode_in_workers(make_requests(Path(sys.argv[1]), 40), 1, 2)
+    batches = decode_in_workers(decode_requests(Path(sys.argv[1]), 40), 1, 2)
     next(batches)
     print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
     time.sleep(600)
