@@ -240,10 +240,12 @@ def test_a_folder_made_by_another_encoder_is_refused(tmp_path):
         write_latents(tmp_path, [2])
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"kind": "latents"}'])
-def test_an_unreadable_description_is_named(tmp_path, content):
-    folder = write_latents(tmp_path, [1]).folder
-    (folder / "cache.json").write_text(content)
+@pytest.mark.parametrize("content", ["{", "[]", '{"kind": "latents"}', None])
+def test_a_description_that_cannot_be_read_is_named(tmp_path, content):
+    description = write_latents(tmp_path, [1]).folder / "cache.json"
+    description.unlink()
+    if content is not None:
+        description.write_text(content)
 
     with pytest.raises(CacheError, match=r"cache\.json cannot be read"):
         open_cache(tmp_path)

@@ -2,15 +2,18 @@
 
 import errno
 import fcntl
+import itertools
 import os
+import random
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tarfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -72,10 +75,14 @@ def test_a_writer_killed_at_any_moment_leaves_whole_shards_and_the_next_run_goes
     ran = run_writer(
         """
 rng = random.Random(0)
+fill(sys.argv[1], range(5))
 leftovers = 0
 for attempt in range(25):
     child = in_child(lambda: fill(sys.argv[1], range(10**6)))
-    time.sleep(rng.uniform(0.005, 0.06))
+    working = f".{child}.unfinished"
+    while not any(name.endswith(working) for _, _, names in os.walk(sys.argv[1]) for name in names):
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0, 0.05))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     leftovers += any("unfinished" in name for _, _, names in os.walk(sys.argv[1]) for name in names)
@@ -127,6 +134,30 @@ def test_leaving_by_an_exception_keeps_what_was_encoded(tmp_path):
         write(tmp_path, encode([1]))
 
     assert list(open_cache(tmp_path).latents) == ["key1"]
+
+
+def test_an_interrupt_at_any_moment_leaves_whole_samples_only(tmp_path):
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(number, frame):
+        raise Interrupted
+
+    rng = random.Random(0)
+    previous = signal.signal(signal.SIGVTALRM, interrupt)
+    try:
+        for attempt in range(40):
+            signal.setitimer(signal.ITIMER_VIRTUAL, rng.uniform(0.002, 0.02))
+            with suppress(Interrupted):
+                write(tmp_path, itertools.count(1000 * attempt), shard_bytes=50_000)
+    finally:
+        signal.signal(signal.SIGVTALRM, previous)
+
+    open_cache(tmp_path)  # makes the sidecars that an interrupt may have prevented
+    store = open_cache(tmp_path).latents
+    assert len(store) > 40
+    assert store.verify() == []
+    assert all(store[key][0, 0, 0] == torch.tensor(float(key[3:])).half() for key in store)
 
 
 def test_nothing_of_a_shard_in_progress_is_taken_for_a_shard(tmp_path):

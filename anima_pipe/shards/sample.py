@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-import numpy as np
-
 PAYLOAD: Final = "safetensors"
 METADATA: Final = "json"
 CHECKSUM: Final = "crc32"
@@ -80,6 +78,8 @@ def fold32(content: bytes | memoryview) -> int:
     the last whole 4096. It finds what one cause damages (a flipped bit, a zeroed or foreign page),
     not what cancels itself out, such as two pages that changed places.
     """
+    import numpy as np
+
     whole = len(content) // _FOLD_BYTES * _FOLD_BYTES
     pages = np.frombuffer(content[:whole], np.uint64).reshape(-1, _FOLD_BYTES // 8)
     folded = np.bitwise_xor.reduce(pages, axis=0)
