@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from anima_pipe.encoders.vae import LATENT_CHANNELS, PIXELS_PER_LATENT, ImageVae, VaeConfig
-from anima_pipe.encoders.weight_files import check_names, mapped_tensors, wrong_kind
+from anima_pipe.encoders.weight_files import check_names, landed, mapped_tensors, wrong_kind
 from anima_pipe.errors import CheckpointError
 
 WANTED = "a Wan 2.1 or Qwen-Image VAE"
@@ -74,7 +74,7 @@ def load_vae(
     )
     place = torch.device(device)
     weights = {
-        name: _landed(tensor, torch.float32 if name.endswith("gamma") else dtype, place)
+        name: landed(tensor, torch.float32 if name.endswith("gamma") else dtype, place)
         for name, tensor in folded.items()
     }
     vae.load_state_dict(weights, assign=True)
@@ -158,10 +158,3 @@ def _folded(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if name.startswith("conv1."):
         tensor = tensor[:LATENT_CHANNELS]
     return tensor[:, :, -1] if tensor.ndim == 5 else tensor
-
-
-def _landed(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Copy a mapped tensor to where it is used, in the memory order of the convolutions."""
-    order = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
-    landed = torch.empty(tensor.shape, dtype=dtype, device=device, memory_format=order)
-    return landed.copy_(tensor)

@@ -55,6 +55,12 @@ def mapped_tensors(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
+def landed(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Copy a mapped tensor to where it is used, images' weights in channels_last order."""
+    order = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+    return torch.empty(tensor.shape, dtype=dtype, device=device, memory_format=order).copy_(tensor)
+
+
 def check_names(
     path: Path, what: str, *, expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]
 ) -> None:

@@ -1,0 +1,130 @@
+"""Names for what an encoder computes: hashes of its files, without loading it.
+
+A cache made under one fingerprint is never read under another. So a fingerprint changes with the
+bytes of the weights and tokenizers, and with the version of the encoding, which is raised by hand
+whenever the code's results change. The names and places of files stay out of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import TypeAlias
+
+from anima_pipe.encoders.qwen_files import find_qwen_files
+from anima_pipe.encoders.t5_tokens import REQUIRED_FILES
+from anima_pipe.errors import CheckpointError, ConfigError, OutputError
+from anima_pipe.files import write_atomically
+
+VAE_ENCODING_VERSION = 1
+"""Raise it when the same weights and pixels come to other latents."""
+TEXT_ENCODING_VERSION = 1
+"""Raise it when the same weights and captions come to other conditions."""
+
+REMEMBERED_BYTES = 16 * 2**20
+"""Smaller files are quicker to hash than to look up."""
+REMEMBERED_FILES = 256
+SETTLED_SECONDS = 2.0
+"""A file this young may change again within its time stamp, whose steps may be as coarse."""
+
+_Stamp: TypeAlias = list[int]
+
+
+def vae_fingerprint(path: str | Path) -> str:
+    """Return the name, 64 hex digits, of what `load_vae(path).encode` computes.
+
+    Raises:
+        CheckpointError: The file is missing or cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"VAE file {path} does not exist", "check the path")
+    return _combined(f"vae {VAE_ENCODING_VERSION}", [_digest(path)])
+
+
+def text_fingerprint(qwen: str | Path, t5_tokenizer_dir: str | Path) -> str:
+    """Return the name, 64 hex digits, of what `load_text_encoder(...).encode` computes.
+
+    Raises:
+        CheckpointError: Qwen's files are missing or cannot be read.
+        ConfigError: Files of the T5 tokenizer are missing.
+    """
+    files = find_qwen_files(Path(qwen))
+    config = [files.config] if files.config else []
+    tokenizer = [Path(t5_tokenizer_dir) / name for name in REQUIRED_FILES]
+    if missing := [path.name for path in tokenizer if not path.is_file()]:
+        raise ConfigError(
+            f"T5 tokenizer folder {t5_tokenizer_dir} lacks {', '.join(missing)}",
+            f"run `anima-pipe fetch-tokenizer --t5_tokenizer_dir {t5_tokenizer_dir}`",
+        )
+    parts = [*config, *files.weights, *files.tokenizer, *tokenizer]
+    return _combined(f"text {TEXT_ENCODING_VERSION}", [_digest(path) for path in parts])
+
+
+def _combined(version: str, digests: list[str]) -> str:
+    return hashlib.sha256("\n".join([version, *digests]).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file; that of a large one is remembered while the file stays as is.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        stamp = _stamp(path)
+        if stamp[0] < REMEMBERED_BYTES:
+            return _hashed(path)
+        place = str(path.resolve())
+        remembered = _read_memory()
+        if place in remembered and remembered[place][0] == stamp:
+            return remembered[place][1]
+        digest = _hashed(path)
+        settled = time.time_ns() - stamp[1] > SETTLED_SECONDS * 1e9
+        if settled and _stamp(path) == stamp:
+            # Read again: another process may have remembered something in the meantime.
+            _write_memory(_read_memory() | {place: (stamp, digest)})
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror})", "check its permissions and the disk"
+        ) from error
+    return digest
+
+
+def _hashed(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stamp(path: Path) -> _Stamp:
+    """Return what changes whenever the file does: size, time of change and inode."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def _memory_file() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "anima-pipe" / "hashes.json"
+
+
+def _read_memory() -> dict[str, tuple[_Stamp, str]]:
+    """Return what is remembered, by path: nothing if the file is missing or damaged."""
+    try:
+        stored = json.loads(_memory_file().read_bytes())
+        return {
+            str(place): ([int(number) for number in stamp], str(digest))
+            for place, (stamp, digest) in stored.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _write_memory(memory: dict[str, tuple[_Stamp, str]]) -> None:
+    newest = dict(list(memory.items())[-REMEMBERED_FILES:])
+    # A home that cannot be written costs some seconds per run, no more.
+    with contextlib.suppress(OutputError):
+        write_atomically(_memory_file(), json.dumps(newest, indent=0).encode())

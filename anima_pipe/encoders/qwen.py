@@ -1,0 +1,188 @@
+"""Qwen3 as a text encoder: its tokenizer without templates, and its network without a head."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import Qwen3Config, Qwen3Model
+
+from anima_pipe.encoders.qwen_files import QWEN3_VOCABULARY, QwenFiles
+from anima_pipe.encoders.tokenizer_files import load_tokenizer
+from anima_pipe.encoders.weight_files import check_names, landed, mapped_tensors, wrong_kind
+from anima_pipe.errors import CheckpointError, ConfigError
+
+WANTED = "a Qwen3 text encoder"
+# Harmless extras: the head that predicts words, which many files repeat.
+_UNUSED = {"lm_head.weight"}
+
+# What shapes cannot tell, as released; a folder's config.json may say otherwise for the numbers.
+_ROPE_THETA = 1_000_000.0
+_NORM_EPSILON = 1e-6
+# What this program computes; a folder that says otherwise is of another model.
+_FIXED = {
+    "model_type": "qwen3",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "use_sliding_window": False,
+    "rope_scaling": None,
+    "rope_type": "default",
+}
+_LAYER = re.compile(r"^layers\.(\d+)\.")
+_LONGEST_CAPTION = 40_960  # Tokens, as released; nothing is allocated for it.
+
+# How Qwen2 and Qwen3 cut text before merging bytes: contractions, words, single digits,
+# punctuation, line ends, blanks.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PROBE = ("1girl, solo", [16, 28552, 11, 13529])
+
+
+def load_qwen_network(files: QwenFiles, dtype: torch.dtype, device: torch.device) -> Qwen3Model:
+    """Load the network, frozen; every tensor comes from the files or there is an error.
+
+    Raises:
+        CheckpointError: The files are damaged, of another model, or not whole.
+    """
+    tensors = {
+        name.removeprefix("model."): tensor
+        for path in files.weights
+        for name, tensor in mapped_tensors(path).items()
+        if name not in _UNUSED
+    }
+    config = _read_config(files, tensors)
+    with torch.device("meta"):
+        network = Qwen3Model(config)
+    check_names(
+        files.source,
+        WANTED,
+        expected={name: tensor.shape for name, tensor in network.state_dict().items()},
+        found={name: tensor.shape for name, tensor in tensors.items()},
+    )
+    weights = {name: landed(tensor, dtype, device) for name, tensor in tensors.items()}
+    network.load_state_dict(weights, assign=True)
+    # The only tensors that are in no file: made again, for the first ones hold no numbers.
+    network.rotary_emb = type(network.rotary_emb)(config=config).to(device)
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def load_qwen_tokenizer(files: QwenFiles, vocabulary: int) -> Tokenizer:
+    """Load the tokenizer that came with the weights, or the one in this package.
+
+    Args:
+        files: Where it is.
+        vocabulary: Rows of the network's embedding.
+
+    Raises:
+        ConfigError: It is damaged, or does not fit the weights.
+    """
+    remedy = "put Qwen3's tokenizer.json (or vocab.json and merges.txt) beside the weights"
+    if not files.has_own_tokenizer and vocabulary != QWEN3_VOCABULARY:
+        raise ConfigError(
+            f"{files.source} has no tokenizer, and its vocabulary of {vocabulary} is not the "
+            f"{QWEN3_VOCABULARY} of the built-in one",
+            remedy,
+        )
+    main = files.tokenizer[0]
+    tokenizer = load_tokenizer(main) if main.name == "tokenizer.json" else _built(files.tokenizer)
+    tokens = tokenizer.get_vocab_size(with_added_tokens=True)
+    if tokens > vocabulary:
+        raise ConfigError(
+            f"{main} has {tokens} tokens, but the weights in {files.source} know {vocabulary}",
+            remedy,
+        )
+    text, ids = _PROBE
+    # A single file often lies in a folder of many models, beside a tokenizer of another one.
+    if (
+        vocabulary == QWEN3_VOCABULARY
+        and tokenizer.encode(text, add_special_tokens=False).ids != ids
+    ):
+        raise ConfigError(f"{main} is not Qwen3's tokenizer: it reads {text!r} otherwise", remedy)
+    return tokenizer
+
+
+def _read_config(files: QwenFiles, tensors: Mapping[str, torch.Tensor]) -> Qwen3Config:
+    """Read the sizes off the shapes; what shapes cannot tell comes from config.json if any."""
+    layer = "layers.0."
+    marks = (
+        "embed_tokens.weight",
+        f"{layer}self_attn.q_norm.weight",
+        f"{layer}mlp.gate_proj.weight",
+    )
+    if not all(mark in tensors for mark in marks):
+        raise wrong_kind(files.source, WANTED, tensors)
+    vocabulary, hidden = tensors["embed_tokens.weight"].shape
+    head = tensors[f"{layer}self_attn.q_norm.weight"].shape[0]
+
+    def heads(projection: str) -> int:
+        name = f"{layer}self_attn.{projection}.weight"
+        return tensors[name].shape[0] // head if name in tensors else 1
+
+    theta, epsilon = _stated_numbers(files.config)
+    return Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=tensors[f"{layer}mlp.gate_proj.weight"].shape[0],
+        num_hidden_layers=len({match[1] for name in tensors if (match := _LAYER.match(name))}),
+        num_attention_heads=heads("q_proj"),
+        num_key_value_heads=heads("k_proj"),
+        head_dim=head,
+        rms_norm_eps=epsilon,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        max_position_embeddings=_LONGEST_CAPTION,
+    )
+
+
+def _stated_numbers(config: Path | None) -> tuple[float, float]:
+    """Return RoPE's theta and the norms' epsilon, as config.json has them or else as released.
+
+    Raises:
+        CheckpointError: config.json is damaged, or of a network that is not computed here.
+    """
+    if config is None:
+        return _ROPE_THETA, _NORM_EPSILON
+    try:
+        stated = json.loads(config.read_bytes())
+        # Transformers 5 moved what concerns RoPE into a table of its own.
+        stated |= stated.get("rope_parameters") or {}
+        numbers = stated.get("rope_theta", _ROPE_THETA), stated.get("rms_norm_eps", _NORM_EPSILON)
+        theta, epsilon = (float(number) for number in numbers)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{config} is damaged ({error})", "download it again") from error
+    for key, value in _FIXED.items():
+        if stated.get(key, value) != value:
+            raise CheckpointError(
+                f"{config} says {key} = {stated[key]!r}; Anima's Qwen3 has {value!r}",
+                "give the folder of Qwen3-0.6B",
+            )
+    return theta, epsilon
+
+
+def _built(parts: tuple[Path, ...]) -> Tokenizer:
+    """Build Qwen's tokenizer from its vocabulary, its merges and perhaps its added tokens."""
+    vocabulary, merges, *settings = parts
+    try:
+        model = models.BPE.from_file(str(vocabulary), str(merges))
+        added = json.loads(settings[0].read_bytes())["added_tokens_decoder"] if settings else {}
+        tokens = [(int(place), AddedToken(**token)) for place, token in added.items()]
+    # The tokenizers library raises bare Exceptions.
+    except Exception as error:
+        raise ConfigError(
+            f"the tokenizer in {vocabulary.parent} cannot be loaded ({error})", "download it again"
+        ) from error
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.add_tokens([token for _, token in sorted(tokens, key=lambda item: item[0])])
+    return tokenizer

@@ -1,0 +1,127 @@
+"""T5's tokenizer, all of T5 that Anima uses: its text adapter embeds the ids by itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sentencepiece import SentencePieceProcessor
+from tokenizers import Tokenizer
+
+from anima_pipe.encoders.tokenizer_files import load_tokenizer
+from anima_pipe.errors import ConfigError
+
+REQUIRED_FILES = ("config.json", "spiece.model", "tokenizer.json")
+PADDING = 0
+END_OF_SEQUENCE = 1
+EMBEDDED_IDS = 32128
+"""Rows of the embedding in Anima's text adapter."""
+
+# Plain enough for both libraries to agree on, whatever they do about special tokens and blanks.
+_PROBES = (
+    "1girl, solo, long hair, blue eyes, smile",
+    "masterpiece, best quality, score_7, safe, @artist name",
+    "A photo of a cat that sits on a wooden bench.",
+)
+
+
+class T5Tokens:
+    """Captions to T5 ids, closed by </s>, neither cut nor padded.
+
+    Args:
+        folder: A folder with config.json, spiece.model and tokenizer.json.
+
+    Raises:
+        ConfigError: Files are missing, damaged, or disagree.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer = _checked_tokenizer(folder)
+
+    def encode(self, caption: str) -> list[int]:
+        """Return the ids of a caption; those of the empty one are [1]."""
+        return [*self._tokenizer.encode(caption, add_special_tokens=False).ids, END_OF_SEQUENCE]
+
+
+def check_t5_tokenizer(folder: str | Path) -> None:
+    """Make sure that a folder holds a T5 tokenizer whose files are whole and agree.
+
+    Raises:
+        ConfigError: Files are missing, damaged, or disagree; it names them.
+    """
+    _checked_tokenizer(Path(folder))
+
+
+def _checked_tokenizer(folder: Path) -> Tokenizer:
+    if not folder.is_dir():
+        raise ConfigError(f"T5 tokenizer folder {folder} does not exist", _fetch(folder))
+    missing = [name for name in REQUIRED_FILES if not (folder / name).is_file()]
+    if missing:
+        raise ConfigError(
+            f"T5 tokenizer folder {folder} lacks {', '.join(missing)}", _fetch(folder)
+        )
+    _check_config(folder / "config.json")
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    _check_ids(folder / "tokenizer.json", tokenizer)
+    _check_agreement(folder, tokenizer, _load_pieces(folder / "spiece.model"))
+    return tokenizer
+
+
+def _check_config(path: Path) -> None:
+    try:
+        stated = json.loads(path.read_bytes())
+        kind, end = stated.get("model_type", "t5"), stated.get("eos_token_id", END_OF_SEQUENCE)
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} cannot be loaded ({error})", _fetch(path.parent)) from error
+    if (kind, end) != ("t5", END_OF_SEQUENCE):
+        raise ConfigError(
+            f"{path} is of model_type {kind!r} with </s> as {end}; T5's is 't5' with </s> as 1",
+            _fetch(path.parent),
+        )
+
+
+def _check_ids(path: Path, tokenizer: Tokenizer) -> None:
+    for token, wanted in (("<pad>", PADDING), ("</s>", END_OF_SEQUENCE)):
+        if tokenizer.token_to_id(token) != wanted:
+            raise ConfigError(
+                f"{path} has {token} as {tokenizer.token_to_id(token)}; T5 has it as {wanted}",
+                _fetch(path.parent),
+            )
+    tokens = tokenizer.get_vocab_size(with_added_tokens=True)
+    if tokens > EMBEDDED_IDS:
+        raise ConfigError(
+            f"{path} has {tokens} tokens; Anima's text adapter knows {EMBEDDED_IDS}",
+            "give the tokenizer of the original T5, not of mT5 or UMT5",
+        )
+
+
+def _load_pieces(path: Path) -> SentencePieceProcessor:
+    try:
+        return SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise ConfigError(f"{path} cannot be loaded ({error})", _fetch(path.parent)) from error
+
+
+def _check_agreement(folder: Path, tokenizer: Tokenizer, pieces: SentencePieceProcessor) -> None:
+    """Compare piece by piece, then on captions, where the rules of normalisation show too."""
+    names = [pieces.id_to_piece(place) for place in range(pieces.get_piece_size())]
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    # tokenizer.json has T5's sentinels besides, which sentencepiece does not know.
+    known = sum(not token.startswith("<extra_id_") for token in vocabulary)
+    disagreement = None
+    if known != len(names):
+        disagreement = f"{known} pieces against {len(names)}"
+    elif wrong := [name for place, name in enumerate(names) if vocabulary.get(name) != place]:
+        disagreement = f"other ids for {', '.join(wrong[:3])}"
+    else:
+        for caption in _PROBES:
+            if tokenizer.encode(caption, add_special_tokens=False).ids != pieces.encode(caption):
+                disagreement = f"other ids for {caption!r}"
+    if disagreement:
+        raise ConfigError(
+            f"tokenizer.json and spiece.model in {folder} disagree: {disagreement}", _fetch(folder)
+        )
+
+
+def _fetch(folder: Path) -> str:
+    return f"run `anima-pipe fetch-tokenizer --t5_tokenizer_dir {folder}`"
