@@ -128,7 +128,8 @@ def test_rms_norm_is_rounded_once_whatever_the_dtypes(
     wide = x.double()
     exact = wide / (wide.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight.double()
     assert normed.dtype == x_dtype
-    tolerance = torch.finfo(x_dtype).eps
+    # Half a unit in the last place is one rounding; the rest is what fp32 takes on the way.
+    tolerance = torch.finfo(x_dtype).eps / 2 + 1e-6
     assert ((normed.double() - exact).abs() <= tolerance * exact.abs() + 1e-7).all()
 
 

@@ -131,7 +131,8 @@ def _seen(mask: torch.Tensor | None) -> torch.Tensor | None:
     """Return an attention mask over keys, Bool[B, 1, 1, keys], from a mask of real tokens.
 
     The first position is always seen. Where there are real tokens it is one of them; where there
-    are none, softmax needs something to rest on. Asking which case it is would stall a GPU.
+    are none, softmax needs something to rest on (some attention kernels give NaN without). Asking
+    which case it is would make the host wait for the GPU.
     """
     if mask is None:
         return None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from anima_pipe.errors import CheckpointError
 
@@ -73,15 +73,26 @@ def copy_tensors(
 ) -> None:
     """Copy tensors from a file into tensors that exist, in the dtype and device of those.
 
-    The file is mapped, and each piece of it is let go once it is copied. So neither the process's
-    own memory (what a memory limit or a full machine cares about) nor its resident size with
-    mapped pages (what `top` shows) grows by more than a chunk beyond the targets.
+    Memory grows by no more than a chunk beyond the targets. That holds for the process's own
+    memory, which decides whether a machine runs out, and for its resident size with mapped pages,
+    which is what `top` shows: only one piece of the file is mapped at a time.
 
     Args:
         path: The file.
         stored: What of it to copy, as `read_header` gave it.
         targets: Contiguous tensors of the same names and shapes.
     """
+    with path.open("rb") as file:
+        for name, tensor in sorted(stored.items(), key=lambda item: item[1].start):
+            bytes_per_number = BYTES_PER_NUMBER[tensor.dtype]
+            start = tensor.start
+            for target in targets[name].detach().view(-1).split(CHUNK_BYTES // bytes_per_number):
+                _copy_piece(file, tensor.dtype, start, target)
+                start += target.numel() * bytes_per_number
+
+
+def _copy_piece(file: BinaryIO, dtype: str, start: int, target: torch.Tensor) -> None:
+    """Fill a vector from the numbers that begin at a byte of a file."""
     import torch
 
     dtypes = {
@@ -90,29 +101,17 @@ def copy_tensors(
         "F16": torch.float16,
         "BF16": torch.bfloat16,
     }
-    # A private mapping, which torch may take for writable memory; nothing is written to it.
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
-        for name, tensor in sorted(stored.items(), key=lambda item: item[1].start):
-            numbers_per_chunk = CHUNK_BYTES // BYTES_PER_NUMBER[tensor.dtype]
-            start = tensor.start
-            for target in targets[name].detach().view(-1).split(numbers_per_chunk):
-                if not target.numel():
-                    continue
-                target.copy_(
-                    torch.frombuffer(
-                        mapped, dtype=dtypes[tensor.dtype], count=target.numel(), offset=start
-                    )
-                )
-                stop = start + target.numel() * BYTES_PER_NUMBER[tensor.dtype]
-                _let_go(mapped, start, stop)
-                start = stop
-
-
-def _let_go(mapped: mmap.mmap, start: int, stop: int) -> None:
-    """Drop the pages from `start` to `stop` from memory; they can be read from the file again."""
-    if hasattr(mapped, "madvise"):  # Not on Windows, where the mapping stays resident.
-        page_start = start // mmap.PAGESIZE * mmap.PAGESIZE
-        mapped.madvise(mmap.MADV_DONTNEED, page_start, stop - page_start)
+    if not target.numel():
+        return  # An empty mapping would be an error.
+    map_start = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    length = start - map_start + target.numel() * BYTES_PER_NUMBER[dtype]
+    # Copy on write, for torch warns of memory that it may not write to; nothing is written.
+    with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=map_start) as mapped:
+        numbers = torch.frombuffer(
+            mapped, dtype=dtypes[dtype], count=target.numel(), offset=start - map_start
+        )
+        target.copy_(numbers)
+        del numbers  # It holds the mapping open.
 
 
 def _parse(path: Path, header: bytes) -> dict[str, StoredTensor]:
