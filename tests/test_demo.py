@@ -176,6 +176,15 @@ def test_transformers_opens_the_qwen_folder_offline():
     assert hidden.isfinite().all()
 
 
+def test_the_text_encoder_encodes_every_caption():
+    from anima_pipe.encoders import load_text_encoder
+
+    conditions = load_text_encoder(DEMO_QWEN, DEMO_T5_TOKENIZER).encode(CAPTIONS)
+    assert all(condition.qwen_hidden.isfinite().all() for condition in conditions)
+    assert all(condition.t5_ids[-1] == 1 for condition in conditions)
+    assert [len(condition.qwen_hidden) for condition in conditions].count(0) == 1
+
+
 @pytest.mark.parametrize("caption", [*CAPTIONS, *STRANGE_CAPTIONS])
 def test_qwens_tokenizer_loses_nothing(caption):
     from tokenizers import Tokenizer

@@ -8,8 +8,7 @@ import numpy as np
 
 from anima_pipe.demo import scenery
 from anima_pipe.demo.canvas import Canvas
-from anima_pipe.demo.mascot import WINTER, draw_paws_on_edge
-from anima_pipe.demo.stage import place_fox
+from anima_pipe.demo.mascot import WINTER, draw_paws_on_edge, place_fox
 
 
 def meadow(canvas: Canvas, rng: np.random.Generator) -> None:

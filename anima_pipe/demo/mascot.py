@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from anima_pipe.demo.canvas import Pen, Point, mirrored
+from anima_pipe.demo.canvas import Canvas, Pen, Point, mirrored
 
 Mood = Literal["open", "smile", "wink", "sleepy", "surprised"]
 Pose = Literal["sit", "wave", "jump", "back", "sleep", "walk", "peek"]
@@ -56,6 +56,35 @@ def draw_fox(pen: Pen, pose: Pose, mood: Mood = "open", look: Look = ORANGE) -> 
         look: The colours.
     """
     POSES[pose](pen.at((0, 0), ink=look.line), mood, look)
+
+
+def place_fox(
+    canvas: Canvas,
+    place: Point,
+    size: float,
+    pose: Pose,
+    mood: Mood = "open",
+    *,
+    look: Look = ORANGE,
+    angle: float = 0.0,
+    mirror: bool = False,
+) -> None:
+    """Draw the fox, with a soft shadow where it touches the ground.
+
+    Args:
+        canvas: The scene.
+        place: Of the chin, in fractions of the canvas.
+        size: Pixels to the fox's unit; it is about 2.6 units high.
+        pose: What it does.
+        mood: Its face.
+        look: Its colours.
+        angle: Turn in radians, clockwise.
+        mirror: Turn the other cheek.
+    """
+    pen = canvas.pen_at(place, size, angle=angle).at((0, 0), mirror=mirror)
+    if pose not in {"jump", "peek"}:
+        pen.ellipse((0.2, GROUND), (0.9, 0.14), "#00000030")
+    draw_fox(pen, pose, mood, look)
 
 
 def draw_paws_on_edge(pen: Pen, look: Look = ORANGE) -> None:
