@@ -65,19 +65,21 @@ def write_qwen_file(path: Path, network: Qwen3Model, prefix: str = "model.") -> 
     return path
 
 
-def write_t5_folder(folder: Path) -> Path:
-    """The real tokenizer.json, and from it the spiece.model and config.json that belong to it."""
+def write_t5_folder(folder: Path, pieces: int = 32000) -> Path:
+    """The first pieces of the real tokenizer.json; spiece.model and config.json made for it."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = (GOLDEN / "tokenizers" / "t5" / "tokenizer.json").read_bytes()
-    (folder / "tokenizer.json").write_bytes(source)
+    stored = json.loads((GOLDEN / "tokenizers" / "t5" / "tokenizer.json").read_bytes())
+    vocabulary = stored["model"]["vocab"]
+    stored["model"]["vocab"] = [*vocabulary[:pieces], *vocabulary[32000:]]
+    for token in stored["added_tokens"]:
+        token["id"] -= 32000 - pieces if token["id"] >= 32000 else 0
+    (folder / "tokenizer.json").write_text(json.dumps(stored))
     (folder / "config.json").write_text(json.dumps({"model_type": "t5", "eos_token_id": 1}))
-    stored = json.loads(source)
     model = sentencepiece_model_pb2.ModelProto()
     kind = sentencepiece_model_pb2.ModelProto.SentencePiece
-    for place, (piece, score) in enumerate(stored["model"]["vocab"]):
-        if not piece.startswith("<extra_id_"):
-            special = {0: kind.CONTROL, 1: kind.CONTROL, 2: kind.UNKNOWN}
-            model.pieces.add(piece=piece, score=score, type=special.get(place, kind.NORMAL))
+    special = {0: kind.CONTROL, 1: kind.CONTROL, 2: kind.UNKNOWN}
+    for place, (piece, score) in enumerate(vocabulary[:pieces]):
+        model.pieces.add(piece=piece, score=score, type=special.get(place, kind.NORMAL))
     charsmap = stored["normalizer"]["normalizers"][0]["precompiled_charsmap"]
     model.normalizer_spec.precompiled_charsmap = base64.b64decode(charsmap)
     trainer = model.trainer_spec

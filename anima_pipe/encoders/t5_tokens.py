@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
@@ -103,24 +104,25 @@ def _load_pieces(path: Path) -> SentencePieceProcessor:
 
 
 def _check_agreement(folder: Path, tokenizer: Tokenizer, pieces: SentencePieceProcessor) -> None:
-    """Compare piece by piece, then on captions, where the rules of normalisation show too."""
-    names = [pieces.id_to_piece(place) for place in range(pieces.get_piece_size())]
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    # tokenizer.json has T5's sentinels besides, which sentencepiece does not know.
-    known = sum(not token.startswith("<extra_id_") for token in vocabulary)
-    disagreement = None
-    if known != len(names):
-        disagreement = f"{known} pieces against {len(names)}"
-    elif wrong := [name for place, name in enumerate(names) if vocabulary.get(name) != place]:
-        disagreement = f"other ids for {', '.join(wrong[:3])}"
-    else:
-        for caption in _PROBES:
-            if tokenizer.encode(caption, add_special_tokens=False).ids != pieces.encode(caption):
-                disagreement = f"other ids for {caption!r}"
-    if disagreement:
+    for disagreement in _disagreements(tokenizer, pieces):
         raise ConfigError(
             f"tokenizer.json and spiece.model in {folder} disagree: {disagreement}", _fetch(folder)
         )
+
+
+def _disagreements(tokenizer: Tokenizer, pieces: SentencePieceProcessor) -> Iterator[str]:
+    """Compare piece by piece, then on captions, where the rules of normalisation show too."""
+    names = pieces.id_to_piece(list(range(pieces.get_piece_size())))
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    # tokenizer.json has T5's sentinels besides, which sentencepiece does not know.
+    known = sum(not token.startswith("<extra_id_") for token in vocabulary)
+    if known != len(names):
+        yield f"{known} pieces against {len(names)}"
+    if wrong := [name for place, name in enumerate(names) if vocabulary.get(name) != place]:
+        yield f"other ids for {', '.join(wrong[:3])}"
+    for caption in _PROBES:
+        if tokenizer.encode(caption, add_special_tokens=False).ids != pieces.encode(caption):
+            yield f"other ids for {caption!r}"
 
 
 def _fetch(folder: Path) -> str:
