@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -103,13 +104,16 @@ def read_batch(visits: Sequence[Visit], cache: Cache) -> Batch:
 
 def pad_texts(conditions: Sequence[TextCondition]) -> PaddedText:
     """Pad captions to the longest of them; Qwen's part to at least one row."""
-    qwen = pad_sequence([condition.qwen_hidden for condition in conditions], batch_first=True)
+    hidden = [condition.qwen_hidden for condition in conditions]
+    # An fp16 cache keeps texts that fp16 cannot hold in bf16: together they need fp32.
+    dtype = reduce(torch.promote_types, (states.dtype for states in hidden))
+    qwen = pad_sequence([states.to(dtype) for states in hidden], batch_first=True)
     if qwen.shape[1] == 0:
         qwen = qwen.new_zeros(qwen.shape[0], 1, qwen.shape[2])
     ids = pad_sequence([condition.t5_ids.long() for condition in conditions], batch_first=True)
     return PaddedText(
         qwen_hidden=qwen,
-        qwen_mask=_real([len(condition.qwen_hidden) for condition in conditions], qwen.shape[1]),
+        qwen_mask=_real([len(states) for states in hidden], qwen.shape[1]),
         t5_ids=ids,
         t5_mask=_real([len(condition.t5_ids) for condition in conditions], ids.shape[1]),
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
+from anima_pipe.errors import DataError
 from anima_pipe.records import LatentRequest, Skipped
 from anima_pipe.shards.contents import cached_keys
 from anima_pipe.shards.folders import StoredDtype
@@ -73,9 +74,11 @@ class FillSummary:
     encoded: int = 0
     reused: int = 0
     failed: list[Skipped] = field(default_factory=list[Skipped])
-    """Pictures whose header could be read but whose pixels could not."""
+    """What was wanted and could not be encoded."""
     shards: int = 0
     """Written in this run."""
+    kept_in_bf16: int = 0
+    """Texts in an fp16 cache that fp16 cannot hold."""
     seconds: float = 0.0
 
 
@@ -88,7 +91,7 @@ def fill_latents(requests: Mapping[str, LatentRequest], settings: LatentSettings
 
     Raises:
         CheckpointError: The VAE's file is not one.
-        CacheError: The cache cannot be written.
+        OutputError: The cache cannot be written.
     """
     started = time.monotonic()
     cached = cached_keys(settings.cache.folder, "latents", settings.cache_name)
@@ -110,7 +113,7 @@ def fill_text(captions: Sequence[str], settings: TextSettings) -> FillSummary:
     Raises:
         CheckpointError: The text encoder's files are not what they should be.
         ConfigError: The T5 tokenizer folder is not complete.
-        CacheError: The cache cannot be written.
+        OutputError: The cache cannot be written.
     """
     started = time.monotonic()
     cached = cached_keys(settings.cache.folder, "text", settings.cache_name)
@@ -146,19 +149,29 @@ def _encode_latents(
         for batch in decode_in_workers(missing, settings.batch_size, settings.workers):
             summary.failed += batch.failures
             if batch.requests:
-                _add_latents(writer, vae, batch.requests, batch.pixels.to(device))
-            summary.encoded += len(batch.requests)
+                failed = _add_latents(writer, vae, batch.requests, batch.pixels.to(device))
+                summary.failed += failed
+                summary.encoded += len(batch.requests) - len(failed)
             bar.update(len(batch.requests) + len(batch.failures))
     summary.shards = writer.summary.shards
 
 
 def _add_latents(
     writer: LatentWriter, vae: ImageVae, requests: Sequence[LatentRequest], pixels: torch.Tensor
-) -> None:
-    """Encode pictures of one size, UInt8[B, height, width, 3], and store their latents."""
+) -> list[Skipped]:
+    """Encode pictures of one size, UInt8[B, height, width, 3], and store their latents.
+
+    Returns:
+        Pictures that the VAE made something of that is not finite.
+    """
+    failed: list[Skipped] = []
     images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
     for request, latent in zip(requests, vae.encode(images).cpu(), strict=True):
-        writer.add(request.key, latent, _latent_metadata(request))
+        try:
+            writer.add(request.key, latent, _latent_metadata(request))
+        except DataError as error:
+            failed.append(Skipped(name=str(request.image.path), reason=error.problem))
+    return failed
 
 
 def _latent_metadata(request: LatentRequest) -> dict[str, object]:
@@ -195,10 +208,14 @@ def _encode_text(missing: list[str], settings: TextSettings, summary: FillSummar
     with writer, bar:
         for captions in _chunks(missing, settings.batch_size):
             for caption, condition in zip(captions, encoder.encode(captions), strict=True):
-                writer.add(text_key(caption), condition, {"caption": caption})
-            summary.encoded += len(captions)
+                try:
+                    writer.add(text_key(caption), condition, {"caption": caption})
+                except DataError as error:
+                    summary.failed.append(Skipped(name=repr(caption), reason=error.problem))
             bar.update(len(captions))
+    summary.encoded = writer.summary.samples
     summary.shards = writer.summary.shards
+    summary.kept_in_bf16 = len(writer.summary.kept_in_bf16)
 
 
 def _chunks(items: list[str], size: int) -> Iterator[list[str]]:

@@ -69,18 +69,27 @@ def report_uncaptioned(pictures: Sequence[Skipped], *, strict: bool) -> None:
 
 def report_plan(batches: Batches, adapter: Adapter, config: TrainerConfig, device: object) -> None:
     """Say, before the first step, what will be trained, on what and for how long."""
-    per_epoch = batches.windows_per_epoch()
     lines = [
         *describe(batches.plan),
-        f"steps       {config.max_train_steps}, {per_epoch} per epoch: "
-        f"{config.max_train_steps / per_epoch:.1f} epochs"
-        + (f", {batches.processes} processes" if batches.processes > 1 else "")
-        + (f", {batches.accumulation} batches a step" if batches.accumulation > 1 else ""),
-        f"machine     {device}, base in {str(config.dtype).removeprefix('torch.')}, "
-        f"adapter in float32, seed {config.seed}",
+        f"steps       {config.max_train_steps}, {_steps_note(batches, config.max_train_steps)}",
+        f"machine     {device}, {_precision_note(config)}, seed {config.seed}",
         *_adapter_lines(adapter.table()),
     ]
     say("\n".join(["", *lines, ""]))
+
+
+def _steps_note(batches: Batches, steps: int) -> str:
+    per_epoch = batches.windows_per_epoch()
+    notes = [f"{per_epoch} per epoch: {steps / per_epoch:.1f} epochs"]
+    if batches.accumulation > 1:
+        notes.append(f"{batches.accumulation} batches a step")
+    if batches.processes > 1:
+        notes.append(f"{batches.processes} processes")
+    return ", ".join(notes)
+
+
+def _precision_note(config: TrainerConfig) -> str:
+    return f"base in {str(config.dtype).removeprefix('torch.')}, adapter in float32"
 
 
 def _adapter_lines(rows: Sequence[TableRow]) -> list[str]:

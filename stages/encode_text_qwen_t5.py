@@ -24,6 +24,8 @@ class TextSummary:
     failed: int
     shards: int
     """Written in this run."""
+    kept_in_bf16: int
+    """Of the encoded, those whose values an fp16 cache cannot hold."""
     seconds: float
     cache_dir: str
 
@@ -51,13 +53,14 @@ def run(options: Resolved) -> TextSummary:
     wanted = dict.fromkeys([*captions, *prompt_texts(preview_prompts(options))])
     filled = fill_text(list(wanted), settings)
     report_fill("texts", filled)
-    report_skipped(skipped, strict=strict)
+    report_skipped([*skipped, *filled.failed], strict=strict)
     return TextSummary(
         encoded=filled.encoded,
         reused=filled.reused,
         skipped=len(skipped),
         failed=len(filled.failed),
         shards=filled.shards,
+        kept_in_bf16=filled.kept_in_bf16,
         seconds=round(filled.seconds, 3),
         cache_dir=str(settings.cache.folder),
     )

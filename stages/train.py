@@ -182,13 +182,13 @@ def prepare_trainer(
     )
     groups = [
         ParameterGroup(
-            name=group.name,
-            parameters=group.parameters,
+            name=name,
+            parameters=parameters,
             learning_rate=settings.learning_rate,
-            # A norm's change is pulled to zero by nothing: decay is for matrices.
-            decays=group.name != "norm",
+            # Decay is for matrices; a norm's change is left to the gradient.
+            decays=name != "norm",
         )
-        for group in adapter.groups()
+        for name, parameters in adapter.groups().items()
     ]
     optimizer = create_optimizer(groups, settings.optimizer)
     hooks: list[Hook] = []

@@ -29,6 +29,19 @@ if TYPE_CHECKING:
 SEVERAL = (Kind.TEXTS, Kind.PAIRS)
 """Kinds whose flag takes all values up to the next flag, as argparse's nargs="*" does."""
 
+METAVARS = {
+    Kind.TEXT: "NAME",
+    Kind.PATH: "PATH",
+    Kind.FLAG: "",
+    Kind.INTEGER: "N",
+    Kind.NUMBER: "X",
+    Kind.COUNT_OR_SHARE: "N|SHARE",
+    Kind.SIZE: "N|W,H",
+    Kind.TEXTS: "A B ...",
+    Kind.PAIRS: "KEY=VALUE ...",
+}
+"""What the help writes behind a flag."""
+
 
 class StageCommand(click.Command):
     """A command whose list options take several values after one flag, as Kohya's do."""
@@ -78,7 +91,8 @@ def stage_command(
         table=table,
         callback=callback,
         params=[_click_option(option) for option in table],
-        help=description,
+        # click would fill the lines; \b keeps a paragraph as it is written.
+        help=(description or "").replace("\n\n", "\n\n\b\n"),
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
 
@@ -131,7 +145,7 @@ def _click_option(option: Option) -> click.Option:
         [*flags, option.name],
         default=None,
         multiple=option.kind in SEVERAL,
-        metavar=option.name.rsplit("_", 1)[-1].upper(),
+        metavar=METAVARS[option.kind],
         help=text,
         hidden=hidden,
     )
