@@ -22,7 +22,9 @@ ifeq ($(DATASET),)
 cache-latents encode-text train: DATASET = $(smoke_dataset)
 endif
 endif
-export: INPUT ?= $(or $(OUT),output/smoke)/smoke.safetensors
+ifeq ($(INPUT),)
+export: INPUT = $(or $(OUT),output/smoke)/smoke.safetensors
+endif
 
 with_config = $(if $(CONFIG),--config_file "$$CONFIG")
 with_dataset = $(if $(DATASET),--dataset_config "$$DATASET")

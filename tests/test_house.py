@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -41,10 +42,17 @@ print("HEAVY", [name for name in {HEAVY} if name in sys.modules])
 """
 
 
+MAKE_VALUES = {"DATASET", "CONFIG", "OUT", "INPUT", "OUTPUT", "ARGS", "PYTHON", "VENV"}
+
+
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"COLUMNS": "100"}, capture_output=True, text=True
-    )
+    # `make test` hands its own flags and values down to every make below it.
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in MAKE_VALUES and not name.startswith(("MAKE", "MFLAGS"))
+    }
+    return subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True)
 
 
 def blocks_of(document: str, language: str) -> list[str]:
@@ -129,6 +137,54 @@ def test_make_help_lists_every_target(make_targets: set[str]):
 
     listed = set(re.findall(r"^  make ([a-z-]+)", ended.stdout, flags=re.MULTILINE))
     assert listed == make_targets
+
+
+SMOKE_CONFIG = "--config_file configs/smoke/anima_10steps_train_args.toml"
+SMOKE_DATASET = "--dataset_config configs/smoke/anima_dataset.toml"
+
+
+@pytest.mark.parametrize(
+    ("words", "typed"),
+    [
+        ("all", "all"),
+        ('all DATASET="it\'s my folder"', 'all --dataset_config "it\'s my folder"'),
+        (
+            "all DATASET=d.toml CONFIG=c.toml OUT=out ARGS='--seed 1'",
+            "all --config_file c.toml --dataset_config d.toml --output_dir out --seed 1",
+        ),
+        ("fetch-tokenizer", f"fetch-tokenizer {SMOKE_CONFIG}"),
+        ("cache-latents", f"cache-latents {SMOKE_CONFIG} {SMOKE_DATASET}"),
+        ("encode-text DATASET=folder", f"encode-text {SMOKE_CONFIG} --dataset_config folder"),
+        ("train CONFIG=c.toml", "train --config_file c.toml"),
+        (
+            "export",
+            f"export-comfy {SMOKE_CONFIG} --input output/smoke/smoke.safetensors "
+            "--output output/smoke/smoke_comfyui.safetensors",
+        ),
+        (
+            "export CONFIG=c.toml INPUT='my fox.safetensors' OUTPUT=o.safetensors",
+            "export-comfy --config_file c.toml --input 'my fox.safetensors' --output o.safetensors",
+        ),
+    ],
+)
+def test_make_hands_its_values_to_the_command(words: str, typed: str, tmp_path: Path):
+    prints_its_arguments = tmp_path / "bin" / "anima-pipe"
+    prints_its_arguments.parent.mkdir()
+    prints_its_arguments.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    prints_its_arguments.chmod(0o755)
+    for stamp in ("bin/pip", ".installed"):
+        (tmp_path / stamp).touch()
+
+    ended = run("make", "--no-print-directory", f"VENV={tmp_path}", *shlex.split(words))
+
+    assert ended.stdout.splitlines() == shlex.split(typed)
+
+
+def test_make_says_which_python_it_lacks(tmp_path: Path):
+    ended = run("make", f"VENV={tmp_path / 'venv'}", "PYTHON=no-such-python", "all")
+
+    assert ended.returncode == 2
+    assert "no Python 3.11, 3.12 or 3.13 with venv among: no-such-python" in ended.stderr
 
 
 @pytest.mark.parametrize("path", TRAIN_ARGS_FILES, ids=lambda path: path.name)
