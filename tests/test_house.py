@@ -140,6 +140,8 @@ def test_make_help_lists_every_target(make_targets: set[str]):
 
 
 SMOKE_CONFIG = "--config_file configs/smoke/anima_10steps_train_args.toml"
+SMOKE = "output/smoke/smoke"
+SMOKE_FILES = f"--input {SMOKE}.safetensors --output {SMOKE}_comfyui.safetensors"
 SMOKE_DATASET = "--dataset_config configs/smoke/anima_dataset.toml"
 
 
@@ -158,8 +160,7 @@ SMOKE_DATASET = "--dataset_config configs/smoke/anima_dataset.toml"
         ("train CONFIG=c.toml", "train --config_file c.toml"),
         (
             "export",
-            f"export-comfy {SMOKE_CONFIG} --input output/smoke/smoke.safetensors "
-            "--output output/smoke/smoke_comfyui.safetensors",
+            f"export-comfy {SMOKE_CONFIG} {SMOKE_FILES}",
         ),
         (
             "export CONFIG=c.toml INPUT='my fox.safetensors' OUTPUT=o.safetensors",
