@@ -64,7 +64,7 @@ class Adapter:
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the trainable tensors, named as in a file without prefix."""
         for path, delta in self.deltas.items():
-            for name, parameter in delta.trained():
+            for name, parameter in delta.trained().items():
                 yield f"{path}.{name}", parameter
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -76,7 +76,7 @@ class Adapter:
         """Return the trainable tensors by learning rate and decay: "linear" and "norm"."""
         members: dict[str, list[nn.Parameter]] = {}
         for delta in self.deltas.values():
-            members.setdefault(delta.group, []).extend(value for _name, value in delta.trained())
+            members.setdefault(delta.group, []).extend(delta.trained().values())
         return members
 
     def table(self) -> list[TableRow]:
@@ -85,9 +85,7 @@ class Adapter:
         for path, delta in self.deltas.items():
             place = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path.rpartition(".")[0] or path)
             role = place, kind_name(delta), delta.rank
-            roles.setdefault(role, []).append(
-                sum(value.numel() for _name, value in delta.trained())
-            )
+            roles.setdefault(role, []).append(sum(tensor.numel() for tensor in delta.parameters()))
         return [
             TableRow(modules=place, kind=kind, rank=rank, count=len(sizes), parameters=sum(sizes))
             for (place, kind, rank), sizes in roles.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -60,8 +60,8 @@ class Delta(nn.Module, ABC):
 
     group: ClassVar[str]
     """Which learning rate and decay it takes: "linear" or "norm"."""
-    tensor_names: ClassVar[Mapping[str, str]]
-    """Attribute of each tensor that trains -> its name in a file, behind the module's path."""
+    tensor_names: ClassVar[tuple[str, ...]]
+    """What its trained tensors may be called in a file, behind the module's path."""
     tensor_synonyms: ClassVar[Mapping[str, str]] = {}
     """What other programs call a tensor in their files -> its name in ours."""
 
@@ -115,16 +115,13 @@ class Delta(nn.Module, ABC):
         """The alpha written beside the tensors, where the kind has one."""
         return None
 
-    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the tensors that train, by file name."""
-        for attribute, name in self.tensor_names.items():
-            parameter: nn.Parameter | None = getattr(self, attribute)
-            if parameter is not None:
-                yield name, parameter
+    @abstractmethod
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the tensors that train, by their names in a file."""
 
     def file_tensors(self) -> dict[str, Tensor]:
         """Return everything a file must hold to describe this delta, by file name."""
-        tensors: dict[str, Tensor] = {name: value.detach() for name, value in self.trained()}
+        tensors: dict[str, Tensor] = {name: t.detach() for name, t in self.trained().items()}
         if self.alpha is not None:
             tensors["alpha"] = torch.tensor(self.alpha, dtype=torch.float32)
         return tensors

@@ -199,9 +199,17 @@ def _delta_of(file: AdapterFile, module: str) -> Delta:
             f"only {', '.join(kind_names())} can be used here",
         )
     try:
-        return delta_class.from_file(tensors)
+        delta = delta_class.from_file(tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{file.path}: {module}: {error.problem}", error.remedy) from error
+    unused = tensors.keys() - delta.trained().keys() - {"alpha"}
+    if unused:
+        raise CheckpointError(
+            f"{file.path}: {module} has {', '.join(sorted(unused))} beside what would be used, "
+            f"{', '.join(delta.trained())}",
+            _EDITED,
+        )
+    return delta
 
 
 def _parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

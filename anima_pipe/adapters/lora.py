@@ -61,7 +61,7 @@ class LoraDelta(Delta):
     """
 
     group: ClassVar[str] = "linear"
-    tensor_names: ClassVar[Mapping[str, str]] = {"down": "lora_A.weight", "up": "lora_B.weight"}
+    tensor_names: ClassVar[tuple[str, ...]] = ("lora_A.weight", "lora_B.weight")
     tensor_synonyms: ClassVar[Mapping[str, str]] = {
         "lora_down.weight": "lora_A.weight",
         "lora_up.weight": "lora_B.weight",
@@ -99,6 +99,10 @@ class LoraDelta(Delta):
     def alpha(self) -> float:
         """The alpha that a file must state for the change to come out as trained."""
         return self.config.alpha or float(self.config.rank)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return lora_A, which is down, and lora_B, which is up."""
+        return {"lora_A.weight": self.down, "lora_B.weight": self.up}
 
     def forward(self, base: nn.Module, x: Tensor) -> Tensor:
         """Return the base's output plus the change; see `Delta.forward`."""

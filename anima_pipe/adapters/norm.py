@@ -36,7 +36,7 @@ class NormDelta(Delta):
     """
 
     group: ClassVar[str] = "norm"
-    tensor_names: ClassVar[Mapping[str, str]] = {"weight": "w_norm", "bias": "b_norm"}
+    tensor_names: ClassVar[tuple[str, ...]] = ("w_norm", "b_norm")
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -62,6 +62,10 @@ class NormDelta(Delta):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the weight and, if it changes, the bias."""
         return {name: tuple(value.shape) for name, value in self.named_parameters()}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the delta of the weight and, if there is one, of the bias."""
+        return {f"{name[0]}_norm": value for name, value in self.named_parameters()}
 
     def forward(self, base: nn.Module, x: Tensor) -> Tensor:
         """Return the norm of `x` with the changed weights; see `Delta.forward`.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from anima_pipe.adapters.delta import Delta, DeltaConfig
+from anima_pipe.adapters.lokr import LokrConfig, LokrDelta
 from anima_pipe.adapters.lora import LoraConfig, LoraDelta
 from anima_pipe.adapters.norm import NormDelta
 from anima_pipe.errors import ConfigError
@@ -26,6 +27,14 @@ class Kind:
 
 KINDS: Final = {
     "lora": Kind(config=LoraConfig, delta=LoraDelta),
+    "lokr": Kind(
+        config=LokrConfig,
+        delta=LokrDelta,
+        other_names={
+            "lokr_rank_dropout": "rank_dropout",
+            "lokr_module_dropout": "module_dropout",
+        },
+    ),
 }
 
 FOREIGN_TENSORS: Final = {
@@ -70,7 +79,7 @@ def delta_classes() -> tuple[type[Delta], ...]:
 def delta_class_of(tensor_names: Collection[str]) -> type[Delta] | None:
     """Return the class of delta that a file's tensors of one module make up, or None."""
     for delta in delta_classes():
-        if set(tensor_names) <= {"alpha", *delta.tensor_names.values()}:
+        if set(tensor_names) <= {"alpha", *delta.tensor_names}:
             return delta
     return None
 
@@ -79,6 +88,5 @@ def tensor_names_in_files() -> dict[str, str]:
     """Return every name that may stand behind a module's path in a file -> what we call it."""
     names = {"alpha": "alpha", **{name: name for name in FOREIGN_TENSORS}}
     for delta in delta_classes():
-        names |= {name: name for name in delta.tensor_names.values()}
-        names |= delta.tensor_synonyms
+        names |= {**{name: name for name in delta.tensor_names}, **delta.tensor_synonyms}
     return names

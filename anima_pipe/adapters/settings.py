@@ -69,14 +69,30 @@ def _converted(name: str, value: object, hint: Any) -> object:
         if kind is bool:
             return _WORDS[str(value).lower()]
         return _texts(value) if kind is tuple else kind(value)
-    except (KeyError, SyntaxError, TypeError, ValueError) as error:
-        raise ConfigError(f"{name} is {value!r}", f"give it a {kind.__name__}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        wanted = {bool: "true or false", tuple: "a pattern or a list of patterns"}
+        raise ConfigError(
+            f"{name} is {value!r}",
+            f"give it {wanted.get(kind, f'a value of type {kind.__name__}')}",
+        ) from error
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    """Return a list of patterns: a list, the text of a Python list, or one pattern alone."""
+    """Return patterns from a list, the text of a Python list, or one pattern alone."""
     if isinstance(value, str):
-        value = ast.literal_eval(value) if value.startswith(("[", "(")) else (value,)
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        listed = _python_list(value)
+        value = [value] if listed is None else listed
+    items: list[object] = list(value) if isinstance(value, list | tuple) else [value]
+    texts = tuple(item for item in items if isinstance(item, str))
+    if len(texts) != len(items):
         raise TypeError("not a list of texts")
-    return tuple(value)
+    return texts
+
+
+def _python_list(text: str) -> list[object] | None:
+    """Return the list that a text writes, or None; a pattern may begin with a bracket too."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return None
+    return value if isinstance(value, list) else None

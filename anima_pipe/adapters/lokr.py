@@ -1,0 +1,213 @@
+"""LoKr: a linear layer plus a Kronecker product (LyCORIS, Yeh et al., arXiv:2309.14859).
+
+The weight (out, in) is cut into a grid of equal blocks, (out_l, in_m) of them with (out_k, in_n)
+elements each; block (i, j) changes by w1[i, j] w2. Either factor may itself be a product of two
+thin matrices, w1_a w1_b or w2_a w2_b.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final, Self
+
+import torch
+from torch import Tensor, nn
+
+from anima_pipe.adapters.delta import (
+    Delta,
+    DeltaConfig,
+    check_shared_axis,
+    file_alpha,
+    kaiming_uniform,
+    linear_root,
+    take,
+)
+from anima_pipe.errors import ConfigError
+
+FULL_MATRIX_RANK: Final = 100_000
+"""A rank from here on asks for undivided factors, as LyCORIS users write it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LokrConfig(DeltaConfig):
+    """How the LoKr of one linear layer is made.
+
+    dropout drops elements of the layer's input, scaling up what is left; rank_dropout drops rows
+    of the change without scaling, as LyCORIS does.
+    """
+
+    lokr_factor: int = 8
+    """The smaller part of each dimension, if it divides it; -1: as square as can be."""
+    lokr_full_matrix: bool = False
+    """Neither factor is a product of thinner ones, and alpha has no effect."""
+    lokr_decompose_both: bool = False
+    """The small factor too is a product of thinner ones, if the rank is low enough for it."""
+
+    def __post_init__(self) -> None:
+        # The zero-argument form of super does not know the class that slots make anew.
+        DeltaConfig.__post_init__(self)
+        if self.lokr_factor == 0 or self.lokr_factor < -1:
+            raise ConfigError(
+                f"lokr_factor is {self.lokr_factor}", "use 8, another positive number, or -1"
+            )
+
+    def create(self, base: nn.Module, generator: torch.Generator) -> LokrDelta:
+        """Return a LoKr that changes nothing yet; see `DeltaConfig.create`."""
+        linear = linear_root(base)
+        out_l, out_k = factorize(linear.out_features, self.lokr_factor)
+        in_m, in_n = factorize(linear.in_features, self.lokr_factor)
+        whole = self.lokr_full_matrix or self.rank >= FULL_MATRIX_RANK
+        if self.lokr_decompose_both and not whole and self.rank < max(out_l, in_m) / 2:
+            first = [
+                kaiming_uniform(out_l, self.rank, generator),
+                kaiming_uniform(self.rank, in_m, generator),
+            ]
+        else:
+            first = [kaiming_uniform(out_l, in_m, generator)]
+        if whole or self.rank >= max(out_k, in_n) / 2:
+            second = [torch.zeros(out_k, in_n)]
+        else:
+            second = [kaiming_uniform(out_k, self.rank, generator), torch.zeros(self.rank, in_n)]
+        return LokrDelta(first, second, self)
+
+
+def factorize(size: int, factor: int) -> tuple[int, int]:
+    """Split a dimension in two, the smaller part first, as LyCORIS does.
+
+    Args:
+        size: The dimension.
+        factor: The smaller part if it divides `size`. Else the smaller part is the largest divisor
+            up to `factor` and up to the square root; -1: up to the square root alone.
+    """
+    if factor > 0 and size % factor == 0:
+        return min(factor, size // factor), max(factor, size // factor)
+    limit = size if factor < 0 else factor
+    small = max(n for n in range(1, math.isqrt(size) + 1) if size % n == 0 and n <= limit)
+    return small, size // small
+
+
+def lokr_delta(x: Tensor, first: Tensor, second: Sequence[Tensor], scale: float) -> Tensor:
+    """Return what LoKr adds to a linear layer's output, its Kronecker product never formed.
+
+    Args:
+        x: Float[..., in_m * in_n].
+        first: Float[out_l, in_m], the small factor, of any float dtype; cast to x's.
+        second: Float[out_k, in_n], the large factor; or w2_a and w2_b, whose product it is.
+        scale: Multiplies the change.
+
+    Returns:
+        Float[..., out_l * out_k] in x's dtype.
+    """
+    blocks = x.unflatten(-1, (first.shape[1], -1))
+    matrices = [matrix.to(x.dtype) for matrix in reversed(second)]
+    widths = [blocks.shape[-1], *(matrix.shape[0] for matrix in matrices)]
+    narrowest = widths.index(min(widths))
+    for matrix in matrices[:narrowest]:
+        blocks = nn.functional.linear(blocks, matrix)
+    # The two factors act on different axes, in any order: the small one where there is least.
+    blocks = torch.einsum("oi,...in->...on", (first * scale).to(x.dtype), blocks)
+    for matrix in matrices[narrowest:]:
+        blocks = nn.functional.linear(blocks, matrix)
+    return blocks.flatten(-2)
+
+
+class LokrDelta(Delta):
+    """The LoKr of one linear layer.
+
+    Args:
+        first: The small factor, Float32[out_l, in_m], alone; or w1_a and w1_b.
+        second: The large factor, Float32[out_k, in_n], alone; or w2_a and w2_b.
+        config: Alpha, rank and dropouts.
+    """
+
+    group: ClassVar[str] = "linear"
+    tensor_names: ClassVar[tuple[str, ...]] = (
+        *("lokr_w1", "lokr_w1_a", "lokr_w1_b"),
+        *("lokr_w2", "lokr_w2_a", "lokr_w2_b"),
+    )
+
+    def __init__(
+        self, first: Sequence[Tensor], second: Sequence[Tensor], config: LokrConfig
+    ) -> None:
+        super().__init__()
+        self.first = nn.ParameterList(first)
+        self.second = nn.ParameterList(second)
+        self.config = config
+
+    @classmethod
+    def from_file(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Return the LoKr that a file's tensors describe; see `Delta.from_file`."""
+        first, second = _take_factor(tensors, "lokr_w1"), _take_factor(tensors, "lokr_w2")
+        # Where both factors are products, alpha is divided by the rank of the second.
+        rank = next((factor[1].shape[0] for factor in (second, first) if len(factor) == 2), 1)
+        return cls(first, second, LokrConfig(rank=rank, alpha=file_alpha(tensors)))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of the weight: (out, in)."""
+        rows = self.first[0].shape[0] * self.second[0].shape[0]
+        return {"weight": (rows, self.first[-1].shape[1] * self.second[-1].shape[1])}
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of the factors that are products; None if none is."""
+        return self.config.rank if self._has_rank else None
+
+    @property
+    def alpha(self) -> float:
+        """The alpha that a file must state; without a rank it has no effect."""
+        return self.config.alpha or float(self.rank or 1)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the matrices of both factors, by their names in a file."""
+        return {
+            name if len(factor) == 1 else f"{name}_{part}": matrix
+            for name, factor in (("lokr_w1", self.first), ("lokr_w2", self.second))
+            for part, matrix in zip("ab", factor, strict=False)
+        }
+
+    def forward(self, base: nn.Module, x: Tensor) -> Tensor:
+        """Return the base's output plus the change; see `Delta.forward`."""
+        output = base(x)
+        if self.strength == 0:
+            return output
+        config, scale = self.config, self._scale * self.strength
+        # As in LoRA: dropped by a factor of zero, so that every pass gives every tensor a gradient.
+        if self.training and config.module_dropout:
+            scale *= torch.rand(()).item() >= config.module_dropout
+        if self.training and config.dropout:
+            x = nn.functional.dropout(x, config.dropout)
+        change = lokr_delta(x, product(self.first), list(self.second), scale)
+        if self.training and config.rank_dropout:
+            rows = torch.rand(change.shape[-1], device=x.device)
+            change = change * (rows >= config.rank_dropout)
+        return output + change
+
+    def weight_changes(self, _weights: Mapping[str, Tensor], /) -> dict[str, Tensor]:
+        """Return alpha / rank * kron(w1, w2) for the weight; see `Delta.weight_changes`."""
+        return {"weight": torch.kron(product(self.first), product(self.second)) * self._scale}
+
+    @property
+    def _has_rank(self) -> bool:
+        return len(self.first) + len(self.second) > 2
+
+    @property
+    def _scale(self) -> float:
+        return self.config.scale if self._has_rank else 1.0
+
+
+def product(matrices: Iterable[Tensor]) -> Tensor:
+    """Return the matrix that one or more matrices make."""
+    return functools.reduce(torch.matmul, matrices)
+
+
+def _take_factor(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """Return a factor from a file's tensors, as one matrix or as two."""
+    if name in tensors:
+        return [take(tensors, name, 2)]
+    first, second = take(tensors, f"{name}_a", 2), take(tensors, f"{name}_b", 2)
+    check_shared_axis(first, second, f"{name}_a and {name}_b")
+    return [first, second]
