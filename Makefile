@@ -63,10 +63,12 @@ test: $(VENV)/.installed-test ## Install the test extra and run every test
 		-n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Style, layering and types
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/lint-imports
-	$(VENV)/bin/basedpyright
+	@failed=; \
+	for tool in 'ruff check .' 'ruff format --check .' lint-imports \
+			'basedpyright --pythonpath $(VENV)/bin/python'; do \
+		echo "== $$tool"; $(VENV)/bin/$$tool || failed="$$failed [$$tool]"; \
+	done; \
+	[ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 
 format: $(VENV)/.installed-dev ## Let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .
