@@ -186,6 +186,20 @@ def test_a_constant_rate_takes_no_warmup(tmp_path):
     assert "line 1: lr_scheduler constant takes no warmup, but lr_warmup_steps is 10" in problem
 
 
+def test_a_dataset_file_here_and_beside_the_config_is_warned_of(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "dataset.toml").touch()
+    file = write(tmp_path, 'dataset_config = "dataset.toml"\n')
+    beside = tmp_path / "dataset.toml"
+    monkeypatch.chdir(tmp_path / "here")
+    assert resolve("train", {}, file).warnings == ()
+    beside.touch()
+    (warning,) = resolve("train", {}, file).warnings
+    assert f"is dataset.toml of the current folder, not {beside}" in warning
+    monkeypatch.chdir(tmp_path)
+    assert resolve("train", {}, file).warnings == ()
+
+
 def test_a_caching_stage_reads_the_training_file_but_not_its_refusals(tmp_path):
     file = write(
         tmp_path, 'vae = "v"\nblocks_to_swap = 20\nlearning_rate = 1e-4\nresolution = 512\n'

@@ -44,11 +44,14 @@ class _Reading:
     """What the command line and train_args.toml set, by the names of dataset keys."""
     findings: list[Finding] = field(default_factory=list[Finding])
 
-    def object_to(self, path: KeyPath, problem: str, remedy: str) -> None:
+    def object_to(
+        self, path: KeyPath, problem: str, remedy: str, *, here_only: bool = False
+    ) -> None:
         """Add a finding about a key or a table."""
-        place = self.file.place(path)
         problem = f"{_written(path)}: {problem}" if path else problem
-        self.findings.append(Finding(place=place, problem=problem, remedy=remedy))
+        place = self.file.place(path)
+        found = Finding(place=place, problem=problem, remedy=remedy, here_only=here_only)
+        self.findings.append(found)
 
 
 def load_dataset_config(path: Path, fallbacks: Mapping[str, object]) -> list[DatasetConfig]:
@@ -61,20 +64,30 @@ def load_dataset_config(path: Path, fallbacks: Mapping[str, object]) -> list[Dat
     Raises:
         ConfigError: It lists everything that is wrong, each with its key, line and remedy.
     """
+    datasets, findings = examine_dataset_config(path, fallbacks)
+    raise_findings(findings)
+    return datasets
+
+
+def examine_dataset_config(
+    path: Path, fallbacks: Mapping[str, object]
+) -> tuple[list[DatasetConfig], list[Finding]]:
+    """Return the datasets that can be made out, and all that is wrong with the others.
+
+    Raises:
+        ConfigError: The file cannot be read, or is neither TOML nor JSON.
+    """
     options = {
         RENAMED.get(name, name): value for name, value in fallbacks.items() if value is not None
     }
     if path.is_dir():
-        return [_folder_dataset(path, options)]
+        return _folder_dataset(path, options)
     reading = _Reading(file=_read_file(path), options=options)
     datasets = list(_datasets(reading))
-    raise_findings(reading.findings)
-    if not datasets:
-        raise ConfigError(
-            f"{path} leaves no pictures to train on: num_repeats is below 1 everywhere",
-            "set num_repeats of a subset to 1 or more",
-        )
-    return datasets
+    if not datasets and not reading.findings:
+        problem = "this leaves no pictures to train on: num_repeats is below 1 everywhere"
+        reading.object_to((), problem, "set num_repeats of a subset to 1 or more")
+    return datasets, reading.findings
 
 
 def _read_file(path: Path) -> ConfigFile:
@@ -91,7 +104,9 @@ def _read_file(path: Path) -> ConfigFile:
             raise ConfigError(f"file not found: {path}", "correct --dataset_config")
 
 
-def _folder_dataset(folder: Path, options: Mapping[str, object]) -> DatasetConfig:
+def _folder_dataset(
+    folder: Path, options: Mapping[str, object]
+) -> tuple[list[DatasetConfig], list[Finding]]:
     """Return one dataset of one folder.
 
     Who names a folder and nothing more wants pictures of any shape at their best: bucketed, with
@@ -108,12 +123,11 @@ def _folder_dataset(folder: Path, options: Mapping[str, object]) -> DatasetConfi
     levels = [options, sides]
     buckets = _bucket_rules(reading, (), levels)
     subset = _subset(reading, (), folder, levels)
-    raise_findings(reading.findings)
-    assert buckets is not None
-    assert subset is not None
-    return DatasetConfig(
-        subsets=(subset,), buckets=buckets, batch_size=_value("batch_size", levels)
-    )
+    if buckets is None or subset is None:
+        return [], reading.findings
+    batch_size = _value("batch_size", levels)
+    dataset = DatasetConfig(subsets=(subset,), buckets=buckets, batch_size=batch_size)
+    return [dataset], reading.findings
 
 
 def _datasets(reading: _Reading) -> Iterator[DatasetConfig]:
@@ -259,7 +273,8 @@ def _image_folder(
         if candidate.is_dir():
             return candidate
     looked = " and ".join(str(candidate) for candidate in candidates)
-    reading.object_to((*path, "image_dir"), f"there is no folder {looked}", "correct the path")
+    problem = f"there is no folder {looked}"
+    reading.object_to((*path, "image_dir"), problem, "correct the path", here_only=True)
     return None
 
 

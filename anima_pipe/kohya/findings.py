@@ -17,6 +17,8 @@ class Finding:
     """Such as "train_args.toml line 7" or "command line"."""
     problem: str
     remedy: str
+    here_only: bool = False
+    """Another machine might serve it: a path that is not there, a package not installed."""
 
     def __str__(self) -> str:
         return f"{self.place}: {self.problem}"

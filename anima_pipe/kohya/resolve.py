@@ -36,6 +36,19 @@ def resolve(command: str, cli: Mapping[str, object], config_file: Path | None = 
     Raises:
         ConfigError: It lists everything that is wrong, each with its place and remedy.
     """
+    resolved, findings = examine(command, cli, config_file)
+    raise_findings(findings)
+    return resolved
+
+
+def examine(
+    command: str, cli: Mapping[str, object], config_file: Path | None = None
+) -> tuple[Resolved, list[Finding]]:
+    """Return what can be made out of a command's options, and all that is wrong with them.
+
+    Raises:
+        ConfigError: The file cannot be read, is not TOML, or is another kind of file.
+    """
     findings: list[Finding] = []
     written = _read_file(config_file, findings) if config_file is not None else {}
     written |= _read_command_line(cli, command, findings)
@@ -48,8 +61,8 @@ def resolve(command: str, cli: Mapping[str, object], config_file: Path | None = 
         defaults={option.name: option.default for option in honoured},
     )
     findings += rule_findings(resolved)
-    raise_findings(findings)
-    return replace(resolved, warnings=(*_effectless(own), *rule_warnings(resolved)))
+    warnings = (*_effectless(own), *_ambiguous(own, config_file), *rule_warnings(resolved))
+    return replace(resolved, warnings=warnings), findings
 
 
 def _read_file(path: Path, findings: list[Finding]) -> dict[str, Written]:
@@ -144,6 +157,21 @@ def _refusal(item: Written, own: Mapping[str, Written]) -> Iterator[Finding]:
         return
     problem = f"{item.spelling} is refused: {status.why}"
     yield Finding(place=item.place, problem=problem, remedy=status.instead)
+
+
+def _ambiguous(own: Mapping[str, Written], config_file: Path | None) -> Iterator[str]:
+    """Yield a sentence for each relative path of the file that leads to two files."""
+    for item in own.values():
+        if config_file is None or not item.option.beside_file or item.place == COMMAND_LINE:
+            continue
+        beside = train_args_path(config_file).parent / str(item.given)
+        if item.value == Path(str(item.given)) and beside.exists() and not _same(beside, item):
+            yield f"{item} is {item.value} of the current folder, not {beside}"
+
+
+def _same(path: Path, item: Written) -> bool:
+    assert isinstance(item.value, Path)
+    return item.value.exists() and path.samefile(item.value)
 
 
 def _asks_nothing(item: Written) -> bool:

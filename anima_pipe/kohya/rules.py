@@ -18,6 +18,21 @@ def rule_findings(resolved: Resolved) -> Iterator[Finding]:
             f"{warmup.given}",
             remedy="set lr_warmup_steps to 0, or lr_scheduler to constant_with_warmup",
         )
+    yield from _schedule_free_findings(resolved)
+
+
+def _schedule_free_findings(resolved: Resolved) -> Iterator[Finding]:
+    """Optimizers that average the weights instead of lowering the rate bear no other schedule."""
+    optimizer = resolved.written.get("optimizer_type")
+    if optimizer is None or not str(optimizer.value).lower().endswith("schedulefree"):
+        return
+    for name, needed in (("lr_scheduler", "constant"), ("lr_warmup_steps", 0)):
+        if resolved.value(name) != needed:
+            yield Finding(
+                place=resolved.given(name) or optimizer.place,
+                problem=f"optimizer={optimizer.value} requires {name}={needed}",
+                remedy=f"set {name} to {needed}",
+            )
 
 
 def rule_warnings(resolved: Resolved) -> Iterator[str]:
