@@ -250,7 +250,8 @@ def anima_paths() -> PathIndex:
 def verify_export(path: str | os.PathLike[str], deltas: Mapping[str, Delta]) -> float:
     """Compare a file, applied by ComfyUI's rules, with the change that was trained.
 
-    One layer's change is in memory at a time, in fp64, so that what is found is the file's error.
+    One layer's change is in memory at a time. It is compared without the weight that it is added
+    to, whose rounding would hide a difference.
 
     Args:
         path: The file, of style comfy, kohya or diffusers.
@@ -285,15 +286,20 @@ def change_error(delta: Delta, tensors: Tensors) -> float:
         The largest difference, relative to the largest element of the delta's change; infinite if
         there is one although the delta changes nothing.
     """
-    zeros = {name: torch.zeros(shape) for name, shape in delta.shapes.items()}
+    zeros = {name: torch.zeros(()).expand(shape) for name, shape in delta.shapes.items()}
     error = 0.0
     for name, trained in delta.weight_changes(zeros).items():
-        rule = weight_change if name == "weight" else bias_change
-        filed = rule(zeros[name].double(), tensors)
-        difference = (filed - trained.cpu().double()).abs().max().item()
-        largest = trained.abs().max().item()
+        filed = (weight_change if name == "weight" else bias_change)(zeros[name], tensors)
+        largest = _largest(trained)
+        difference = _largest(filed - trained.cpu())
         error = max(error, difference / largest if largest else difference and math.inf)
     return error
+
+
+def _largest(tensor: Tensor) -> float:
+    """Return the largest magnitude in a tensor, without a copy of it."""
+    low, high = torch.aminmax(tensor)
+    return max(-low.item(), high.item())
 
 
 def _product(tensors: Tensors) -> tuple[Tensor, int | None] | None:

@@ -290,8 +290,23 @@ def test_an_adapter_for_another_depth_is_refused(tmp_path):
     model = small_model()
     model.blocks.append(small_model().blocks[0])
 
-    with pytest.raises(CheckpointError, match=r"'blocks': 2.*'blocks': 3"):
+    with pytest.raises(CheckpointError, match="with 2 blocks, this one has 3"):
         load_adapter(saved(tmp_path), model)
+
+
+def test_a_header_that_was_damaged_is_named(tmp_path):
+    path = saved(tmp_path)
+    save_file(load_file(path), path, {"model_depths": "28 blocks"})
+
+    with pytest.raises(CheckpointError, match="model_depths in its header is not JSON"):
+        load_adapter(path, small_model())
+
+
+def test_a_file_without_tensors_is_no_adapter(tmp_path):
+    save_file({}, tmp_path / "a.safetensors")
+
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        load_adapter(tmp_path / "a.safetensors", small_model())
 
 
 def test_an_adapter_for_another_width_is_refused_with_the_shapes(tmp_path):
@@ -340,6 +355,7 @@ def test_kinds_that_cannot_be_trained_here_are_named(tmp_path, name, kind):
         ({f"{Q_PROJ}.lora_A.weight": None}, r"lora_A\.weight is missing"),
         ({f"{Q_PROJ}.lora_B.weight": torch.ones(64, 3)}, "have no product"),
         ({f"{Q_PROJ}.lora_A.weight": torch.ones(4, 64, 1)}, "not 2 axes"),
+        ({f"{Q_PROJ}.lora_A.weight": torch.ones(4, 64).to(torch.int8)}, "of dtype torch.int8"),
         ({f"{Q_PROJ}.lora_down.weight": torch.ones(4, 64)}, "under two names"),
         ({f"{Q_PROJ}.lokr_w1": torch.ones(4, 64)}, "is of kind unknown"),
         ({"blocks.0.self_attn.q_norm.lokr_w1": torch.ones(2, 2)}, "is of kind unknown"),

@@ -11,18 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from anima_pipe.adapters.delta import Delta
-from anima_pipe.adapters.inject import (
-    TargetRules,
-    choose_targets,
-    depths,
-    unwrap,
-    walk,
-    wrap,
-)
+from anima_pipe.adapters.inject import depths, unwrap, walk, wrap
 from anima_pipe.adapters.merge import merge_delta
 from anima_pipe.adapters.norm import NormDelta
 from anima_pipe.adapters.registry import find_kind, kind_name
 from anima_pipe.adapters.settings import check_names, fill
+from anima_pipe.adapters.targets import TargetRules, choose_targets
 from anima_pipe.errors import CheckpointError
 
 

@@ -189,7 +189,7 @@ def take(tensors: Mapping[str, Tensor], name: str, axes: int) -> Tensor:
     """Return a file's tensor as a trainable master, fp32 and a copy.
 
     Raises:
-        CheckpointError: The file does not have it, or with another number of axes.
+        CheckpointError: The file does not have it, or with another number of axes or quantised.
     """
     if name not in tensors:
         raise CheckpointError(
@@ -200,6 +200,10 @@ def take(tensors: Mapping[str, Tensor], name: str, axes: int) -> Tensor:
         raise CheckpointError(
             f"{name} has shape {tuple(tensors[name].shape)}, not {axes} axes",
             "only adapters of linear layers and norms can be used here",
+        )
+    if not tensors[name].is_floating_point():
+        raise CheckpointError(
+            f"{name} is of dtype {tensors[name].dtype}", "use a file that is not quantised"
         )
     return tensors[name].to(torch.float32, copy=True)
 

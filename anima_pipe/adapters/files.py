@@ -54,7 +54,12 @@ class AdapterFile:
     @property
     def depths(self) -> dict[str, int]:
         """The depths of the model that it was trained on; empty if it does not say."""
-        return json.loads(self.metadata.get(DEPTHS_KEY, "{}"))
+        try:
+            return json.loads(self.metadata.get(DEPTHS_KEY, "{}"))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.path}: {DEPTHS_KEY} in its header is not JSON", _EDITED
+            ) from error
 
 
 def save_adapter(
@@ -119,12 +124,7 @@ def load_adapter(path: str | os.PathLike[str], model: nn.Module, strength: float
             width, or with tensors that match nothing in this one.
     """
     file = read_adapter_file(path)
-    own = depths(model)
-    if file.depths and file.depths != own:
-        raise CheckpointError(
-            f"{file.path} was trained on a model with layers {file.depths}, this one has {own}",
-            "use the base model that it was trained on; an adapter fits one depth only",
-        )
+    _refuse_other_depth(file, depths(model))
     shapes = {place: _parameter_shapes(module) for place, module in walk(model)}
     deltas = deltas_of(file, PathIndex(place for place, found in shapes.items() if found))
     for place, delta in deltas.items():
@@ -149,6 +149,8 @@ def read_adapter_file(path: str | os.PathLike[str]) -> AdapterFile:
     try:
         with safe_open(path, framework="pt") as file:
             places = {key: split_key(key, names) for key in file.keys()}  # noqa: SIM118 (no dict)
+            if not places:
+                raise CheckpointError(f"{path} holds no tensors", "give an adapter's file")
             _refuse_others(path, [key for key, place in places.items() if place is None])
             for key, place in places.items():
                 assert place is not None
@@ -216,6 +218,16 @@ def _parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a module's own parameters, those of what is under its wrappers."""
     own = root_module(module).named_parameters(recurse=False)
     return {name: tuple(parameter.shape) for name, parameter in own}
+
+
+def _refuse_other_depth(file: AdapterFile, own: Mapping[str, int]) -> None:
+    """Check that an adapter's model had as many layers as this one, where the file says it."""
+    for path, count in file.depths.items():
+        if own.get(path, count) != count:
+            raise CheckpointError(
+                f"{file.path} was trained on a model with {count} {path}, this one has {own[path]}",
+                "use the base model that it was trained on; an adapter fits one depth only",
+            )
 
 
 def _refuse_others(path: Path, keys: Sequence[str]) -> None:

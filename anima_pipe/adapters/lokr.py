@@ -188,7 +188,7 @@ class LokrDelta(Delta):
 
     def weight_changes(self, _weights: Mapping[str, Tensor], /) -> dict[str, Tensor]:
         """Return alpha / rank * kron(w1, w2) for the weight; see `Delta.weight_changes`."""
-        return {"weight": torch.kron(product(self.first), product(self.second)) * self._scale}
+        return {"weight": torch.kron(product(self.first) * self._scale, product(self.second))}
 
     @property
     def _has_rank(self) -> bool:

@@ -113,7 +113,7 @@ class LoraDelta(Delta):
 
     def weight_changes(self, _weights: Mapping[str, Tensor], /) -> dict[str, Tensor]:
         """Return alpha / rank * up @ down for the weight; see `Delta.weight_changes`."""
-        return {"weight": self.up @ self.down * self.config.scale}
+        return {"weight": (self.up * self.config.scale) @ self.down}
 
     def plain_lora(self) -> tuple[Tensor, Tensor]:
         """Return the factors with alpha / rank folded into the second."""
