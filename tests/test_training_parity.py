@@ -129,7 +129,7 @@ def our_run(
 
 
 class TheirModel:
-    """diffusers' transformer and text adapter with peft's LoRA, and their norms trained directly."""
+    """diffusers' transformer and text adapter with peft's LoRA, their norms trained directly."""
 
     def __init__(self, base: AnimaTransformer, adapter: Adapter) -> None:
         weights = base.state_dict()
