@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anima_pipe.buckets import choose_bucket
 from anima_pipe.dataset import DatasetConfig, SubsetConfig
-from anima_pipe.errors import DataError, PipeError
+from anima_pipe.errors import DataError
 from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, Skipped
 from anima_pipe.shards.keys import latent_key
 from anima_pipe.source.caption_files import read_caption
 from anima_pipe.source.captions import CaptionRules, render_caption
-from anima_pipe.source.images import find_images, read_image_file
+from anima_pipe.source.images import find_images
+from anima_pipe.source.scan import scan_images
 
 DEFAULT_VARIANTS = 8
 """Texts encoded per caption where its rules draw at random."""
-
-READING_THREADS = 8
-"""Threads that read and hash picture files; hashing releases the interpreter lock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,12 +100,21 @@ def find_pictures(datasets: Sequence[DatasetConfig]) -> list[Picture]:
     return pictures
 
 
-def survey_pictures(pictures: Sequence[Picture], *, caption_variants: int | None) -> Survey:
+def survey_pictures(
+    pictures: Sequence[Picture],
+    *,
+    caption_variants: int | None,
+    cache_dir: Path | None = None,
+    rehash: bool = False,
+) -> Survey:
     """Read every picture's header, hash and caption, and choose its bucket.
 
     Args:
         pictures: From `find_pictures`.
         caption_variants: Texts per caption; None: 1 where nothing varies, else 8.
+        cache_dir: Where earlier scans are remembered; pictures that have not changed since are not
+            read again. None: nothing is remembered.
+        rehash: Read every picture nevertheless.
 
     Returns:
         The samples in the order of the pictures. Pictures that cannot be read are listed as
@@ -120,9 +126,10 @@ def survey_pictures(pictures: Sequence[Picture], *, caption_variants: int | None
     samples: list[Sample] = []
     latents: dict[str, LatentRequest] = {}
     skipped: list[Skipped] = []
-    for picture, image in zip(pictures, _read_all(pictures), strict=True):
+    images = scan_images([picture.path for picture in pictures], cache_dir, rehash=rehash)
+    for picture, image in zip(pictures, images, strict=True):
         try:
-            if isinstance(image, PipeError):
+            if isinstance(image, DataError):
                 raise image
             captions = picture_captions(picture, caption_variants)
             choice = choose_bucket(picture.dataset.buckets, image_size=image.size)
@@ -242,14 +249,3 @@ def _latent_requests(
         )
         for flipped in orientations
     ]
-
-
-def _read_all(pictures: Sequence[Picture]) -> Iterable[ImageFile | PipeError]:
-    def read(picture: Picture) -> ImageFile | PipeError:
-        try:
-            return read_image_file(picture.path)
-        except DataError as error:
-            return error
-
-    with ThreadPoolExecutor(READING_THREADS) as threads:
-        yield from threads.map(read, pictures)

@@ -38,7 +38,12 @@ def run(options: Resolved) -> LatentSummary:
 
     options.require("dataset_config", "vae")
     settings = latent_settings(options)
-    survey = survey_pictures(find_pictures(dataset_configs(options)), caption_variants=1)
+    survey = survey_pictures(
+        find_pictures(dataset_configs(options)),
+        caption_variants=1,
+        cache_dir=settings.cache.folder,
+        rehash=options.value("rehash"),
+    )
     filled = fill_latents(survey.latents, settings)
     report_fill("latents", filled)
     report_skipped([*survey.skipped, *filled.failed], strict=options.value("strict"))

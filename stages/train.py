@@ -82,7 +82,12 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Pla
     data = settings.data
     pictures = find_pictures(data.datasets)
     report_uncaptioned(uncaptioned(pictures), strict=data.strict)
-    survey = survey_pictures(pictures, caption_variants=data.caption_variants)
+    survey = survey_pictures(
+        pictures,
+        caption_variants=data.caption_variants,
+        cache_dir=data.cache.folder,
+        rehash=data.rehash,
+    )
     prompts = settings.previews.prompts if settings.previews else ()
     if data.fills_gaps:
         assert data.latents is not None

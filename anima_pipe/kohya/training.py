@@ -45,6 +45,8 @@ class DataSettings:
     fills_gaps: bool
     """Whether what the caches lack is encoded first; else it is an error."""
     caption_variants: int | None
+    rehash: bool
+    """Whether pictures are read again although nothing about their files has changed."""
     strict: bool
 
 
@@ -163,6 +165,7 @@ def _data(options: Resolved) -> DataSettings:
         text=settings.text_settings(options) if knows_text else None,
         fills_gaps=fills_gaps,
         caption_variants=options.value("caption_variants"),
+        rehash=options.value("rehash"),
         strict=options.value("strict"),
     )
 

@@ -217,6 +217,11 @@ _CACHES: Final = group(
         commands=(TEXT, TRAIN, ALL),
     ),
     flag(
+        "rehash",
+        "Read every picture, even where nothing about the file has changed since the last scan.",
+        commands=(LATENTS, TRAIN, ALL),
+    ),
+    flag(
         "auto_cache",
         "Let training cache what is missing first.",
         default=True,

@@ -1,0 +1,145 @@
+"""Looking at pictures again: only those that may have changed are read."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from anima_pipe.errors import DataError
+from anima_pipe.records import ImageFile
+from anima_pipe.source.scan import scan_images
+
+LONG_AGO = 1_000_000_000
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    return [draw(folder / f"{number}.png", (number * 40, 0, 0)) for number in range(4)]
+
+
+def draw(path: Path, colour: tuple[int, int, int], seconds: float = LONG_AGO) -> Path:
+    Image.new("RGB", (8, 6), colour).save(path, compress_level=0)
+    os.utime(path, (seconds, seconds))
+    return path
+
+
+def scan(pictures: list[Path], cache: Path, *, rehash: bool = False) -> list[ImageFile]:
+    found = list(scan_images(pictures, cache, rehash=rehash))
+    assert all(isinstance(one, ImageFile) for one in found)
+    return found
+
+
+def replace_unnoticed(path: Path) -> None:
+    """Change a picture's bytes, but neither size, nor time, nor inode."""
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    status = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def test_a_second_scan_finds_the_same_and_reads_nothing(pictures, cache):
+    before = scan(pictures, cache)
+    for path in pictures:
+        replace_unnoticed(path)
+    assert scan(pictures, cache) == before
+
+
+def test_rehash_reads_every_picture(pictures, cache):
+    before = scan(pictures, cache)
+    replace_unnoticed(pictures[2])
+    after = scan(pictures, cache, rehash=True)
+    assert [a.path for a, b in zip(after, before, strict=True) if a != b] == [pictures[2]]
+    assert scan(pictures, cache) == after
+
+
+def resize(path: Path) -> None:
+    status = path.stat()
+    path.write_bytes(path.read_bytes() + b"\0")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def touch(path: Path) -> None:
+    replace_unnoticed(path)
+    os.utime(path, (LONG_AGO + 1, LONG_AGO + 1))
+
+
+def swap_in(path: Path) -> None:
+    draw(path.with_name("new.png"), (9, 9, 9)).replace(path)
+
+
+@pytest.mark.parametrize("change", [resize, touch, swap_in])
+def test_another_size_time_or_inode_is_noticed(pictures, cache, change):
+    before = scan(pictures, cache)
+    change(pictures[1])
+    after = scan(pictures, cache)
+    assert [a.path for a, b in zip(after, before, strict=True) if a != b] == [pictures[1]]
+
+
+def test_a_picture_written_just_now_is_read_again(pictures, cache):
+    pictures[0].touch()
+    before = scan(pictures, cache)
+    replace_unnoticed(pictures[0])
+    assert scan(pictures, cache) != before
+
+
+def test_pictures_that_come_and_go_are_remembered_and_forgotten(pictures, cache):
+    first = scan(pictures, cache)
+    (memory,) = (cache / "scan").iterdir()
+    whole = memory.read_bytes()
+    assert scan(pictures[1:], cache) == first[1:]
+    assert len(memory.read_bytes()) < len(whole)
+    assert scan(pictures, cache) == first
+    assert memory.read_bytes() == whole
+
+
+def damages(content: bytes) -> Iterator[bytes]:
+    yield b""
+    yield content[: len(content) // 2]
+    yield content.replace(b"0", b"1")
+    yield b"\xff" * len(content)
+    yield content.partition(b"\n")[0] + b"\n[]"
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_damaged_memory_costs_reading_again_and_no_more(pictures, cache, number):
+    before = scan(pictures, cache)
+    (memory,) = (cache / "scan").iterdir()
+    whole = memory.read_bytes()
+    memory.write_bytes(list(damages(whole))[number])
+    assert scan(pictures, cache) == before
+    assert memory.read_bytes() == whole
+
+
+def test_folders_do_not_share_a_memory(pictures, cache, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    pictures.append(draw(other / "0.png", (200, 0, 0)))
+    first = scan(pictures, cache)
+    assert scan(pictures, cache) == first
+    assert len({image.content for image in first}) == len(pictures)
+
+
+def test_a_memory_that_cannot_be_written_is_done_without(pictures, cache):
+    cache.write_text("a file where the folder should be")
+    assert scan(pictures, cache) == scan(pictures, cache)
+
+
+def test_a_picture_that_cannot_be_read_is_looked_at_every_time(pictures, cache):
+    pictures[0].write_bytes(b"no picture")
+    os.utime(pictures[0], (LONG_AGO, LONG_AGO))
+    for _ in range(2):
+        found = list(scan_images(pictures, cache))
+        assert isinstance(found[0], DataError)
+        assert all(isinstance(one, ImageFile) for one in found[1:])
+    pictures[0].unlink()
+    assert isinstance(next(scan_images(pictures, cache)), DataError)
