@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -210,11 +210,11 @@ def test_a_shipped_dataset_is_understood(path: Path, monkeypatch: pytest.MonkeyP
     assert all(subset.image_dir.is_dir() for dataset in datasets for subset in dataset.subsets)
 
 
-def requirements(*groups: str) -> Iterator[Requirement]:
+def requirements(*, leaving_out: Collection[str] = ()) -> Iterator[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    listed = {"run": project["dependencies"], **project["optional-dependencies"]}
-    for group in groups or listed:
-        yield from map(Requirement, listed[group])
+    for extra, listed in {"": project["dependencies"], **project["optional-dependencies"]}.items():
+        if extra not in leaving_out:
+            yield from map(Requirement, listed)
 
 
 def test_everything_required_is_locked_at_a_version_that_fits():
@@ -241,7 +241,8 @@ def imported_packages() -> set[str]:
 
 
 def test_everything_that_the_library_imports_is_required_by_name():
-    dependencies = {canonicalize_name(required.name) for required in requirements("run")}
+    needed = requirements(leaving_out=("test", "dev"))
+    dependencies = {canonicalize_name(required.name) for required in needed}
     distributions = packages_distributions()
 
     assert {
