@@ -142,6 +142,9 @@ def tensors_by_module(
             passed_over.append(key)
         else:
             found.setdefault(module, {})[name] = tensor
+    for module, tensors in found.items():
+        if "b_norm" in tensors and "w_norm" not in tensors:
+            passed_over.append(f"{module}.b_norm")
     if passed_over:
         raise CheckpointError(
             f"ComfyUI would pass over {len(passed_over)} tensors: {', '.join(passed_over[:5])}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from golden_model import golden_transformer, read_golden
 
@@ -43,3 +45,8 @@ def pretend_training(adapter: Adapter, seed: int = 1, size: float = 0.05) -> Ada
         for parameter in adapter.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=size)
     return adapter
+
+
+def assert_same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from adapter_cases import KINDS, pretend_training, small_model, velocity
+from adapter_cases import KINDS, assert_same, pretend_training, small_model, velocity
 from golden_model import golden_weights, relative_error
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -44,11 +43,6 @@ def rewritten(path: Path, rename=lambda key: key, keep_metadata: bool = True, **
     kept = {rename(key): tensor for key, tensor in tensors.items() if tensor is not None}
     save_file(kept, path, metadata)
     return path
-
-
-def assert_same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
 @pytest.mark.parametrize("style", ["comfy", "kohya"])

@@ -36,8 +36,8 @@ class Adapter:
     """The deltas that one call or one file put on a model.
 
     Several adapters may be on a model, also on the same modules: their changes add up. Parameters
-    of the model keep their values and their `requires_grad`: freeze the model before an adapter
-    is put on it, or the optimizer is given more than the adapter.
+    of the model keep their values and their `requires_grad`: freeze the model, and bring it to its
+    dtype, before an adapter is put on it; later both would take the adapter along.
 
     Args:
         model: The model; its target modules are wrapped in place.
