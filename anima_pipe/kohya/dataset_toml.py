@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from anima_pipe.buckets import BucketRules
 from anima_pipe.dataset import DatasetConfig, SubsetConfig
@@ -43,6 +43,7 @@ class _Reading:
     options: Mapping[str, object]
     """What the command line and train_args.toml set, by the names of dataset keys."""
     findings: list[Finding] = field(default_factory=list[Finding])
+    warnings: list[str] = field(default_factory=list[str])
 
     def object_to(
         self, path: KeyPath, problem: str, remedy: str, *, here_only: bool = False
@@ -52,6 +53,17 @@ class _Reading:
         place = self.file.place(path)
         found = Finding(place=place, problem=problem, remedy=remedy, here_only=here_only)
         self.findings.append(found)
+
+
+class ExaminedDatasets(NamedTuple):
+    """What a file describes."""
+
+    datasets: list[DatasetConfig]
+    """All that can be made out."""
+    findings: list[Finding]
+    """What is wrong with the others."""
+    warnings: list[str]
+    """What is without effect, or left out as Kohya leaves it out."""
 
 
 def load_dataset_config(path: Path, fallbacks: Mapping[str, object]) -> list[DatasetConfig]:
@@ -64,15 +76,15 @@ def load_dataset_config(path: Path, fallbacks: Mapping[str, object]) -> list[Dat
     Raises:
         ConfigError: It lists everything that is wrong, each with its key, line and remedy.
     """
-    datasets, findings = examine_dataset_config(path, fallbacks)
-    raise_findings(findings)
-    return datasets
+    examined = examine_dataset_config(path, fallbacks)
+    for warning in examined.warnings:
+        warn(warning)
+    raise_findings(examined.findings)
+    return examined.datasets
 
 
-def examine_dataset_config(
-    path: Path, fallbacks: Mapping[str, object]
-) -> tuple[list[DatasetConfig], list[Finding]]:
-    """Return the datasets that can be made out, and all that is wrong with the others.
+def examine_dataset_config(path: Path, fallbacks: Mapping[str, object]) -> ExaminedDatasets:
+    """Read the datasets of a file or a bare folder without stopping at what is wrong.
 
     Raises:
         ConfigError: The file cannot be read, or is neither TOML nor JSON.
@@ -81,13 +93,15 @@ def examine_dataset_config(
         RENAMED.get(name, name): value for name, value in fallbacks.items() if value is not None
     }
     if path.is_dir():
-        return _folder_dataset(path, options)
-    reading = _Reading(file=_read_file(path), options=options)
-    datasets = list(_datasets(reading))
+        reading = _Reading(file=ConfigFile(path=path, table={}, lines={}), options=options)
+        datasets = list(_folder_datasets(reading))
+    else:
+        reading = _Reading(file=_read_file(path), options=options)
+        datasets = list(_datasets(reading))
     if not datasets and not reading.findings:
         problem = "this leaves no pictures to train on: num_repeats is below 1 everywhere"
         reading.object_to((), problem, "set num_repeats of a subset to 1 or more")
-    return datasets, reading.findings
+    return ExaminedDatasets(datasets, reading.findings, reading.warnings)
 
 
 def _read_file(path: Path) -> ConfigFile:
@@ -104,14 +118,13 @@ def _read_file(path: Path) -> ConfigFile:
             raise ConfigError(f"file not found: {path}", "correct --dataset_config")
 
 
-def _folder_dataset(
-    folder: Path, options: Mapping[str, object]
-) -> tuple[list[DatasetConfig], list[Finding]]:
-    """Return one dataset of one folder.
+def _folder_datasets(reading: _Reading) -> Iterator[DatasetConfig]:
+    """Yield one dataset of one folder.
 
     Who names a folder and nothing more wants pictures of any shape at their best: bucketed, with
     sides from a quarter to twice the resolution instead of Kohya's fixed 256 and 1024.
     """
+    options = reading.options
     resolution = cast("tuple[int, int]", options.get("resolution", FOLDER_RESOLUTION))
     sides: dict[str, object] = {
         "resolution": resolution,
@@ -119,15 +132,12 @@ def _folder_dataset(
         "min_bucket_reso": max(min(resolution) // 4, _value("bucket_reso_steps", [options])),
         "max_bucket_reso": 2 * max(resolution),
     }
-    reading = _Reading(file=ConfigFile(path=folder, table={}, lines={}), options=options)
     levels = [options, sides]
     buckets = _bucket_rules(reading, (), levels)
-    subset = _subset(reading, (), folder, levels)
-    if buckets is None or subset is None:
-        return [], reading.findings
-    batch_size = _value("batch_size", levels)
-    dataset = DatasetConfig(subsets=(subset,), buckets=buckets, batch_size=batch_size)
-    return [dataset], reading.findings
+    subset = _subset(reading, (), reading.file.path, levels)
+    if buckets and subset:
+        batch_size = _value("batch_size", levels)
+        yield DatasetConfig(subsets=(subset,), buckets=buckets, batch_size=batch_size)
 
 
 def _datasets(reading: _Reading) -> Iterator[DatasetConfig]:
@@ -196,7 +206,8 @@ def _read(reading: _Reading, path: KeyPath, given: object) -> dict[str, object]:
         reading.object_to(path, error.problem, error.remedy)
         return {}
     if isinstance(row.status, NoOp) and not is_harmless(row, given):
-        warn(f"{_written(path)} ({reading.file.place(path)}) changes nothing: {row.status.why}")
+        where = f"{_written(path)} ({reading.file.place(path)})"
+        reading.warnings.append(f"{where} changes nothing: {row.status.why}")
     return {name: value}
 
 
@@ -233,9 +244,10 @@ def _subsets(
         if folder is None:
             continue
         if _value("num_repeats", own_levels) < 1:
-            warn(f"{_written(own_path)} is left out: num_repeats is below 1")
+            reading.warnings.append(f"{_written(own_path)} is left out: num_repeats is below 1")
         elif folder.resolve() in folders:
-            warn(f"{_written(own_path)} is left out: its dataset has {folder} already")
+            repeated = f"{_written(own_path)} is left out: its dataset has {folder} already"
+            reading.warnings.append(repeated)
         elif subset := _subset(reading, own_path, folder, own_levels):
             folders.add(folder.resolve())
             yield subset

@@ -27,11 +27,12 @@ def _schedule_free_findings(resolved: Resolved) -> Iterator[Finding]:
     if optimizer is None or not str(optimizer.value).lower().endswith("schedulefree"):
         return
     for name, needed in (("lr_scheduler", "constant"), ("lr_warmup_steps", 0)):
-        if resolved.value(name) != needed:
+        if (value := resolved.value(name)) != needed:
             yield Finding(
                 place=resolved.given(name) or optimizer.place,
-                problem=f"optimizer={optimizer.value} requires {name}={needed}",
-                remedy=f"set {name} to {needed}",
+                problem=f"optimizer={optimizer.value} requires {name}={needed}, but it is {value}",
+                remedy=f"set {name} to {needed}; warmup is an argument of AdamWScheduleFree and "
+                "SGDScheduleFree (optimizer_args warmup_steps=100)",
             )
 
 
