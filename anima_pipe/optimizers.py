@@ -1,10 +1,18 @@
-"""Optimizers by Kohya's names: one function and one row of the table each."""
+"""Optimizers by Kohya's names, each from its own package: one row of the table each.
+
+Rates of "adaptive" optimizers (Prodigy, D-Adaptation) multiply a step size that they find
+themselves; 1.0 is right for them. Schedule-free ones average the weights instead of lowering the
+rate, and hold that average only in their evaluation mode: see `averaged_weights`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+import importlib
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch.optim import Optimizer
@@ -28,27 +36,175 @@ class OptimizerConfig:
     """Which optimizer, and its own arguments."""
 
     kind: str = "AdamW"
-    """Kohya's name; upper and lower case are the same."""
+    """Kohya's name, whose case does not matter, or package.module.Class."""
     arguments: Mapping[str, object] = field(default_factory=dict[str, object])
     """Keyword arguments of the optimizer's constructor, such as betas, eps, weight_decay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an optimizer's class is."""
+
+    module: str
+    name: str
+    package: str = "torch"
+    """What pip calls the package."""
+    arguments: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Set unless the user says otherwise."""
+    averages: bool = False
+    """Schedule-free: it takes no schedule of the learning rate, and no warmup by one."""
+
+
+_FIXED_RATE: Final = {"relative_step": False, "scale_parameter": False}
+_NESTEROV: Final = {"momentum": 0.9, "nesterov": True}
+
+
+def _bitsandbytes(name: str, **arguments: object) -> Source:
+    return Source("bitsandbytes.optim", name, "bitsandbytes", arguments)
+
+
+def _schedule_free(name: str) -> Source:
+    return Source("schedulefree", name, "schedulefree", averages=True)
+
+
+def _dadaptation(name: str, module: str = "dadaptation") -> Source:
+    return Source(module, name, "dadaptation")
+
+
+OPTIMIZERS: Final[Mapping[str, Source]] = {
+    "AdamW": Source("torch.optim", "AdamW"),
+    "AdamW8bit": _bitsandbytes("AdamW8bit"),
+    "PagedAdamW": _bitsandbytes("PagedAdamW"),
+    "PagedAdamW8bit": _bitsandbytes("PagedAdamW8bit"),
+    "PagedAdamW32bit": _bitsandbytes("PagedAdamW32bit"),
+    "Lion": Source("lion_pytorch", "Lion", "lion-pytorch"),
+    "Lion8bit": _bitsandbytes("Lion8bit"),
+    "PagedLion8bit": _bitsandbytes("PagedLion8bit"),
+    "SGDNesterov": Source("torch.optim", "SGD", arguments=_NESTEROV),
+    "SGDNesterov8bit": _bitsandbytes("SGD8bit", **_NESTEROV),
+    "DAdaptation": _dadaptation("DAdaptAdamPreprint", "dadaptation.experimental"),
+    "DAdaptAdamPreprint": _dadaptation("DAdaptAdamPreprint", "dadaptation.experimental"),
+    "DAdaptAdam": _dadaptation("DAdaptAdam"),
+    "DAdaptAdaGrad": _dadaptation("DAdaptAdaGrad"),
+    "DAdaptAdan": _dadaptation("DAdaptAdan"),
+    "DAdaptAdanIP": _dadaptation("DAdaptAdanIP", "dadaptation.experimental"),
+    "DAdaptLion": _dadaptation("DAdaptLion"),
+    "DAdaptSGD": _dadaptation("DAdaptSGD"),
+    "Prodigy": Source("prodigyopt", "Prodigy", "prodigyopt"),
+    "CAME": Source("came_pytorch", "CAME", "came-pytorch"),
+    "Adafactor": Source("transformers.optimization", "Adafactor", "transformers", _FIXED_RATE),
+    "RAdamScheduleFree": _schedule_free("RAdamScheduleFree"),
+    "AdamWScheduleFree": _schedule_free("AdamWScheduleFree"),
+    "SGDScheduleFree": _schedule_free("SGDScheduleFree"),
+}
+"""Kohya's names."""
+
+_BY_LOWER_CASE: Final = {
+    **{name.lower(): source for name, source in OPTIMIZERS.items()},
+    # The seed's spellings.
+    **{
+        f"{name}_schedulefree": OPTIMIZERS[f"{kind}ScheduleFree"]
+        for name, kind in (("radam", "RAdam"), ("adamw", "AdamW"), ("sgd", "SGD"))
+    },
+}
+
+
+def find_optimizer(kind: str) -> Source:
+    """Return where an optimizer is.
+
+    Args:
+        kind: One of Kohya's names, the name of a class in torch.optim, or package.module.Class.
+
+    Raises:
+        ConfigError: There is no optimizer of that name.
+    """
+    if (source := _BY_LOWER_CASE.get(kind.lower())) is not None:
+        return source
+    if isinstance(known := getattr(torch.optim, kind, None), type) and issubclass(known, Optimizer):
+        return Source("torch.optim", kind)
+    module, _, name = kind.rpartition(".")
+    if module:
+        return Source(module, name, module.partition(".")[0])
+    near = difflib.get_close_matches(kind.lower(), list(_BY_LOWER_CASE), n=1)
+    names = {name.lower(): name for name in OPTIMIZERS}
+    hint = f"did you mean {names.get(near[0], near[0])}? " if near else ""
+    raise ConfigError(
+        f"unknown optimizer_type {kind!r}",
+        f"{hint}use one of {', '.join(OPTIMIZERS)}, or package.module.Class of one installed",
+    )
 
 
 def create_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig) -> Optimizer:
     """Build the optimizer over the groups; each group keeps its name under the key "name".
 
     Raises:
-        ConfigError: The optimizer is unknown, or does not take one of the arguments.
+        ConfigError: The optimizer is unknown or not installed, or does not take an argument.
     """
-    build = OPTIMIZERS.get(config.kind.lower())
-    if build is None:
-        raise ConfigError(f"unsupported optimizer_type {config.kind!r}", "use one of AdamW")
+    source = find_optimizer(config.kind)
+    # Their constructors have little in common beyond torch's groups and lr.
+    build: Any = _load_class(source)
+    arguments = {**source.arguments, **config.arguments}
+    if arguments.get("relative_step"):
+        raise ConfigError(
+            "relative_step=True leaves the step size to Adafactor, and learning_rate without use",
+            "remove relative_step from optimizer_args, and set learning_rate",
+        )
+    if source.name == "AdamW" and groups[0].parameters and groups[0].parameters[0].is_cuda:
+        arguments.setdefault("fused", True)
     try:
-        return build(_tables(groups), **config.arguments)
-    except (TypeError, ValueError) as error:
+        optimizer = build(_tables(groups), lr=groups[0].learning_rate, **arguments)
+    except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(
             f"optimizer_args do not fit {config.kind}: {error}",
             "correct optimizer_args, for example weight_decay=0.01 betas=(0.9,0.99) eps=1e-8",
         ) from error
+    if source.averages:
+        cast("Any", optimizer).train()
+    return optimizer
+
+
+@contextmanager
+def averaged_weights(optimizer: Optimizer) -> Generator[None]:
+    """Put the weights in place that a schedule-free optimizer would have saved.
+
+    In training such an optimizer works at another point than the average that it is run for.
+    Other optimizers have one set of weights, and nothing happens.
+    """
+    evaluate, train = (getattr(optimizer, mode, None) for mode in ("eval", "train"))
+    if evaluate is None or train is None:
+        yield
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    # Switching there and back rounds: the copies make the run the same with and without it.
+    trained = [parameter.detach().clone() for parameter in parameters]
+    evaluate()
+    try:
+        yield
+    finally:
+        train()
+        for parameter, values in zip(parameters, trained, strict=True):
+            parameter.data.copy_(values)
+
+
+def step_size(group: Mapping[str, Any]) -> float:
+    """Return the rate that a group is trained at; adaptive optimizers multiply it by their d."""
+    return float(group["lr"]) * float(group.get("d", 1.0))
+
+
+def _load_class(source: Source) -> type[Optimizer]:
+    try:
+        found = getattr(importlib.import_module(source.module), source.name)
+    except ImportError as error:
+        raise ConfigError(
+            f"optimizer {source.name} is in the package {source.package}, which is not there: "
+            f"{error}",
+            f"run `pip install {source.package}` in this environment, or use AdamW",
+        ) from error
+    except AttributeError as error:
+        raise ConfigError(
+            f"{source.module} has no optimizer {source.name}", "correct optimizer_type"
+        ) from error
+    return found
 
 
 def _tables(groups: Sequence[ParameterGroup]) -> list[dict[str, Any]]:
@@ -60,11 +216,3 @@ def _tables(groups: Sequence[ParameterGroup]) -> list[dict[str, Any]]:
         table = {"params": list(group.parameters), "lr": group.learning_rate, "name": group.name}
         tables.append(table if group.decays else {**table, "weight_decay": 0.0})
     return tables
-
-
-def _adamw(groups: list[dict[str, Any]], **arguments: Any) -> Optimizer:
-    on_cuda = groups[0]["params"][0].is_cuda
-    return torch.optim.AdamW(groups, fused=on_cuda or None, **arguments)
-
-
-OPTIMIZERS: Final[Mapping[str, Callable[..., Optimizer]]] = {"adamw": _adamw}

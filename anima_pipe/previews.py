@@ -66,6 +66,8 @@ class Previews:
         dtype: Of the transformer's weights.
     """
 
+    reads_weights = True
+
     def __init__(
         self,
         transformer: AnimaTransformer,
@@ -88,14 +90,16 @@ class Previews:
         """The contact sheet: one row per prompt, one column per time of drawing."""
         return self.config.folder / f"{self.config.name}.png"
 
-    def at(self, moment: Moment) -> None:
-        """Draw every prompt if this is the time."""
+    def due(self, moment: Moment) -> bool:
+        """Tell whether previews are due."""
         config = self.config
-        first = moment.step == 0 and config.at_first
-        if not (
-            first or moment.is_last or moment.falls_on(config.every_n_steps, config.every_n_epochs)
-        ):
-            return
+        if moment.step == 0:
+            return config.at_first
+        return moment.is_last or moment.falls_on(config.every_n_steps, config.every_n_epochs)
+
+    def at(self, moment: Moment) -> None:
+        """Draw every prompt, and the contact sheet anew."""
+        config = self.config
         with _evaluating(self.transformer):
             pictures = [self.draw(prompt) for prompt in self.prompts]
         for number, (prompt, picture) in enumerate(zip(self.prompts, pictures, strict=True)):

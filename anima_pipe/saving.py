@@ -35,9 +35,16 @@ class SaveConfig:
 class Saver:
     """The hook that saves the adapter when it is due, and at the end."""
 
+    reads_weights = True
+
     def __init__(self, adapter: Adapter, config: SaveConfig) -> None:
         self.adapter = adapter
         self.config = config
+
+    def due(self, moment: Moment) -> bool:
+        """Tell whether a file is due."""
+        config = self.config
+        return moment.is_last or moment.falls_on(config.every_n_steps, config.every_n_epochs)
 
     def at(self, moment: Moment) -> None:
         """Save under every name that is due."""

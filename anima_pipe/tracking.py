@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -29,18 +30,29 @@ class SmoothedLoss:
 
 
 class ProgressBar:
-    """Steps, speed, time left and the smoothed loss, on one line."""
+    """Steps, speed, time left and the smoothed loss, on one line.
+
+    Its clock starts before the first step, behind the hooks that come before it.
+    """
+
+    reads_weights = False
 
     def __init__(self, total_steps: int) -> None:
-        self._bar = tqdm(total=total_steps, unit="step", dynamic_ncols=True, smoothing=0.1)
+        self._total_steps = total_steps
+        self._bar: tqdm[Any] | None = None
         self._loss = SmoothedLoss()
+
+    def due(self, moment: Moment) -> bool:  # noqa: ARG002 - at every moment alike
+        """Tell that it always is."""
+        return True
 
     def at(self, moment: Moment) -> None:
         """Move on by a step."""
-        if moment.loss is None:
-            return
-        self._bar.set_postfix(epoch=moment.epoch, loss=f"{self._loss.add(moment.loss):.4f}")
-        self._bar.update()
+        if self._bar is None:
+            self._bar = tqdm(total=self._total_steps, unit="step", dynamic_ncols=True)
+        if moment.loss is not None:
+            self._bar.set_postfix(epoch=moment.epoch, loss=f"{self._loss.add(moment.loss):.4f}")
+            self._bar.update()
         if moment.is_last:
             self._bar.close()
 
@@ -59,15 +71,20 @@ class TensorBoardLog:
         settings: The run's resolved options, shown under "text".
     """
 
+    reads_weights = False
+
     def __init__(self, folder: Path, settings: str) -> None:
         self._writer = SummaryWriter(str(folder))
         self._writer.add_text("settings", settings)
         self._loss = SmoothedLoss()
 
+    def due(self, moment: Moment) -> bool:
+        """Tell whether there is a step to write of."""
+        return moment.loss is not None
+
     def at(self, moment: Moment) -> None:
         """Write this step's loss, gradient norm and learning rates."""
-        if moment.loss is None:
-            return
+        assert moment.loss is not None
         add = self._writer.add_scalar
         add("loss/current", moment.loss, moment.step)
         add("loss/average", self._loss.add(moment.loss), moment.step)

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from anima_pipe.batches import Batches, Window
 from anima_pipe.errors import PipeError
 from anima_pipe.flow_loss import SigmaConfig, add_noise, draw, sample_losses, velocity_target
+from anima_pipe.optimizers import averaged_weights, step_size
 from anima_pipe.records import Batch, Moment
 from anima_pipe.runtime import derive_seed
 
@@ -25,8 +26,15 @@ from anima_pipe.runtime import derive_seed
 class Hook(Protocol):
     """Something that happens besides the steps: saving, previews, tracking."""
 
+    reads_weights: bool
+    """Whether it looks at the adapter; it is then shown the weights that are worth saving."""
+
+    def due(self, moment: Moment) -> bool:
+        """Tell whether it acts at this moment."""
+        ...
+
     def at(self, moment: Moment) -> None:
-        """Act, or not, at this moment; called on the main process alone."""
+        """Act; called when it is due, on the main process alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +93,7 @@ class Trainer:
         self.accelerator = accelerator
         self.module = accelerator.prepare_model(module)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
+        self._plain_optimizer = optimizer
         self.schedule = schedule
         self.batches = batches
         self.config = config
@@ -191,11 +200,18 @@ class Trainer:
             ends_epoch=window.ends_epoch if window else False,
             is_last=step == self.config.max_train_steps,
             loss=loss,
-            learning_rates={g["name"]: g["lr"] for g in self.optimizer.param_groups},
+            learning_rates={g["name"]: step_size(g) for g in self.optimizer.param_groups},
             grad_norm=grad_norm,
             samples=window.samples if window else 0,
         )
         if self.accelerator.is_main_process:
-            for hook in self.hooks:
-                hook.at(moment)
+            self._run_hooks(moment)
         return moment
+
+    def _run_hooks(self, moment: Moment) -> None:
+        due = [hook for hook in self.hooks if hook.due(moment)]
+        reading = any(hook.reads_weights for hook in due)
+        shown = averaged_weights(self._plain_optimizer) if reading else contextlib.nullcontext()
+        with shown:
+            for hook in due:
+                hook.at(moment)

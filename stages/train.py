@@ -45,11 +45,14 @@ class TrainSummary:
 def run(options: Resolved) -> TrainSummary:
     """Fill the caches, plan, load, train and save."""
     from anima_pipe.files import make_folder
+    from anima_pipe.kohya.model_files import with_tokenizer
     from anima_pipe.kohya.training import train_settings
     from anima_pipe.tracking import loss_ends
     from anima_pipe.trainer import start_accelerate
 
     started = time.monotonic()
+    if options.value("auto_cache"):
+        options = with_tokenizer(options).options
     settings = train_settings(options)
     make_folder(settings.save.folder)
     accelerator = start_accelerate(settings.mixed_precision, cpu=settings.device == "cpu")
@@ -199,11 +202,12 @@ def prepare_trainer(
     hooks: list[Hook] = []
     if accelerator.is_main_process:
         report_plan(batches, adapter, config, accelerator.device)
-        hooks = [ProgressBar(steps), Saver(adapter, settings.save)]
+        hooks = [Saver(adapter, settings.save)]
         if settings.log_folder:
             hooks.append(TensorBoardLog(settings.log_folder, settings.as_text))
         if previews:
             hooks.append(previews)
+        hooks.append(ProgressBar(steps))
     return Trainer(
         accelerator,
         TextConditionedTransformer(transformer),

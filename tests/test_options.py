@@ -168,7 +168,6 @@ def test_the_nearest_name_is_found(wrong: str, right: str | None):
         ("vae", "a/b.safetensors", Path("a/b.safetensors")),
         ("optimizer_args", ["betas=(0.9,0.99)"], {"betas": (0.9, 0.99)}),
         ("timestep_sampling", "logit_normal", "shift"),
-        ("optimizer_type", "adamw", "AdamW"),
         ("shuffle_caption", True, True),
     ],
 )

@@ -21,7 +21,7 @@ from anima_pipe.flow_loss import SigmaConfig
 from anima_pipe.kohya import settings
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rules import SEED_SHIFT
-from anima_pipe.optimizers import OptimizerConfig
+from anima_pipe.optimizers import OptimizerConfig, find_optimizer
 from anima_pipe.previews import PreviewConfig
 from anima_pipe.records import PreviewPrompt
 from anima_pipe.runtime import torch_dtype
@@ -129,9 +129,7 @@ def train_settings(options: Resolved) -> TrainSettings:
         data=_data(options),
         model=_model(options, seed),
         sigmas=_sigmas(options),
-        optimizer=OptimizerConfig(
-            kind=options.value("optimizer_type"), arguments=options.value("optimizer_args") or {}
-        ),
+        optimizer=_optimizer(options),
         learning_rate=_learning_rate(options),
         max_grad_norm=options.value("max_grad_norm"),
         schedule=ScheduleConfig(
@@ -198,6 +196,25 @@ def _sigmas(options: Resolved) -> SigmaConfig:
         sigmoid_scale=options.value("sigmoid_scale"),
         shift=options.value("discrete_flow_shift") if shifts else 1.0,
     )
+
+
+def _optimizer(options: Resolved) -> OptimizerConfig:
+    kind: str = options.value("optimizer_type")
+    if find_optimizer(kind).averages:
+        _refuse_schedule(options, kind)
+    return OptimizerConfig(kind=kind, arguments=options.value("optimizer_args") or {})
+
+
+def _refuse_schedule(options: Resolved, kind: str) -> None:
+    """Schedule-free optimizers take neither a schedule nor its warmup; the words are the seed's."""
+    for name, wanted in (("lr_scheduler", "constant"), ("lr_warmup_steps", 0)):
+        if options.value(name) != wanted:
+            raise ConfigError(
+                f"optimizer={kind} requires {name}={wanted}, but it is {options.value(name)} "
+                f"({options.given(name)})",
+                f"set {name} to {wanted}; warmup is an argument of AdamWScheduleFree and "
+                "SGDScheduleFree (optimizer_args warmup_steps=100)",
+            )
 
 
 def _learning_rate(options: Resolved) -> float:

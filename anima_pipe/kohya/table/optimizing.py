@@ -17,13 +17,9 @@ from anima_pipe.kohya.rows import (
     texts,
 )
 
-_LATER_OPTIMIZER: Final = Refused("it is not supported yet", "use AdamW")
-_OTHER_OPTIMIZERS: Final = (
-    "AdamW8bit PagedAdamW PagedAdamW8bit PagedAdamW32bit Lion Lion8bit PagedLion8bit SGDNesterov "
-    "SGDNesterov8bit DAdaptation DAdaptAdamPreprint DAdaptAdaGrad DAdaptAdam DAdaptAdan "
-    "DAdaptAdanIP DAdaptLion DAdaptSGD Prodigy AdaFactor Adafactor RAdamScheduleFree "
-    "AdamWScheduleFree SGDScheduleFree radam_schedulefree adamw_schedulefree sgd_schedulefree "
-    "pytorch_optimizer.CAME CAME Automagic"
+_ELSEWHERE: Final = Refused(
+    "it is an optimizer of another program",
+    "install the package that has it, and name it in full: package.module.Class",
 )
 
 SCHEDULES: Final = (
@@ -51,11 +47,10 @@ _OPTIMIZER: Final = group(
     number("unet_lr", "The same; wins over learning_rate where both are set.", minimum=0),
     text(
         "optimizer_type",
-        "Optimizer.",
+        "Optimizer: AdamW, AdamW8bit, Prodigy, CAME, Lion, RAdamScheduleFree and the rest of "
+        "Kohya's, or package.module.Class.",
         default="AdamW",
-        choices=("AdamW",),
-        same_as={"adamw": "AdamW"},
-        refused_values=dict.fromkeys(_OTHER_OPTIMIZERS.split(), _LATER_OPTIMIZER),
+        refused_values=dict.fromkeys(("Automagic", "SinkSGD_adv"), _ELSEWHERE),
     ),
     pairs("optimizer_args", "Further arguments of the optimizer, such as betas=(0.9,0.99)."),
     number(

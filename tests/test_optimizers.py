@@ -1,0 +1,146 @@
+"""Optimizers by Kohya's names: built, stepped, and saved at the right point."""
+
+import sys
+
+import pytest
+import torch
+
+from anima_pipe.errors import ConfigError
+from anima_pipe.optimizers import (
+    OPTIMIZERS,
+    OptimizerConfig,
+    ParameterGroup,
+    averaged_weights,
+    create_optimizer,
+    find_optimizer,
+    step_size,
+)
+
+pytestmark = pytest.mark.filterwarnings(
+    # bitsandbytes pages memory on GPUs alone, and says so.
+    "ignore:Paged optimizers are not supported on CPU",
+    # dadaptation and came_pytorch call torch in older forms.
+    "ignore::DeprecationWarning",
+    "ignore:This overload of",
+)
+
+RATES = {"DAdaptSGD": 0.3, "DAdapt": 1.0, "Prodigy": 1.0, "SGD": 0.1}
+
+
+def problem(rate: float, kind: str = "AdamW", **arguments: object):
+    """A regression that any optimizer must get better at, with a norm that starts at its base."""
+    generator = torch.Generator().manual_seed(0)
+    wanted = torch.randn(64, 64, generator=generator)
+    matrix = torch.nn.Parameter(torch.zeros(64, 64))
+    norm = torch.nn.Parameter(torch.zeros(64))
+    optimizer = create_optimizer(
+        [
+            ParameterGroup(name="linear", parameters=[matrix], learning_rate=rate),
+            ParameterGroup(name="norm", parameters=[norm], learning_rate=rate, decays=False),
+        ],
+        OptimizerConfig(kind=kind, arguments=arguments),
+    )
+
+    def loss() -> torch.Tensor:
+        return (matrix - wanted).square().mean() + (norm - 0.5).square().mean()
+
+    return optimizer, loss, matrix, norm
+
+
+def train(optimizer, loss, steps: int) -> None:
+    for _ in range(steps):
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("kind", [*OPTIMIZERS, "NAdam", "torch.optim.Adamax", "radam_schedulefree"])
+def test_every_optimizer_lowers_a_loss(kind):
+    rate = next((rate for start, rate in RATES.items() if kind.startswith(start)), 0.05)
+    optimizer, loss, *_ = problem(rate, kind)
+    before = loss().item()
+    train(optimizer, loss, 60)
+    with averaged_weights(optimizer), torch.no_grad():
+        assert loss().item() < before
+
+
+def test_names_are_found_in_any_case():
+    assert find_optimizer("adamw8BIT") == OPTIMIZERS["AdamW8bit"]
+    assert find_optimizer("SGD_ScheduleFree") == OPTIMIZERS["SGDScheduleFree"]
+
+
+def test_a_misspelt_optimizer_suggests_the_right_one():
+    with pytest.raises(ConfigError, match="did you mean Prodigy"):
+        find_optimizer("Prodgy")
+
+
+def test_an_optimizer_whose_package_is_missing_names_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    with pytest.raises(ConfigError, match="pip install prodigyopt"):
+        problem(1.0, "Prodigy")
+
+
+@pytest.mark.parametrize("kind", ["no_such_package.Best", "torch.optim.Best"])
+def test_a_class_that_is_not_there_is_refused(kind):
+    with pytest.raises(ConfigError, match="Best"):
+        problem(0.1, kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [("AdamW", {"beta": 0.9}), ("AdamW", {"betas": (2.0, 0.9)}), ("Prodigy", {"dcoef": 1})],
+)
+def test_arguments_that_do_not_fit_are_named(kind, arguments):
+    with pytest.raises(ConfigError, match="optimizer_args do not fit"):
+        problem(1.0, kind, **arguments)
+
+
+def test_adafactor_trains_at_the_rate_that_is_set():
+    with pytest.raises(ConfigError, match="relative_step"):
+        problem(0.1, "Adafactor", relative_step=True)
+
+
+def test_weight_decay_spares_the_norms():
+    optimizer, loss, matrix, norm = problem(0.1, weight_decay=0.9)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.9, 0.0]
+    assert loss().item() > 0
+    matrix.data.fill_(1.0)
+    norm.data.fill_(1.0)
+    matrix.grad, norm.grad = torch.zeros_like(matrix), torch.zeros_like(norm)
+    optimizer.step()
+    assert (matrix < 1).all()
+    assert torch.equal(norm, torch.ones(64))
+
+
+@pytest.mark.parametrize("kind", ["RAdamScheduleFree", "AdamWScheduleFree", "SGDScheduleFree"])
+def test_what_is_saved_is_the_average_and_looking_at_it_changes_nothing(kind):
+    looking, loss, matrix, _ = problem(0.05, kind)
+    blind, blind_loss, blind_matrix, _ = problem(0.05, kind)
+    train(looking, loss, 10)
+    train(blind, blind_loss, 10)
+    trained = matrix.detach().clone()
+    with averaged_weights(looking):
+        averaged = matrix.detach().clone()
+    assert not torch.equal(averaged, trained)
+    assert torch.equal(matrix, trained)
+    train(looking, loss, 10)
+    train(blind, blind_loss, 10)
+    assert torch.equal(matrix, blind_matrix)
+
+
+def test_the_average_is_what_the_package_itself_evaluates_at():
+    ours, loss, matrix, _ = problem(0.05, "AdamWScheduleFree")
+    theirs, their_loss, their_matrix, _ = problem(0.05, "AdamWScheduleFree")
+    train(ours, loss, 7)
+    train(theirs, their_loss, 7)
+    theirs.eval()
+    with averaged_weights(ours):
+        assert torch.equal(matrix, their_matrix)
+
+
+def test_an_adaptive_rate_is_shown_as_it_acts():
+    optimizer, loss, *_ = problem(1.0, "Prodigy")
+    train(optimizer, loss, 20)
+    group = optimizer.param_groups[0]
+    assert step_size(group) == group["lr"] * group["d"] < 1.0
+    assert step_size({"lr": 0.5}) == 0.5
