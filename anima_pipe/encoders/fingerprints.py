@@ -43,7 +43,7 @@ def vae_fingerprint(path: str | Path) -> str:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"VAE file {path} does not exist", "check the path")
-    return _combined(f"vae {VAE_ENCODING_VERSION}", [_digest(path)])
+    return _combined(f"vae {VAE_ENCODING_VERSION}", [file_digest(path)])
 
 
 def text_fingerprint(qwen: str | Path, t5_tokenizer_dir: str | Path) -> str:
@@ -62,14 +62,14 @@ def text_fingerprint(qwen: str | Path, t5_tokenizer_dir: str | Path) -> str:
             f"run `anima-pipe fetch-tokenizer --t5_tokenizer_dir {t5_tokenizer_dir}`",
         )
     parts = [*config, *files.weights, *files.tokenizer, *tokenizer]
-    return _combined(f"text {TEXT_ENCODING_VERSION}", [_digest(path) for path in parts])
+    return _combined(f"text {TEXT_ENCODING_VERSION}", [file_digest(path) for path in parts])
 
 
 def _combined(version: str, digests: list[str]) -> str:
     return hashlib.sha256("\n".join([version, *digests]).encode()).hexdigest()
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file; that of a large one is remembered while the file stays as is.
 
     Raises:

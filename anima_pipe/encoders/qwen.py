@@ -1,4 +1,4 @@
-"""Qwen3 as a text encoder: its tokenizer without templates, and its network without a head."""
+"""Qwen3's network as a text encoder: without its head, and nothing in it that is in no file."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import Qwen3Config, Qwen3Model
 
-from anima_pipe.encoders.qwen_files import QWEN3_VOCABULARY, QwenFiles
-from anima_pipe.encoders.tokenizer_files import load_tokenizer
+from anima_pipe.encoders.qwen_files import QwenFiles
 from anima_pipe.encoders.weight_files import check_names, landed, mapped_tensors, wrong_kind
-from anima_pipe.errors import CheckpointError, ConfigError
+from anima_pipe.errors import CheckpointError
 
 WANTED = "a Qwen3 text encoder"
 # Harmless extras: the head that predicts words, which many files repeat.
 _UNUSED = {"lm_head.weight"}
 
+# What sizes are read off; no other model has all of them.
+_MARKS = {
+    "embed_tokens.weight",
+    "layers.0.self_attn.q_norm.weight",
+    "layers.0.mlp.gate_proj.weight",
+}
 # What shapes cannot tell, as released; a folder's config.json may say otherwise for the numbers.
 _ROPE_THETA = 1_000_000.0
 _NORM_EPSILON = 1e-6
@@ -34,14 +38,6 @@ _FIXED = {
 }
 _LAYER = re.compile(r"^layers\.(\d+)\.")
 _LONGEST_CAPTION = 40_960  # Tokens, as released; nothing is allocated for it.
-
-# How Qwen2 and Qwen3 cut text before merging bytes: contractions, words, single digits,
-# punctuation, line ends, blanks.
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_PROBE = ("1girl, solo", [16, 28552, 11, 13529])
 
 
 def load_qwen_network(files: QwenFiles, dtype: torch.dtype, device: torch.device) -> Qwen3Model:
@@ -72,63 +68,22 @@ def load_qwen_network(files: QwenFiles, dtype: torch.dtype, device: torch.device
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def load_qwen_tokenizer(files: QwenFiles, vocabulary: int) -> Tokenizer:
-    """Load the tokenizer that came with the weights, or the one in this package.
-
-    Args:
-        files: Where it is.
-        vocabulary: Rows of the network's embedding.
-
-    Raises:
-        ConfigError: It is damaged, or does not fit the weights.
-    """
-    remedy = "put Qwen3's tokenizer.json (or vocab.json and merges.txt) beside the weights"
-    if not files.has_own_tokenizer and vocabulary != QWEN3_VOCABULARY:
-        raise ConfigError(
-            f"{files.source} has no tokenizer, and its vocabulary of {vocabulary} is not the "
-            f"{QWEN3_VOCABULARY} of the built-in one",
-            remedy,
-        )
-    main = files.tokenizer[0]
-    tokenizer = load_tokenizer(main) if main.name == "tokenizer.json" else _built(files.tokenizer)
-    tokens = tokenizer.get_vocab_size(with_added_tokens=True)
-    if tokens > vocabulary:
-        raise ConfigError(
-            f"{main} has {tokens} tokens, but the weights in {files.source} know {vocabulary}",
-            remedy,
-        )
-    text, ids = _PROBE
-    # A single file often lies in a folder of many models, beside a tokenizer of another one.
-    if (
-        vocabulary == QWEN3_VOCABULARY
-        and tokenizer.encode(text, add_special_tokens=False).ids != ids
-    ):
-        raise ConfigError(f"{main} is not Qwen3's tokenizer: it reads {text!r} otherwise", remedy)
-    return tokenizer
-
-
 def _read_config(files: QwenFiles, tensors: Mapping[str, torch.Tensor]) -> Qwen3Config:
     """Read the sizes off the shapes; what shapes cannot tell comes from config.json if any."""
-    layer = "layers.0."
-    marks = (
-        "embed_tokens.weight",
-        f"{layer}self_attn.q_norm.weight",
-        f"{layer}mlp.gate_proj.weight",
-    )
-    if not all(mark in tensors for mark in marks):
+    if not tensors.keys() >= _MARKS:
         raise wrong_kind(files.source, WANTED, tensors)
     vocabulary, hidden = tensors["embed_tokens.weight"].shape
-    head = tensors[f"{layer}self_attn.q_norm.weight"].shape[0]
+    (head,) = tensors["layers.0.self_attn.q_norm.weight"].shape
 
     def heads(projection: str) -> int:
-        name = f"{layer}self_attn.{projection}.weight"
+        name = f"layers.0.self_attn.{projection}.weight"
         return tensors[name].shape[0] // head if name in tensors else 1
 
     theta, epsilon = _stated_numbers(files.config)
     return Qwen3Config(
         vocab_size=vocabulary,
         hidden_size=hidden,
-        intermediate_size=tensors[f"{layer}mlp.gate_proj.weight"].shape[0],
+        intermediate_size=tensors["layers.0.mlp.gate_proj.weight"].shape[0],
         num_hidden_layers=len({match[1] for name in tensors if (match := _LAYER.match(name))}),
         num_attention_heads=heads("q_proj"),
         num_key_value_heads=heads("k_proj"),
@@ -162,27 +117,3 @@ def _stated_numbers(config: Path | None) -> tuple[float, float]:
                 "give the folder of Qwen3-0.6B",
             )
     return theta, epsilon
-
-
-def _built(parts: tuple[Path, ...]) -> Tokenizer:
-    """Build Qwen's tokenizer from its vocabulary, its merges and perhaps its added tokens."""
-    vocabulary, merges, *settings = parts
-    try:
-        model = models.BPE.from_file(str(vocabulary), str(merges))
-        added = json.loads(settings[0].read_bytes())["added_tokens_decoder"] if settings else {}
-        tokens = [(int(place), AddedToken(**token)) for place, token in added.items()]
-    # The tokenizers library raises bare Exceptions.
-    except Exception as error:
-        raise ConfigError(
-            f"the tokenizer in {vocabulary.parent} cannot be loaded ({error})", "download it again"
-        ) from error
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.add_tokens([token for _, token in sorted(tokens, key=lambda item: item[0])])
-    return tokenizer

@@ -54,7 +54,8 @@ def _tokenizer_in(folder: Path) -> tuple[Path, ...]:
     if (folder / "tokenizer.json").is_file():
         return (folder / "tokenizer.json",)
     parts = [folder / name for name in ("vocab.json", "merges.txt", "tokenizer_config.json")]
-    return tuple(part for part in parts if part.is_file()) if parts[1].is_file() else ()
+    whole = parts[0].is_file() and parts[1].is_file()
+    return tuple(part for part in parts if part.is_file()) if whole else ()
 
 
 def _config_in(folder: Path) -> Path:

@@ -10,8 +10,9 @@ from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3Model
 
-from anima_pipe.encoders.qwen import load_qwen_network, load_qwen_tokenizer
+from anima_pipe.encoders.qwen import load_qwen_network
 from anima_pipe.encoders.qwen_files import find_qwen_files
+from anima_pipe.encoders.qwen_tokens import load_qwen_tokenizer
 from anima_pipe.encoders.t5_tokens import T5Tokens
 from anima_pipe.records import TextCondition
 
