@@ -64,7 +64,11 @@ def test_an_empty_text_means_not_set_and_can_take_back_what_the_file_sets(tmp_pa
 
 
 def test_list_options_become_dicts(tmp_path):
-    file = write(tmp_path, 'network_args = ["lokr_factor=8", "lokr_full_matrix=True"]\n')
+    file = write(
+        tmp_path,
+        'network_module = "networks.lokr_anima"\n'
+        'network_args = ["lokr_factor=8", "lokr_full_matrix=True"]\n',
+    )
     assert resolve("train", {}, file).value("network_args") == {
         "lokr_factor": 8,
         "lokr_full_matrix": True,
@@ -198,6 +202,11 @@ def test_a_dataset_file_here_and_beside_the_config_is_warned_of(tmp_path, monkey
     assert f"is dataset.toml of the current folder, not {beside}" in warning
     monkeypatch.chdir(tmp_path)
     assert resolve("train", {}, file).warnings == ()
+
+
+def test_arguments_of_another_adapter_are_refused_at_once(tmp_path):
+    problem = problem_of(tmp_path, 'network_args = ["lokr_factor=8"]\n')
+    assert "line 1: network_args: lokr_factor is not of networks.lora_anima" in problem
 
 
 def test_a_caching_stage_reads_the_training_file_but_not_its_refusals(tmp_path):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from anima_pipe.errors import PipeError
+from anima_pipe.cli.ending import ending_of
 from anima_pipe.files import write_atomically
 from anima_pipe.kohya.options import options_of
 from anima_pipe.kohya.resolve import Resolved, resolve
 from anima_pipe.kohya.rows import Kind, NoOp, Option, Refused
-from anima_pipe.runtime import setup_messages, warn
+from anima_pipe.runtime import warn
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -101,24 +100,17 @@ def run_stage(
     name: str, run: Callable[[Resolved], DataclassInstance], given: Mapping[str, object]
 ) -> int:
     """Resolve the options, run the stage, write its summary; return the exit code."""
-    debug = bool(given.get("debug"))
-    setup_messages(verbose=debug)
-    try:
+
+    def work() -> int:
         file = given.get("config_file")
         options = resolve(name, given, Path(str(file)) if file else None)
         for warning in options.warnings:
             warn(warning)
         summary = run(options)
         write_summary(summary, options.value("summary_json"))
-    except PipeError as error:
-        if debug:
-            traceback.print_exc()
-        click.echo(f"error: {error}", err=True)
-        return error.exit_code
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        return 130
-    return 0
+        return 0
+
+    return ending_of(work, debug=bool(given.get("debug")))
 
 
 def write_summary(summary: DataclassInstance, path: Path | None) -> None:

@@ -191,5 +191,5 @@ def _effectless(own: Mapping[str, Written]) -> Iterator[str]:
             continue
         if isinstance(status, NoOp):
             yield f"{item} changes nothing: {status.why}"
-        elif isinstance(status, Refused):
+        elif isinstance(status, Refused) and _is_moot(status, own):
             yield f"{item} changes nothing beside {status.moot_with}: {status.why}"

@@ -44,7 +44,8 @@ def read_train_args(path: Path) -> list[TrainArg]:
     if path.suffix == ".json":
         raise ConfigError(
             f"{path} is JSON, but --config_file takes TOML",
-            "write its options into a train_args.toml",
+            "write its options into a train_args.toml; a preset of kohya_ss GUI is converted by "
+            f"anima-pipe convert-config --input {path}",
         )
     file = read_toml(train_args_path(path))
     _refuse_other_kinds(file)

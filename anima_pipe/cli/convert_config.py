@@ -1,0 +1,77 @@
+"""Convert the seed's older root-style TOML, or a preset of kohya_ss GUI, to Kohya's two files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from anima_pipe.cli.ending import ending_of
+from anima_pipe.kohya.convert import Conversion, convert_file
+
+
+@click.command(
+    "convert-config",
+    help=f"{__doc__}\n\nThe result is checked; what training would refuse is said.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option("--input", "source", required=True, metavar="FILE", help="The file to convert.")
+@click.option(
+    "--output_dir",
+    metavar="DIR",
+    help="Where the new files go. [default: kohya_converted beside the input]",
+)
+@click.option(
+    "--train_args_name",
+    default="train_args.toml",
+    show_default=True,
+    metavar="NAME",
+    help="File name of the options.",
+)
+@click.option(
+    "--dataset_name",
+    default="dataset.toml",
+    show_default=True,
+    metavar="NAME",
+    help="File name of the dataset.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace files that are there already.")
+def command(
+    source: str, output_dir: str | None, train_args_name: str, dataset_name: str, *, overwrite: bool
+) -> None:
+    """Convert one file."""
+
+    def work() -> int:
+        folder = Path(output_dir) if output_dir else Path(source).parent / "kohya_converted"
+        _report(
+            convert_file(
+                Path(source).expanduser(),
+                folder.expanduser(),
+                train_args_name=train_args_name,
+                dataset_name=dataset_name,
+                overwrite=overwrite,
+            )
+        )
+        return 0
+
+    sys.exit(ending_of(work))
+
+
+def _report(conversion: Conversion) -> None:
+    for path in conversion.paths:
+        click.echo(f"Generated: {path}")
+    reasons = conversion.converted.unmapped_by_reason()
+    if reasons:
+        click.echo("Unmapped keys:")
+    for why, keys in reasons.items():
+        click.echo(f"  {', '.join(keys)}  ({why})")
+    for note in conversion.converted.notes:
+        click.echo(f"Note: {note}")
+    findings = [finding for report in conversion.reports for finding in report.findings]
+    if findings:
+        click.echo("To be mended before training:")
+    for finding in findings:
+        click.echo(f"  {finding}\n    Fix: {finding.remedy}")
+    for warning in (warning for report in conversion.reports for warning in report.warnings):
+        click.echo(f"warning: {warning}", err=True)

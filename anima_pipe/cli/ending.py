@@ -1,0 +1,31 @@
+"""How every command ends: its exit code, and what is wrong in two lines."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+
+import click
+
+from anima_pipe.errors import PipeError
+from anima_pipe.runtime import setup_messages
+
+
+def ending_of(work: Callable[[], int], *, debug: bool = False) -> int:
+    """Do a command's work; return its exit code, or that of the error it ended with.
+
+    Args:
+        work: Returns the exit code.
+        debug: Show an error's traceback too.
+    """
+    setup_messages(verbose=debug)
+    try:
+        return work()
+    except PipeError as error:
+        if debug:
+            traceback.print_exc()
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        return 130
