@@ -41,3 +41,7 @@ class CacheError(PipeError):
 
 class OutputError(PipeError):
     """Something cannot be written: no permission, no room, not a folder."""
+
+
+class FetchError(PipeError):
+    """A file could not be had from any of its sources, each of which is named with its cause."""

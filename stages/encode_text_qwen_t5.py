@@ -33,6 +33,7 @@ class TextSummary:
 def run(options: Resolved) -> TextSummary:
     """Collect the dataset's texts and encode those that the cache lacks."""
     from anima_pipe.fill import fill_text
+    from anima_pipe.kohya.model_files import with_tokenizer
     from anima_pipe.kohya.settings import (
         dataset_configs,
         preview_prompts,
@@ -42,7 +43,8 @@ def run(options: Resolved) -> TextSummary:
     from anima_pipe.report import report_fill, report_skipped, report_uncaptioned
     from anima_pipe.survey import find_pictures, survey_captions, uncaptioned
 
-    options.require("dataset_config", "qwen3", "t5_tokenizer_dir")
+    options.require("dataset_config", "qwen3")
+    options = with_tokenizer(options).options
     settings = text_settings(options)
     pictures = find_pictures(dataset_configs(options))
     strict = options.value("strict")

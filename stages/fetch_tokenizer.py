@@ -1,8 +1,8 @@
-"""Stage 1: make sure that the T5 tokenizer is there and is Anima's.
+"""Stage 1: make sure that the T5 tokenizer is there and is Anima's; fetch what is missing.
 
 Reads   the tokenizer's folder: config.json, spiece.model, tokenizer.json
-Writes  nothing
-Costs   a second
+Writes  those of them that it lacks, from Hugging Face or else ModelScope
+Costs   a second; 3 MB of download where files are missing
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ class TokenizerSummary:
     """Where the tokenizer is."""
 
     t5_tokenizer_dir: str
-    downloaded: int = 0
+    downloaded: int
+    """How many of its files were missing and are there now."""
 
 
 def run(options: Resolved) -> TokenizerSummary:
-    """Check the tokenizer's files against each other."""
-    from anima_pipe.encoders.t5_tokens import check_t5_tokenizer
+    """Fetch what is missing, and check the tokenizer's files against each other."""
+    from anima_pipe.kohya.model_files import with_tokenizer
 
-    options.require("t5_tokenizer_dir")
+    options, fetched = with_tokenizer(options, force=options.value("force"))
     folder = options.value("t5_tokenizer_dir")
-    check_t5_tokenizer(folder)
-    say(f"T5 tokenizer  {folder}: complete, nothing to download")
-    return TokenizerSummary(t5_tokenizer_dir=str(folder))
+    news = f"fetched {', '.join(fetched)}" if fetched else "nothing to download"
+    say(f"T5 tokenizer  {folder}: complete, {news}")
+    return TokenizerSummary(t5_tokenizer_dir=str(folder), downloaded=len(fetched))
 
 
 command = stage_command("fetch-tokenizer", run, __doc__)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from anima_pipe.encoders.t5_conversion import write_fast_tokenizer
+
 QWEN_VOCABULARY = 768
 QWEN_PAD = "<|endoftext|>"
 QWEN_SPECIAL = (QWEN_PAD, "<|im_start|>", "<|im_end|>")
@@ -23,7 +25,6 @@ QWEN_WORDS = (
 T5_PIECES = 768
 T5_EMBEDDINGS = 32128
 """Rows of a T5's embedding, more than it has pieces."""
-T5_SPECIAL = ("<pad>", "</s>", "<unk>")
 
 PRINTABLE = "".join(chr(code) for code in range(33, 127))
 """Trained on besides the captions, so that users' own Latin captions are not all unknown."""
@@ -99,7 +100,7 @@ def write_t5_tokenizer(folder: Path, captions: Sequence[str]) -> int:
         minloglevel=1,
     )
     (folder / "spiece.model").write_bytes(model.getvalue())
-    pieces = _write_fast_t5_tokenizer(folder / "tokenizer.json", model.getvalue())
+    pieces = write_fast_tokenizer(model.getvalue(), folder / "tokenizer.json", sentinels=0)
     _write_json(
         folder / "tokenizer_config.json",
         {
@@ -123,33 +124,6 @@ def write_t5_tokenizer(folder: Path, captions: Sequence[str]) -> int:
         },
     )
     return pieces
-
-
-def _write_fast_t5_tokenizer(path: Path, model: bytes) -> int:
-    """Write the tokenizer.json that gives the same ids as a sentencepiece model, and `</s>`."""
-    from sentencepiece import sentencepiece_model_pb2
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-    from tokenizers.processors import TemplateProcessing
-
-    # The class is made at run time from its descriptor, so that no checker sees it.
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # pyright: ignore[reportAttributeAccessIssue]
-    vocabulary = [(piece.piece, piece.score) for piece in proto.pieces]
-    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=False))
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
-            normalizers.Strip(left=False, right=True),
-            normalizers.Replace(Regex(" {2,}"), "▁"),
-        ]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
-    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    tokenizer.post_processor = TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
-    )
-    tokenizer.add_special_tokens(list(T5_SPECIAL))
-    tokenizer.save(str(path))
-    return len(vocabulary)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -73,11 +73,11 @@ def _check_config(path: Path) -> None:
         stated = json.loads(path.read_bytes())
         kind, end = stated.get("model_type", "t5"), stated.get("eos_token_id", END_OF_SEQUENCE)
     except (ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} cannot be loaded ({error})", _fetch(path.parent)) from error
+        raise ConfigError(f"{path} cannot be loaded ({error})", _fetch_anew(path.parent)) from error
     if (kind, end) != ("t5", END_OF_SEQUENCE):
         raise ConfigError(
             f"{path} is of model_type {kind!r} with </s> as {end}; T5's is 't5' with </s> as 1",
-            _fetch(path.parent),
+            _fetch_anew(path.parent),
         )
 
 
@@ -86,7 +86,7 @@ def _check_ids(path: Path, tokenizer: Tokenizer) -> None:
         if tokenizer.token_to_id(token) != wanted:
             raise ConfigError(
                 f"{path} has {token} as {tokenizer.token_to_id(token)}; T5 has it as {wanted}",
-                _fetch(path.parent),
+                _fetch_anew(path.parent),
             )
     tokens = tokenizer.get_vocab_size(with_added_tokens=True)
     if tokens > EMBEDDED_IDS:
@@ -100,13 +100,14 @@ def _load_pieces(path: Path) -> SentencePieceProcessor:
     try:
         return SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
-        raise ConfigError(f"{path} cannot be loaded ({error})", _fetch(path.parent)) from error
+        raise ConfigError(f"{path} cannot be loaded ({error})", _fetch_anew(path.parent)) from error
 
 
 def _check_agreement(folder: Path, tokenizer: Tokenizer, pieces: SentencePieceProcessor) -> None:
     for disagreement in _disagreements(tokenizer, pieces):
         raise ConfigError(
-            f"tokenizer.json and spiece.model in {folder} disagree: {disagreement}", _fetch(folder)
+            f"tokenizer.json and spiece.model in {folder} disagree: {disagreement}",
+            _fetch_anew(folder),
         )
 
 
@@ -127,3 +128,8 @@ def _disagreements(tokenizer: Tokenizer, pieces: SentencePieceProcessor) -> Iter
 
 def _fetch(folder: Path) -> str:
     return f"run `anima-pipe fetch-tokenizer --t5_tokenizer_dir {folder}`"
+
+
+def _fetch_anew(folder: Path) -> str:
+    """Files that are there are replaced by --force alone."""
+    return f"run `anima-pipe fetch-tokenizer --force --t5_tokenizer_dir {folder}`"

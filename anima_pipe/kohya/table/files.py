@@ -49,7 +49,8 @@ _MODELS: Final = group(
     ),
     path(
         "t5_tokenizer_dir",
-        "Folder of the T5 tokenizer: config.json, spiece.model, tokenizer.json.",
+        "Folder of the T5 tokenizer: config.json, spiece.model, tokenizer.json; where none is "
+        "given, one in the user's cache folder.",
         aliases=("t5_tokenizer_path",),
         commands=(FETCH, TEXT, TRAIN, ALL),
         when_missing="T5 tokenizer directory is required. Set --t5_tokenizer_dir.",
@@ -68,35 +69,38 @@ _MODELS: Final = group(
 _TOKENIZER_SOURCES: Final = group(
     "Fetching the tokenizer",
     (FETCH, TEXT, TRAIN, ALL),
-    *refused(
-        "downloading the tokenizer is not supported yet",
-        "remove it, and put config.json, spiece.model and tokenizer.json into t5_tokenizer_dir",
-        flag(
-            "auto_download_t5_tokenizer",
-            "Fetch what is missing from t5_tokenizer_dir.",
-            default=None,
-            default_note="The seed's true; nothing is downloaded yet.",
-            asks_nothing=(True, False),
-        ),
-        text(
-            "t5_tokenizer_repo_id",
-            "Repository or URL that the tokenizer is fetched from.",
-            default="google/t5-v1_1-base",
-        ),
-        text("t5_tokenizer_subfolder", "Folder of it in the repository.", default="tokenizer"),
-        flag(
-            "t5_tokenizer_modelscope_fallback",
-            "Try ModelScope where Hugging Face fails.",
-            default=True,
-            asks_nothing=(False,),
-        ),
-        text(
-            "t5_tokenizer_modelscope_repo_id",
-            "Repository on ModelScope.",
-            default="nv-community/Cosmos-Predict2-2B-Text2Image",
-        ),
-        text("t5_tokenizer_modelscope_revision", "Its revision.", default="master"),
-        text("t5_tokenizer_modelscope_subfolder", "Its folder.", default="tokenizer"),
+    flag(
+        "auto_download_t5_tokenizer",
+        "Fetch what is missing from t5_tokenizer_dir.",
+        default=True,
+    ),
+    text(
+        "t5_tokenizer_repo_id",
+        "Where it is fetched from: owner/name on Hugging Face, with or without @revision, or the "
+        "URL of a repository, folder or file on Hugging Face or ModelScope.",
+        default="google/t5-v1_1-base",
+    ),
+    text(
+        "t5_tokenizer_subfolder",
+        "Folder of it in the repository; the root is tried next.",
+        default="tokenizer",
+    ),
+    flag(
+        "t5_tokenizer_modelscope_fallback",
+        "Try ModelScope where Hugging Face fails.",
+        default=True,
+    ),
+    text(
+        "t5_tokenizer_modelscope_repo_id",
+        "Repository on ModelScope.",
+        default="nv-community/Cosmos-Predict2-2B-Text2Image",
+    ),
+    text("t5_tokenizer_modelscope_revision", "Its branch, tag or commit.", default="master"),
+    text("t5_tokenizer_modelscope_subfolder", "Its folder.", default="tokenizer"),
+    flag(
+        "force",
+        "Fetch all files afresh and replace those that are there.",
+        commands=(FETCH,),
     ),
     *no_op(
         "the tokenizer's files are always checked against each other",
@@ -153,7 +157,7 @@ _INPUT_AND_OUTPUT: Final = group(
     ),
     *refused(
         "root-style configuration files are gone",
-        "convert the file to train_args.toml and dataset.toml, and use --config_file",
+        "convert the file by anima-pipe convert-config --input FILE, and use --config_file",
         path("config", "The seed's older root-style configuration file."),
     ),
 )

@@ -1,0 +1,85 @@
+"""From resolved options to model files that are there: the tokenizer is fetched where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from anima_pipe.kohya.resolved import Resolved
+
+if TYPE_CHECKING:
+    from anima_pipe.hub.sources import Source
+
+
+class WithTokenizer(NamedTuple):
+    """Options that name a tokenizer's folder, which is whole."""
+
+    options: Resolved
+    fetched: tuple[str, ...]
+    """Names of the files that had to be fetched."""
+
+
+def with_tokenizer(options: Resolved, *, force: bool = False) -> WithTokenizer:
+    """Make sure of the T5 tokenizer, fetching what is missing unless that is switched off.
+
+    Where no folder is given, it is the one that fetch-models recorded, or else the default one.
+
+    Raises:
+        ConfigError: No folder is known and none may be made, or its files are damaged.
+        FetchError: No source had the files.
+    """
+    from anima_pipe.hub.home import models_folder, recorded_models
+    from anima_pipe.hub.tokenizer import ensure_t5_tokenizer, require_t5_tokenizer
+
+    downloads = options.value("auto_download_t5_tokenizer")
+    folder: Path | None = options.value("t5_tokenizer_dir")
+    folder = folder or recorded_models().get("t5_tokenizer_dir")
+    default = models_folder() / "t5_tokenizer"
+    if folder is None and (downloads or default.is_dir()):
+        folder = default
+    if folder is None:
+        options.require("t5_tokenizer_dir")
+    assert folder is not None
+    fetched: tuple[str, ...] = ()
+    if downloads:
+        fetched = ensure_t5_tokenizer(folder, tokenizer_sources(options), force=force)
+    else:
+        require_t5_tokenizer(folder)
+    return WithTokenizer(completed(options, {"t5_tokenizer_dir": folder}), fetched)
+
+
+def completed(options: Resolved, paths: Mapping[str, Path]) -> Resolved:
+    """Return the options with these values, whatever the user set."""
+    return replace(
+        options,
+        written={name: item for name, item in options.written.items() if name not in paths},
+        defaults={**options.defaults, **paths},
+    )
+
+
+def tokenizer_sources(options: Resolved) -> list[Source]:
+    """Return where the tokenizer is looked for, in order.
+
+    Raises:
+        ConfigError: A source is neither a repository nor a link to one.
+    """
+    from anima_pipe.hub.sources import Hub, parse_source
+
+    modelscope_revision = options.value("t5_tokenizer_modelscope_revision")
+    first = parse_source(options.value("t5_tokenizer_repo_id") or "")
+    on_modelscope = first.hub is Hub.MODELSCOPE
+    first = first.filled(
+        folder=options.value("t5_tokenizer_subfolder") or "",
+        revision=modelscope_revision if on_modelscope else None,
+    )
+    # Who names a source on ModelScope has chosen; the fallback is for Hugging Face.
+    if on_modelscope or not options.value("t5_tokenizer_modelscope_fallback"):
+        return [first]
+    second = parse_source(options.value("t5_tokenizer_modelscope_repo_id") or "")
+    second = replace(second, hub=Hub.MODELSCOPE).filled(
+        folder=options.value("t5_tokenizer_modelscope_subfolder") or "",
+        revision=modelscope_revision,
+    )
+    return [first, second]

@@ -1,0 +1,300 @@
+"""Two hubs on loopback that speak what the clients of Hugging Face and ModelScope ask for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+import pytest
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REVISIONS = ("main", "master", COMMIT)
+LARGE = (".safetensors", ".model")
+"""Endings of files in large-file storage: told by SHA-256, served after a redirect."""
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def git_name(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+@dataclass(kw_only=True)
+class Fault:
+    """How the hub misbehaves towards requests whose address contains a piece of text."""
+
+    kind: str
+    """status, short (a shorter body, properly announced), broken (cut off), corrupt, stall."""
+    status: int = 0
+    code: str = ""
+    """Hugging Face's X-Error-Code."""
+    where: str = ""
+    times: int = 10_000
+    method: str = "GET HEAD"
+
+
+@dataclass(kw_only=True)
+class FakeHub:
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Content by owner/name/path."""
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+    url: str = ""
+    released: threading.Event = field(default_factory=threading.Event)
+    """Ends what stalls."""
+
+    def add(self, repo: str, folder: str, path: Path) -> None:
+        """Publish the files of a folder in a folder of a repository."""
+        for file in path.iterdir():
+            self.files["/".join(filter(None, (repo, folder, file.name)))] = file.read_bytes()
+
+    def fails(self, kind: str, status: int = 0, **fields: object) -> None:
+        self.faults.append(Fault(kind=kind, status=status, **fields))
+
+    def asked_for(self, piece: str, method: str = "GET") -> int:
+        return sum(piece in line and line.startswith(method) for line in self.requests)
+
+    def fault_for(self, method: str, path: str) -> Fault | None:
+        for fault in self.faults:
+            if fault.where in path and method in fault.method.split() and fault.times > 0:
+                fault.times -= 1
+                return fault
+        return None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: FakeHub
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._serve()
+
+    def do_GET(self) -> None:
+        self._serve()
+
+    def _serve(self) -> None:
+        path = unquote(self.path)
+        self.hub.requests.append(f"{self.command} {path} {self.headers.get('Range', '')}")
+        fault = self.hub.fault_for(self.command, path)
+        if fault and fault.kind == "status":
+            self._refuse(fault.status, fault.code)
+        else:
+            self._route(fault)
+
+    def _route(self, fault: Fault | None) -> None:
+        raise NotImplementedError
+
+    def _refuse(self, status: int, code: str = "", body: bytes = b"{}") -> None:
+        headers = {"X-Error-Code": code} if code else {}
+        if code == "EntryNotFound":
+            headers["X-Repo-Commit"] = COMMIT
+        self._answer(status, body, headers)
+
+    def _content(self, content: bytes, headers: dict[str, str], fault: Fault | None) -> None:
+        """Send a file, or the part of it that is asked for, as the fault has it."""
+        kind = fault.kind if fault else ""
+        status = 200
+        if wanted := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            start = int(wanted[1])
+            headers |= {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+            content, status = content[start:], 206
+        if self.command == "HEAD":
+            kind = ""
+        if kind == "corrupt":
+            content = bytes([content[0] ^ 1]) + content[1:]
+        if kind == "short":
+            content = content[: len(content) // 2]
+        self._answer(status, content, headers, kind)
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str], kind: str = "") -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if kind == "stall":
+            self.hub.released.wait(20)
+            self.close_connection = True
+        elif kind == "broken":
+            self.wfile.write(body[: len(body) // 2])
+            self.close_connection = True
+        else:
+            self.wfile.write(body)
+
+
+class _HuggingFace(_Handler):
+    def _route(self, fault: Fault | None) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if path.startswith("/storage/"):
+            content = next(c for c in self.hub.files.values() if sha256(c) in path)
+            return self._content(content, {"ETag": '"of-the-storage"'}, fault)
+        resolved = re.fullmatch(r"/([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)", path)
+        if resolved is None:
+            return self._refuse(404)
+        repo, revision, file = resolved.groups()
+        if not any(name.startswith(f"{repo}/") for name in self.hub.files):
+            return self._refuse(401, "RepoNotFound")
+        if revision not in REVISIONS:
+            return self._refuse(404, "RevisionNotFound")
+        content = self.hub.files.get(f"{repo}/{file}")
+        if content is None:
+            return self._refuse(404, "EntryNotFound")
+        headers = {"X-Repo-Commit": COMMIT}
+        # Of another host than the hub itself, as it is in life.
+        storage = self.hub.url.replace("127.0.0.1", "localhost")
+        if file.endswith(LARGE):
+            headers |= {
+                "X-Linked-Size": str(len(content)),
+                "X-Linked-ETag": f'"{sha256(content)}"',
+                "Location": f"{storage}/storage/{sha256(content)}/{quote(file)}",
+            }
+            return self._answer(302, b"", headers)
+        return self._content(content, headers | {"ETag": f'"{git_name(content)}"'}, fault)
+
+
+class _ModelScope(_Handler):
+    def _route(self, fault: Fault | None) -> None:
+        split = urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(split.query).items()}
+        named = re.fullmatch(r"/api/v1/models/([^/]+/[^/]+)/repo(/files)?", split.path)
+        if named is None:
+            return self._refuse(404)
+        repo, listing = named.groups()
+        if query.get("Revision") not in REVISIONS:
+            return self._refuse(404)
+        if listing:
+            return self._list(repo)
+        content = self.hub.files.get(f"{repo}/{query['FilePath']}")
+        if content is None:
+            message = json.dumps({"Code": 10010205001, "Message": "the file does not exist"})
+            return self._refuse(404, body=message.encode())
+        return self._content(content, {"X-Linked-ETag": sha256(content)}, fault)
+
+    def _list(self, repo: str) -> None:
+        files = [
+            {
+                "Path": name.removeprefix(f"{repo}/"),
+                "Name": name.rsplit("/", 1)[-1],
+                "Size": len(content),
+                "Sha256": sha256(content),
+                "Type": "blob",
+            }
+            for name, content in self.hub.files.items()
+            if name.startswith(f"{repo}/")
+        ]
+        body = {"Code": 200, "Data": {"Files": files, "TotalCount": len(files)}, "Success": True}
+        self._answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+
+@contextmanager
+def _running(handler: type[_Handler]) -> Iterator[FakeHub]:
+    hub = FakeHub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (handler,), {"hub": hub}))
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.released.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hubs:
+    hugging_face: FakeHub
+    modelscope: FakeHub
+    environment: dict[str, str]
+    """What leads a process of its own to these hubs."""
+
+
+def unused_address() -> str:
+    """An address on loopback where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+@contextmanager
+def running_hubs(folder: Path) -> Iterator[Hubs]:
+    with _running(_HuggingFace) as hugging_face, _running(_ModelScope) as modelscope:
+        environment = {
+            "HF_ENDPOINT": hugging_face.url,
+            "HF_HOME": str(folder / "huggingface"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+            "HF_HUB_ETAG_TIMEOUT": "1",
+            "MODELSCOPE_ENDPOINT": modelscope.url,
+            "MODELSCOPE_CACHE": str(folder / "modelscope"),
+            "MODELSCOPE_HOME": str(folder / "modelscope_home"),
+            "MODELSCOPE_DOWNLOAD_TIMEOUT": "1",
+            "MODELSCOPE_DOWNLOAD_MAX_RETRIES": "1",
+            "ANIMA_PIPE_HOME": str(folder / "home"),
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
+        }
+        yield Hubs(hugging_face=hugging_face, modelscope=modelscope, environment=environment)
+
+
+def lead_clients_to(hubs: Hubs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do to the clients of this process what the environment does to those of another.
+
+    They read most of it once, when they are imported. Their pauses between retries are cut short.
+    """
+    import huggingface_hub.constants
+    import modelscope_hub._download
+    import modelscope_hub._download_control
+    import modelscope_hub._legacy_api
+
+    for name, value in hubs.environment.items():
+        monkeypatch.setenv(name, value)
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", hubs.hugging_face.url)
+    template = hubs.hugging_face.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", f"{hubs.environment['HF_HOME']}/hub")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.3)
+    quick = SimpleNamespace(**{**vars(time), "sleep": lambda _: None})
+    for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download"):
+        monkeypatch.setattr(f"{module}.time", quick)
+    monkeypatch.setattr("huggingface_hub.file_download._ETAG_RETRY_TIMEOUT", 0.3)
+    monkeypatch.setattr(modelscope_hub._download, "DOWNLOAD_RETRY_TIMES", 1)
+    monkeypatch.setattr(modelscope_hub._download, "DOWNLOAD_INTEGRITY_RETRY_BACKOFF", 0)
+    monkeypatch.setattr(modelscope_hub._legacy_api, "DOWNLOAD_TIMEOUT", 0.3)
+    huggingface_hub.close_session()
+
+
+def keep_to_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make any connection to elsewhere an error."""
+    connect = socket.socket.connect
+
+    def only_loopback(self: socket.socket, address: object) -> None:
+        host = address[0] if isinstance(address, tuple) else "unix"
+        assert host in ("127.0.0.1", "localhost", "::1", "unix"), f"a test reached for {address}"
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", only_loopback)
