@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -51,6 +53,34 @@ def published(path: Path) -> Generator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def published_folder(folder: Path) -> Generator[Path]:
+    """Lend a temporary folder beside the final one; on success flush it to disk and rename it.
+
+    A folder that is there already is replaced, and only then removed.
+
+    Raises:
+        OutputError: It cannot be made or written, or the disk is full.
+    """
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    old = temporary.with_suffix(".old")
+    try:
+        with refusals_named(folder):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for path in temporary.iterdir():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+            sync_folder(temporary)
+            if folder.exists():
+                folder.rename(old)
+            temporary.rename(folder)
+            sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a whole small file, or leave what was there.
 
@@ -59,6 +89,23 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     with published(path) as temporary:
         temporary.write_bytes(content)
+
+
+def with_sorted_header(content: bytes) -> bytes:
+    """Return a safetensors file with the entries of its header in order.
+
+    The library writes metadata in an order of its own each time; without that, the same tensors
+    and metadata are the same bytes. The tensors' places in the file do not change.
+    """
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(dict(sorted(header.items())), separators=(",", ":"), ensure_ascii=False)
+    data = content[8 + length :]
+    # Spaces behind the header keep the tensors aligned to 8 bytes, as the format wants them.
+    padded = text.encode().ljust(-(-len(text.encode()) // 8) * 8)
+    return len(padded).to_bytes(8, "little") + padded + data
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from torch.optim import Optimizer
@@ -159,7 +159,7 @@ def create_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig) 
             "correct optimizer_args, for example weight_decay=0.01 betas=(0.9,0.99) eps=1e-8",
         ) from error
     if source.averages:
-        cast("Any", optimizer).train()
+        optimizer.train()
     return optimizer
 
 

@@ -124,6 +124,8 @@ class Moment:
     """Before clipping; None before the first step."""
     samples: int
     """Samples that the step trained on, over all processes."""
+    stopping: bool = False
+    """The run was asked to stop after this step."""
 
     def falls_on(self, every_n_steps: int | None, every_n_epochs: int | None) -> bool:
         """Tell whether something due every so many steps or epochs is due now."""

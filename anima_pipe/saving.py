@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final, Protocol
 
 import torch
 
@@ -24,12 +27,22 @@ class SaveConfig:
     """Of the tensors in the file; None: as they are trained."""
     style: str = "comfy"
     """Names of the tensors: comfy, diffusers or kohya."""
+    keep_steps: int | None = None
+    """Of the files saved by steps, those of the last so many steps are kept; None: all."""
+    keep_epochs: int | None = None
+    """Of the files saved by epochs, so many are kept; None: all."""
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def final_path(self) -> Path:
         """The file that the run ends with."""
         return self.folder / f"{self.name}.safetensors"
+
+
+STEP: Final = r"-step(\d{8})"
+"""What stands in a name behind the run's, in a save by steps."""
+EPOCH: Final = r"-(\d{6})"
+"""The same in a save by epochs."""
 
 
 class Saver:
@@ -56,6 +69,7 @@ class Saver:
             self._save(config.folder / f"{config.name}-step{moment.step:08d}.safetensors", moment)
         if moment.falls_on(None, config.every_n_epochs):
             self._save(config.folder / f"{config.name}-{moment.epoch:06d}.safetensors", moment)
+        remove_old(config, ".safetensors", moment)
 
     def _save(self, path: Path, moment: Moment) -> None:
         place = {"ss_steps": str(moment.step), "ss_epoch": str(moment.epoch)}
@@ -67,3 +81,46 @@ class Saver:
             dtype=self.config.dtype,
             metadata=metadata,
         )
+
+
+class Rotation(Protocol):
+    """What says where saves are and how many of them are kept."""
+
+    @property
+    def folder(self) -> Path: ...  # noqa: D102 - see SaveConfig
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def every_n_epochs(self) -> int | None: ...  # noqa: D102
+    @property
+    def keep_steps(self) -> int | None: ...  # noqa: D102
+    @property
+    def keep_epochs(self) -> int | None: ...  # noqa: D102
+
+
+def remove_old(rotation: Rotation, suffix: str, moment: Moment) -> None:
+    """Remove the saves that are not to be kept, by Kohya's count.
+
+    Of the saves by steps those of the last `keep_steps` steps stay, of those by epochs the last
+    `keep_epochs` saves.
+
+    Args:
+        rotation: Where they are, and how many are kept.
+        suffix: End of the saves' names, of files or of folders.
+        moment: Now.
+    """
+    oldest: dict[str, int] = {}
+    if rotation.keep_steps:
+        oldest[STEP] = moment.step - rotation.keep_steps - 1
+    if rotation.keep_epochs and rotation.every_n_epochs:
+        oldest[EPOCH] = moment.epoch - rotation.keep_epochs * rotation.every_n_epochs
+    for pattern, number in oldest.items():
+        wanted = re.compile(re.escape(rotation.name) + pattern + re.escape(suffix))
+        for path in rotation.folder.glob(f"*{suffix}"):
+            found = wanted.fullmatch(path.name)
+            if found is None or int(found[1]) > number:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

@@ -47,6 +47,12 @@ class ScheduleConfig:
                 "set lr_warmup_steps to 0, or lr_scheduler to constant_with_warmup",
             )
 
+    @property
+    def follows_length(self) -> bool:
+        """Whether the rate depends on how long the run is."""
+        by_kind = self.kind not in ("constant", "constant_with_warmup", "inverse_sqrt")
+        return by_kind or 0 < self.warmup < 1
+
     def warmup_steps(self, total_steps: int) -> int:
         """Return the warmup in whole steps."""
         return int(self.warmup * total_steps) if self.warmup < 1 else int(self.warmup)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs
+from accelerate.utils import AutocastKwargs, broadcast
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -67,6 +67,20 @@ def start_accelerate(mixed_precision: str, *, cpu: bool = False) -> Accelerator:
     )
 
 
+def agree_on_seed(accelerator: Accelerator) -> int:
+    """Draw a seed, the same one on every process."""
+    drawn = torch.randint(2**31, (1,), generator=_fresh_generator()).to(accelerator.device)
+    shared = broadcast(drawn)
+    assert isinstance(shared, torch.Tensor)
+    return int(shared.item())
+
+
+def _fresh_generator() -> torch.Generator:
+    generator = torch.Generator()
+    generator.seed()
+    return generator
+
+
 class Trainer:
     """Rectified-flow training of whatever in the module requires gradients.
 
@@ -78,6 +92,7 @@ class Trainer:
         batches: The supply of data, of this process.
         config: The numbers.
         hooks: What else happens, in this order.
+        should_stop: Asked after every step; the run ends there if any process says yes.
     """
 
     def __init__(
@@ -88,7 +103,8 @@ class Trainer:
         schedule: LRScheduler,
         batches: Batches,
         config: TrainerConfig,
-        hooks: Sequence[Hook],
+        hooks: list[Hook],
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.accelerator = accelerator
         self.module = accelerator.prepare_model(module)
@@ -98,21 +114,29 @@ class Trainer:
         self.batches = batches
         self.config = config
         self.hooks = hooks
+        self.should_stop = should_stop
         self.losses: list[float] = []
-        """Mean loss of every step so far."""
+        """Mean loss of every step that this trainer took."""
         self.trainable = [
             parameter for group in optimizer.param_groups for parameter in group["params"]
         ]
 
-    def run(self) -> Moment:
-        """Train to the planned number of steps; return where that ended."""
+    def run(self, steps_done: int = 0) -> Moment:
+        """Train on to the planned number of steps, or until stopped; return where that ended."""
         self.module.train()
-        moment = self._tell(0)
-        for window in self.batches.starting_at(0):
-            if moment.step == self.config.max_train_steps:
+        moment = self._tell(steps_done)
+        for window in self.batches.starting_at(steps_done):
+            if moment.is_last or moment.stopping:
                 break
             moment = self._train_step(moment.step, window)
         return moment
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Train on at another rate, from where the schedule is."""
+        self.schedule.base_lrs = [rate] * len(self.schedule.base_lrs)
+        for group in self.optimizer.param_groups:
+            factor = group["lr"] / group["initial_lr"] if group["initial_lr"] else 1.0
+            group["initial_lr"], group["lr"] = rate, rate * factor
 
     def share_seed(self, step: int, number: int) -> int:
         """Return the seed of this process's share `number` (from 0) of optimizer step `step`.
@@ -128,18 +152,19 @@ class Trainer:
         losses: list[torch.Tensor] = []
         for number, share in enumerate(window.shares):
             is_last = number + 1 == len(window.shares)
-            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.module):
+            with nullcontext() if is_last else self.accelerator.no_sync(self.module):
                 loss = self._batch_loss(share.batch, self.share_seed(step, number)) * share.weight
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
-        loss = self._mean_over_processes(torch.stack(losses).sum())
+        stop = torch.tensor(float(self.should_stop()), device=self.accelerator.device)
+        loss, stop = self._mean_over_processes(torch.stack([torch.stack(losses).sum(), stop]))
         grad_norm = self._clip_gradients()
         self._refuse_non_finite(step, loss, grad_norm, window)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
         self.losses.append(loss)
-        return self._tell(step + 1, window, loss, grad_norm)
+        return self._tell(step + 1, window, loss, grad_norm, stopping=stop > 0)
 
     def _batch_loss(self, batch: Batch, seed: int) -> torch.Tensor:
         """Return the mean loss of one batch, a Float32 scalar."""
@@ -160,10 +185,11 @@ class Trainer:
         )
         return sample_losses(velocity, velocity_target(latents, noise)).mean()
 
-    def _mean_over_processes(self, value: torch.Tensor) -> float:
-        mean = self.accelerator.reduce(value, "mean")
+    def _mean_over_processes(self, values: torch.Tensor) -> list[float]:
+        """Return the mean of each value over the processes; one wait for the device."""
+        mean = self.accelerator.reduce(values, "mean")
         assert isinstance(mean, torch.Tensor)
-        return mean.item()
+        return mean.tolist()
 
     def _clip_gradients(self) -> float:
         """Scale the gradients down to the norm allowed; return their norm before."""
@@ -192,6 +218,8 @@ class Trainer:
         window: Window | None = None,
         loss: float | None = None,
         grad_norm: float | None = None,
+        *,
+        stopping: bool = False,
     ) -> Moment:
         """Tell the hooks where the run stands, on the main process."""
         moment = Moment(
@@ -203,15 +231,15 @@ class Trainer:
             learning_rates={g["name"]: step_size(g) for g in self.optimizer.param_groups},
             grad_norm=grad_norm,
             samples=window.samples if window else 0,
+            stopping=stopping,
         )
         if self.accelerator.is_main_process:
             self._run_hooks(moment)
         return moment
 
     def _run_hooks(self, moment: Moment) -> None:
-        due = [hook for hook in self.hooks if hook.due(moment)]
-        reading = any(hook.reads_weights for hook in due)
-        shown = averaged_weights(self._plain_optimizer) if reading else contextlib.nullcontext()
-        with shown:
-            for hook in due:
-                hook.at(moment)
+        for hook in self.hooks:
+            if hook.due(moment):
+                optimizer = self._plain_optimizer
+                with averaged_weights(optimizer) if hook.reads_weights else nullcontext():
+                    hook.at(moment)

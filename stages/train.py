@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from anima_pipe.cli.stage_command import stage_command
+from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.resolved import Resolved
+from anima_pipe.runtime import say
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from anima_pipe.plan import Plan
     from anima_pipe.previews import Previews
     from anima_pipe.shards import Cache
+    from anima_pipe.train_state import Stateful, StateSaver
     from anima_pipe.trainer import Hook, Trainer
 
 
@@ -33,11 +36,15 @@ class TrainSummary:
     """What a run came to."""
 
     steps: int
+    """Done in all, those before a resumption included."""
     first_loss: float
-    """Mean over the first steps, at most 10."""
+    """Mean over the first steps of this run, at most 10."""
     final_loss: float
     """Mean over the last steps, at most 10."""
-    output: str
+    output: str | None
+    """The adapter; None where the run was stopped before its end."""
+    state_dir: str | None
+    """The state saved last, to go on from."""
     contact_sheet: str | None
     seconds: float
 
@@ -45,29 +52,35 @@ class TrainSummary:
 def run(options: Resolved) -> TrainSummary:
     """Fill the caches, plan, load, train and save."""
     from anima_pipe.files import make_folder
+    from anima_pipe.interrupts import stop_request
     from anima_pipe.kohya.model_files import with_tokenizer
     from anima_pipe.kohya.training import train_settings
     from anima_pipe.tracking import loss_ends
-    from anima_pipe.trainer import start_accelerate
+    from anima_pipe.trainer import agree_on_seed, start_accelerate
 
     started = time.monotonic()
     if options.value("auto_cache"):
         options = with_tokenizer(options).options
-    settings = train_settings(options)
+    accelerator = start_accelerate(
+        options.value("mixed_precision"), cpu=options.value("device") == "cpu"
+    )
+    settings = train_settings(options, agree_on_seed(accelerator))
     make_folder(settings.save.folder)
-    accelerator = start_accelerate(settings.mixed_precision, cpu=settings.device == "cpu")
     plan, cache = prepare_data(settings, accelerator)
     batches = prepare_batches(settings, plan, cache, accelerator)
     transformer, adapter = prepare_model(settings.model, accelerator.device)
     previews = prepare_previews(settings, transformer, cache, accelerator.device)
     trainer = prepare_trainer(settings, batches, transformer, adapter, previews, accelerator)
-    trainer.run()
+    states = prepare_states(settings, trainer, adapter)
+    with stop_request() as trainer.should_stop:
+        end = trainer.run(resume_if_asked(settings, states, trainer))
     first_loss, final_loss = loss_ends(trainer.losses)
     return TrainSummary(
-        steps=len(trainer.losses),
+        steps=end.step,
         first_loss=first_loss,
         final_loss=final_loss,
-        output=str(settings.save.final_path),
+        output=str(settings.save.final_path) if end.is_last else None,
+        state_dir=str(states.last) if states.last else None,
         contact_sheet=str(previews.sheet_path) if previews else None,
         seconds=round(time.monotonic() - started, 3),
     )
@@ -217,6 +230,40 @@ def prepare_trainer(
         config,
         hooks,
     )
+
+
+def prepare_states(settings: TrainSettings, trainer: Trainer, adapter: Adapter) -> StateSaver:
+    """Add the hook that saves the run's state; return it."""
+    from anima_pipe.kohya.identity import made_with
+    from anima_pipe.train_state import RunParts, StateSaver
+
+    stateful: dict[str, Stateful] = {"optimizer": trainer.optimizer, "schedule": trainer.schedule}
+    if trainer.accelerator.scaler is not None:
+        stateful["scaler"] = trainer.accelerator.scaler
+    identity = made_with(settings, trainer.batches, trainer.config.max_train_steps)
+    parts = RunParts(adapter=adapter, stateful=stateful, made_with=identity)
+    saver = StateSaver(parts, settings.states.config)
+    trainer.hooks.append(saver)
+    return saver
+
+
+def resume_if_asked(settings: TrainSettings, states: StateSaver, trainer: Trainer) -> int:
+    """Put the saved state in place where one was named; return the steps done."""
+    from anima_pipe.train_state import resume
+
+    if settings.states.resume is None:
+        return 0
+    allowed = settings.states.resume_allow
+    done = resume(settings.states.resume, states.parts, allowed)
+    if "learning_rate" in allowed:
+        trainer.set_learning_rate(settings.learning_rate)
+    if done >= trainer.config.max_train_steps:
+        raise ConfigError(
+            f"state {settings.states.resume} is at step {done}, the run's last",
+            "raise max_train_steps or max_train_epochs to train on",
+        )
+    say(f"resumed   at step {done} from {settings.states.resume}")
+    return done
 
 
 command = stage_command("train", run, __doc__)

@@ -25,7 +25,7 @@ from anima_pipe.adapters.registry import (
 )
 from anima_pipe.adapters.styles import PathIndex, find_style, split_key
 from anima_pipe.errors import CheckpointError, ConfigError
-from anima_pipe.files import write_atomically
+from anima_pipe.files import with_sorted_header, write_atomically
 
 DEPTHS_KEY = "model_depths"
 """Metadata: the lengths of the model's lists of layers, JSON. An adapter fits one depth only."""
@@ -107,7 +107,8 @@ def write_deltas(
         for name, tensor in _expressed(delta, place, style).items():
             kept = tensor if name == "alpha" or dtype is None else tensor.to(dtype)
             tensors[keys.key(place, name)] = kept.cpu().contiguous()
-    write_atomically(path, save(tensors, {**(metadata or {}), **_own_metadata(deltas, style)}))
+    metadata = {**(metadata or {}), **_own_metadata(deltas, style)}
+    write_atomically(path, with_sorted_header(save(tensors, metadata)))
     return path
 
 

@@ -5,7 +5,6 @@ Importing this module imports torch: the settings are the dataclasses of the par
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from anima_pipe.records import PreviewPrompt
 from anima_pipe.runtime import torch_dtype
 from anima_pipe.saving import SaveConfig
 from anima_pipe.schedules import ScheduleConfig
+from anima_pipe.train_state import StateConfig, latest_state, state_seed
 
 ADAPTER_KINDS = {"networks.lora_anima": "lora", "networks.lokr_anima": "lokr"}
 """network_module by Kohya and the seed, and the kind of adapter that it means."""
@@ -89,12 +89,23 @@ class PreviewSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StateSettings:
+    """When a run's state is saved, and which one it goes on from."""
+
+    config: StateConfig
+    resume: Path | None
+    resume_allow: tuple[str, ...]
+    """What may differ from what the state was made with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
     """Everything that a training run needs to know."""
 
     mixed_precision: str
     device: str
     seed: int
+    states: StateSettings
     data: DataSettings
     model: ModelSettings
     sigmas: SigmaConfig
@@ -111,18 +122,24 @@ class TrainSettings:
     """Every option and its value, for the log."""
 
 
-def train_settings(options: Resolved) -> TrainSettings:
+def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
     """Read and check every setting of a run, before anything is loaded.
+
+    Args:
+        options: Of the command.
+        drawn_seed: Used where the user set none, as Kohya draws one; a resumed run keeps its own.
 
     Raises:
         ConfigError: Something required is not set, or a setting cannot be honoured.
         DataError: A folder of the dataset is missing.
     """
     options.require("pretrained_model_name_or_path", "dataset_config", "output_dir")
-    seed = options.value("seed")
-    # Kohya draws a seed where none is given; the plan names it, so that the run can be repeated.
-    seed = secrets.randbelow(2**31) if seed is None else seed
+    states = _states(options)
+    seed: int | None = options.value("seed")
+    if seed is None:
+        seed = state_seed(states.resume) if states.resume else drawn_seed
     return TrainSettings(
+        states=states,
         mixed_precision=options.value("mixed_precision"),
         device=options.value("device"),
         seed=seed,
@@ -217,6 +234,27 @@ def _refuse_schedule(options: Resolved, kind: str) -> None:
             )
 
 
+def _states(options: Resolved) -> StateSettings:
+    saves: bool = options.value("save_state")
+    config = StateConfig(
+        folder=options.value("output_dir"),
+        name=_output_name(options),
+        every_n_steps=options.value("save_every_n_steps") if saves else None,
+        every_n_epochs=options.value("save_every_n_epochs") if saves else None,
+        at_end=saves or options.value("save_state_on_train_end"),
+        keep_steps=options.value("save_last_n_steps_state") or options.value("save_last_n_steps"),
+        keep_epochs=options.value("save_last_n_epochs_state")
+        or options.value("save_last_n_epochs"),
+    )
+    resume: str | None = options.value("resume")
+    found = latest_state(config.folder, config.name) if resume == "latest" else resume
+    return StateSettings(
+        config=config,
+        resume=Path(found) if found else None,
+        resume_allow=tuple(options.value("resume_allow") or ()),
+    )
+
+
 def _learning_rate(options: Resolved) -> float:
     rate: float | None = options.value("unet_lr")
     return options.value("learning_rate") if rate is None else rate
@@ -236,6 +274,8 @@ def _save(options: Resolved) -> SaveConfig:
         every_n_epochs=options.value("save_every_n_epochs"),
         dtype=torch_dtype(precision) if precision else None,
         style=options.value("save_format"),
+        keep_steps=options.value("save_last_n_steps"),
+        keep_epochs=options.value("save_last_n_epochs"),
         metadata=_metadata(options),
     )
 

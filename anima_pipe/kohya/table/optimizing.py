@@ -10,6 +10,7 @@ from anima_pipe.kohya.rows import (
     flag,
     group,
     integer,
+    no_op,
     number,
     pairs,
     refused,
@@ -149,14 +150,27 @@ _LENGTH: Final = group(
     integer("max_train_epochs", "Epochs; wins over max_train_steps.", minimum=1),
     integer("gradient_accumulation_steps", "Batches per optimizer step.", default=1, minimum=1),
     integer("seed", "Seed of all draws; not set: drawn and recorded.", minimum=0),
-    *refused(
-        "resuming is not supported yet",
-        "remove it; network_weights starts from a saved adapter",
-        text("resume", "Continue from this saved state."),
+    text("resume", "Go on from this state folder, to the bit; latest: from the run's furthest."),
+    texts(
+        "resume_allow", "What may differ from what the state was made with, such as learning_rate."
+    ),
+    *no_op(
+        "a resumed run goes on with the very next sample",
         flag("skip_until_initial_step", "Pass over the samples already seen."),
+        flag(
+            "anima_resume_snapshot_strict",
+            "Refuse a state made with other options; see resume_allow.",
+        ),
+    ),
+    *refused(
+        "where a run goes on is in its state",
+        "use resume",
         integer("initial_epoch", "Epoch to start counting from."),
         integer("initial_step", "Step to start counting from."),
-        flag("anima_resume_snapshot_strict", "Refuse a state made with other options."),
+    ),
+    *refused(
+        "a state fits the optimizer it was made with alone",
+        "use network_weights to start from a saved adapter with another optimizer",
         flag(
             "resume_ignore_optimizer_mismatch",
             "Resume although the optimizer differs.",

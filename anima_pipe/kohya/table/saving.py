@@ -61,20 +61,22 @@ _SAVING: Final = group(
         refused_values={"ckpt": _PICKLE, "pt": _PICKLE},
     ),
     text("training_comment", "A remark for the saved file's metadata."),
+    integer("save_last_n_steps", "Keep the saves by steps of the last N steps.", minimum=0),
+    integer("save_last_n_epochs", "Keep the saves by epochs of the last N epochs.", minimum=0),
     *refused(
-        "removing older saves is not supported yet",
-        "remove it, and delete files that are not needed by hand",
+        "a number of saves for the whole run is not supported yet",
+        "use save_every_n_epochs",
         integer("save_n_epoch_ratio", "Saves in the whole run.", asks_nothing=(0,)),
-        integer("save_last_n_epochs", "Saves kept, in epochs.", asks_nothing=(0,)),
-        integer("save_last_n_steps", "Saves kept, in steps.", asks_nothing=(0,)),
     ),
-    *refused(
-        "saving the state of a run is not supported yet",
-        "remove it",
-        flag("save_state", "Save what resuming needs beside each adapter."),
-        flag("save_state_on_train_end", "Save what resuming needs at the end."),
-        integer("save_last_n_epochs_state", "States kept, in epochs.", asks_nothing=(0,)),
-        integer("save_last_n_steps_state", "States kept, in steps.", asks_nothing=(0,)),
+    flag("save_state", "Save what resuming needs beside each adapter, and at the end."),
+    flag("save_state_on_train_end", "Save what resuming needs at the end."),
+    integer(
+        "save_last_n_steps_state", "As save_last_n_steps, for states; not set: the same.", minimum=0
+    ),
+    integer(
+        "save_last_n_epochs_state",
+        "As save_last_n_epochs, for states; not set: the same.",
+        minimum=0,
     ),
 )
 

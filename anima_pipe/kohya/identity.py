@@ -1,0 +1,53 @@
+"""What a saved state was made with: everything that changes the mathematics of a run."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from anima_pipe.batches import Batches
+from anima_pipe.encoders.fingerprints import file_digest
+from anima_pipe.kohya.training import TrainSettings
+from anima_pipe.plan import Plan
+
+DIGEST_LETTERS = 16
+
+
+def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> dict[str, str]:
+    """Return the facts that two runs must share for one to go on from the other's state.
+
+    Args:
+        settings: Of the run.
+        batches: Its supply of data.
+        total_steps: Its length, which matters where the learning rate follows it.
+    """
+    schedule = settings.schedule
+    facts: dict[str, object] = {
+        "base": file_digest(settings.model.transformer)[:DIGEST_LETTERS],
+        "dataset": _plan_digest(batches.plan),
+        "network_module": settings.model.adapter_kind,
+        "network_args": dict(sorted(settings.model.adapter_arguments.items())),
+        "optimizer_type": settings.optimizer.kind.lower(),
+        "optimizer_args": dict(sorted(settings.optimizer.arguments.items())),
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler": schedule,
+        "max_train_steps": total_steps if schedule.follows_length else "any",
+        "max_grad_norm": settings.max_grad_norm,
+        "timestep_sampling": settings.sigmas,
+        "mixed_precision": settings.mixed_precision,
+        "gradient_checkpointing": settings.model.gradient_checkpointing,
+        "batches_per_step": batches.window_size,
+        "seed": settings.seed,
+        "torch": torch.__version__.partition("+")[0],
+    }
+    return {name: str(value) for name, value in facts.items()}
+
+
+def _plan_digest(plan: Plan) -> str:
+    """Return a hash of what is visited how often; file names are not part of it."""
+    digest = hashlib.blake2b(digest_size=DIGEST_LETTERS // 2)
+    for s in plan.samples:
+        facts = (s.latents, s.texts, s.group, s.batch_size, s.repeats)
+        digest.update(repr((*facts, s.dropout_rate, s.dropout_every_n_epochs)).encode())
+    return digest.hexdigest()

@@ -1,0 +1,219 @@
+"""Everything a run needs to go on from a step to the bit as if it had never stopped.
+
+The order of samples and every random number are functions of the seed and the step, so no
+generator's state is part of it: the adapter, the optimizer, the schedule, fp16's scaler and the
+step are all there is. A state folder holds
+
+    adapter.safetensors   the trained tensors, fp32, by their names in an adapter file
+    optimizer.pt          torch.save of the states of optimizer, schedule and scaler
+    train_state.json      the step, the epoch, and what the state was made with
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from anima_pipe.errors import CheckpointError, ConfigError
+from anima_pipe.files import published_folder
+from anima_pipe.records import Moment
+from anima_pipe.runtime import say
+from anima_pipe.saving import remove_old
+
+if TYPE_CHECKING:
+    from anima_pipe.adapters import Adapter
+
+FORMAT_VERSION: Final = 1
+ADAPTER_FILE: Final = "adapter.safetensors"
+OPTIMIZER_FILE: Final = "optimizer.pt"
+DESCRIPTION: Final = "train_state.json"
+SUFFIX: Final = "-state"
+
+
+class Stateful(Protocol):
+    """What has a state to be saved: an optimizer, a schedule, a gradient scaler."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
+        """Take the state back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunParts:
+    """What a state is taken from and given back to."""
+
+    adapter: Adapter
+    stateful: Mapping[str, Stateful]
+    """By name: optimizer, schedule and, under fp16, scaler."""
+    made_with: Mapping[str, str]
+    """Everything that changes the mathematics of the run, by the names that users give it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateConfig:
+    """Where, how and when states are saved."""
+
+    folder: Path
+    name: str
+    """First part of the names of state folders."""
+    every_n_steps: int | None = None
+    every_n_epochs: int | None = None
+    at_end: bool = False
+    keep_steps: int | None = None
+    """Of the states saved by steps, those of the last so many steps are kept; None: all."""
+    keep_epochs: int | None = None
+    """Of the states saved by epochs, so many are kept; None: all."""
+
+
+class StateSaver:
+    """The hook that saves the state when it is due, and whenever a run is asked to stop."""
+
+    # The state is that of training, not what a schedule-free optimizer would show.
+    reads_weights = False
+
+    def __init__(self, parts: RunParts, config: StateConfig) -> None:
+        self.parts = parts
+        self.config = config
+        self.last: Path | None = None
+        """The state saved last."""
+
+    def due(self, moment: Moment) -> bool:
+        """Tell whether a state is due."""
+        config = self.config
+        if moment.step == 0:
+            return False
+        if moment.is_last:
+            return config.at_end or moment.stopping
+        return moment.stopping or moment.falls_on(config.every_n_steps, config.every_n_epochs)
+
+    def at(self, moment: Moment) -> None:
+        """Save the state, and remove those that are too old to be kept."""
+        folder = self.config.folder / state_name(self.config, moment)
+        save_state(folder, self.parts, moment)
+        self.last = folder
+        say(f"state saved: continue with --resume {folder}")
+        remove_old(self.config, SUFFIX, moment)
+
+
+def state_name(config: StateConfig, moment: Moment) -> str:
+    """Return the name of a state's folder, as Kohya names it."""
+    if moment.is_last:
+        return f"{config.name}{SUFFIX}"
+    if moment.falls_on(None, config.every_n_epochs) and not moment.stopping:
+        return f"{config.name}-{moment.epoch:06d}{SUFFIX}"
+    return f"{config.name}-step{moment.step:08d}{SUFFIX}"
+
+
+def save_state(folder: Path, parts: RunParts, moment: Moment) -> None:
+    """Write a state folder; it is whole under its name, or not there.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with published_folder(folder) as unfinished:
+        tensors = {n: t.cpu().contiguous() for n, t in parts.adapter.state_dict().items()}
+        (unfinished / ADAPTER_FILE).write_bytes(save(tensors))
+        # By way of memory: what a full disk does to torch.save names neither disk nor file.
+        states = BytesIO()
+        torch.save({name: part.state_dict() for name, part in parts.stateful.items()}, states)
+        (unfinished / OPTIMIZER_FILE).write_bytes(states.getbuffer())
+        description = {
+            "format_version": FORMAT_VERSION,
+            "current_step": moment.step,
+            "current_epoch": moment.epoch,
+            "made_with": dict(parts.made_with),
+        }
+        (unfinished / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
+
+
+def resume(folder: Path, parts: RunParts, allowed: Sequence[str] = ()) -> int:
+    """Put a saved state into the parts of a run.
+
+    Args:
+        folder: The state folder.
+        parts: Of the run, freshly made.
+        allowed: Names in `made_with` that may differ.
+
+    Returns:
+        The optimizer steps done.
+
+    Raises:
+        CheckpointError: The folder is not a state, or not whole.
+        ConfigError: The state was made with something else.
+    """
+    description = _read_description(folder)
+    _refuse_difference(folder, description["made_with"], parts.made_with, allowed)
+    try:
+        parts.adapter.load_state_dict(load_file(folder / ADAPTER_FILE))
+        states = torch.load(folder / OPTIMIZER_FILE, weights_only=True)
+        for name, part in parts.stateful.items():
+            part.load_state_dict(states[name])
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(
+            f"state {folder} cannot be used: {error}", "use another state, or start afresh"
+        ) from error
+    return description["current_step"]
+
+
+def state_seed(folder: Path) -> int:
+    """Return the seed of the run that a state is of.
+
+    Raises:
+        CheckpointError: The folder is not a state.
+    """
+    return int(_read_description(folder)["made_with"]["seed"])
+
+
+def latest_state(folder: Path, name: str) -> Path:
+    """Return the state of a run that is furthest.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    found = [path for path in folder.glob(f"{name}*{SUFFIX}") if (path / DESCRIPTION).exists()]
+    if not found:
+        raise ConfigError(
+            f"there is no state of {name} in {folder}", "leave out --resume to start afresh"
+        )
+    return max(found, key=lambda path: _read_description(path)["current_step"])
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} is not a saved state: {error}",
+            f"give a folder that ends in {SUFFIX} and holds {DESCRIPTION}",
+        ) from error
+    if description.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} is not a state of this program, or of a newer one",
+            "start afresh; network_weights takes up a saved adapter's weights",
+        )
+    return description
+
+
+def _refuse_difference(
+    folder: Path, saved: Mapping[str, str], now: Mapping[str, str], allowed: Sequence[str]
+) -> None:
+    names = [name for name in {**saved, **now} if name not in allowed]
+    differing = [name for name in names if saved.get(name) != now.get(name)]
+    if differing:
+        listed = "; ".join(f"{n}: {saved.get(n)} then, {now.get(n)} now" for n in differing)
+        raise ConfigError(
+            f"state {folder} was made with something else: {listed}",
+            f"put the old values back, or allow it: --resume_allow {' '.join(differing)}",
+        )

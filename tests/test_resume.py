@@ -1,0 +1,223 @@
+"""A run that was stopped and resumed ends with the bits of one that never stopped."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from golden_model import golden_transformer
+
+from anima_pipe.adapters import Adapter, create_adapter, save_adapter
+from anima_pipe.batches import Batches
+from anima_pipe.errors import CheckpointError, ConfigError
+from anima_pipe.flow_loss import SigmaConfig
+from anima_pipe.model import TextConditionedTransformer
+from anima_pipe.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
+from anima_pipe.plan import EMPTY_CAPTION, Plan, PlannedSample
+from anima_pipe.records import Moment, TextCondition
+from anima_pipe.schedules import ScheduleConfig, create_schedule
+from anima_pipe.shards import Cache, LatentWriter, TextWriter, open_cache
+from anima_pipe.train_state import (
+    ADAPTER_FILE,
+    DESCRIPTION,
+    OPTIMIZER_FILE,
+    RunParts,
+    StateConfig,
+    StateSaver,
+    latest_state,
+    resume,
+)
+from anima_pipe.trainer import Trainer, TrainerConfig, start_accelerate
+
+STEPS, STOP = 7, 3
+COUNT = 6
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    folder = tmp_path_factory.mktemp("cache")
+    generator = torch.Generator().manual_seed(3)
+    width = golden_transformer("a").config.llm_adapter.source_width
+    with LatentWriter(folder, "a" * 32, "fp16", "vae") as latents:
+        for number in range(COUNT):
+            latents.add(f"{number:032x}", torch.randn(16, 8, 8, generator=generator), {})
+    with TextWriter(folder, "b" * 32, "fp16", "qwen") as texts:
+        texts.add(EMPTY_CAPTION, TextCondition(torch.zeros(0, width), torch.ones(1).int()), {})
+        for number in range(2 * COUNT):
+            hidden = torch.randn(3 + number, width, generator=generator)
+            texts.add(f"{number:031x}f", TextCondition(hidden, torch.tensor([5, 1]).int()), {})
+    return open_cache(folder)
+
+
+def plan() -> Plan:
+    samples = [
+        PlannedSample(
+            name=str(number),
+            latents=(f"{number:032x}",),
+            texts=(f"{number:031x}f", f"{number + COUNT:031x}f"),
+            group=(0, 64, 64),
+            batch_size=2,
+            repeats=1,
+            dropout_rate=0.2,
+            dropout_every_n_epochs=0,
+        )
+        for number in range(COUNT)
+    ]
+    return Plan(samples=tuple(samples), seed=5)
+
+
+class Run:
+    """A small run, made afresh: what a program holds between its start and its end."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        folder: Path,
+        *,
+        kind: str = "lora",
+        dtype: torch.dtype = torch.float32,
+        optimizer: str = "AdamW",
+        accumulation: int = 1,
+        stop_after: int | None = None,
+    ) -> None:
+        transformer = golden_transformer("a").to(dtype).requires_grad_(requires_grad=False)
+        dropouts = {"dropout": 0.1, "rank_dropout": 0.1, "module_dropout": 0.1}
+        self.adapter: Adapter = create_adapter(kind, transformer, network_dim=4, **dropouts)
+        groups = [
+            ParameterGroup(name=name, parameters=members, learning_rate=1e-2)
+            for name, members in self.adapter.groups().items()
+        ]
+        built = create_optimizer(groups, OptimizerConfig(kind=optimizer))
+        fixed = "ScheduleFree" in optimizer
+        schedule = create_schedule(
+            built, ScheduleConfig(kind="constant" if fixed else "cosine"), STEPS
+        )
+        self.parts = RunParts(
+            adapter=self.adapter,
+            stateful={"optimizer": built, "schedule": schedule},
+            made_with={"seed": "5", "optimizer_type": optimizer},
+        )
+        self.states = StateSaver(
+            self.parts, StateConfig(folder=folder, name="run", every_n_steps=2, keep_steps=3)
+        )
+        steps = itertools.count(1)
+        self.trainer = Trainer(
+            start_accelerate("no", cpu=True),
+            TextConditionedTransformer(transformer),
+            built,
+            schedule,
+            Batches(plan=plan(), cache=cache, accumulation=accumulation),
+            TrainerConfig(max_train_steps=STEPS, sigmas=SigmaConfig(), seed=5, dtype=dtype),
+            [Disturbance(), self.states],
+            lambda: next(steps) == stop_after,
+        )
+
+
+class Disturbance:
+    """A hook like a preview: it reads the weights and draws from the global generator."""
+
+    reads_weights = True
+
+    def due(self, moment: Moment) -> bool:
+        return moment.step % 2 == 1
+
+    def at(self, moment: Moment) -> None:
+        torch.manual_seed(moment.step)
+        torch.randn(100)
+
+
+SETTINGS = {
+    "lora": {},
+    "lokr": {"kind": "lokr"},
+    "bf16": {"dtype": torch.bfloat16},
+    "accumulation": {"accumulation": 2},
+    "8 bit": {"optimizer": "AdamW8bit"},
+    "schedule-free": {"optimizer": "RAdamScheduleFree"},
+    "schedule-free AdamW": {"optimizer": "AdamWScheduleFree"},
+    "Prodigy": {"optimizer": "Prodigy"},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(cache, tmp_path, settings):
+    whole = Run(cache, tmp_path / "whole", **settings)
+    whole.trainer.run()
+
+    first = Run(cache, tmp_path / "parts", stop_after=STOP, **settings)
+    end = first.trainer.run()
+    assert end.step == STOP
+    assert end.stopping
+
+    second = Run(cache, tmp_path / "parts", **settings)
+    done = resume(latest_state(tmp_path / "parts", "run"), second.parts)
+    assert done == STOP
+    second.trainer.run(done)
+
+    assert first.trainer.losses + second.trainer.losses == whole.trainer.losses
+    files = [
+        save_adapter(run.adapter, tmp_path / f"{name}.safetensors").read_bytes()
+        for name, run in (("whole", whole), ("second", second))
+    ]
+    assert files[0] == files[1]
+
+
+def test_looking_at_the_weights_does_not_change_the_run(cache, tmp_path):
+    watched = Run(cache, tmp_path, optimizer="RAdamScheduleFree")
+    alone = Run(cache, tmp_path, optimizer="RAdamScheduleFree")
+    alone.trainer.hooks.clear()
+    watched.trainer.run()
+    alone.trainer.run()
+    assert watched.trainer.losses == alone.trainer.losses
+
+
+def test_states_that_are_too_old_are_removed(cache, tmp_path):
+    Run(cache, tmp_path).trainer.run()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["run-step00000004-state", "run-step00000006-state"]
+
+
+def test_a_state_made_with_something_else_is_refused_unless_allowed(cache, tmp_path):
+    Run(cache, tmp_path, stop_after=STOP).trainer.run()
+    other = Run(cache, tmp_path)
+    other.parts.made_with["optimizer_type"] = "SGD"
+    with pytest.raises(ConfigError, match="optimizer_type: AdamW then, SGD now"):
+        resume(latest_state(tmp_path, "run"), other.parts)
+    assert resume(latest_state(tmp_path, "run"), other.parts, ["optimizer_type"]) == STOP
+
+
+def _lose(name: str) -> Callable[[Path], object]:
+    return lambda state: (state / name).unlink()
+
+
+def _cut(name: str) -> Callable[[Path], object]:
+    return lambda state: (state / name).write_bytes((state / name).read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage(name)
+        for damage in (_lose, _cut)
+        for name in (ADAPTER_FILE, OPTIMIZER_FILE, DESCRIPTION)
+    ],
+)
+def test_a_damaged_state_is_named(cache, tmp_path, damage):
+    Run(cache, tmp_path, stop_after=STOP).trainer.run()
+    state = latest_state(tmp_path, "run")
+    damage(state)
+    with pytest.raises(CheckpointError, match=state.name):
+        resume(state, Run(cache, tmp_path).parts)
+
+
+def test_no_state_to_go_on_from_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="no state of run"):
+        latest_state(tmp_path, "run")
+
+
+def test_a_state_of_another_adapter_is_refused(cache, tmp_path):
+    Run(cache, tmp_path, stop_after=STOP).trainer.run()
+    with pytest.raises(CheckpointError, match="tensors of the adapter"):
+        resume(latest_state(tmp_path, "run"), Run(cache, tmp_path, kind="lokr").parts)
