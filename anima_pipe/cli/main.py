@@ -33,6 +33,7 @@ COMMANDS: Final = {
         "stages.export_comfy:command", "Stage 5: write and verify the file for ComfyUI."
     ),
     "all": Entry("anima_pipe.cli.all_stages:command", "The five stages in turn."),
+    "config": Entry("anima_pipe.cli.config:command", "Explain options, check files."),
     "convert-config": Entry(
         "anima_pipe.cli.convert_config:command",
         "The seed's root-style file, or a kohya_ss GUI preset, to Kohya's files.",

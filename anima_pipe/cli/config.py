@@ -1,0 +1,68 @@
+"""Explain keys of the configuration, check files, and describe them to editors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from anima_pipe.cli.ending import ending_of
+from anima_pipe.kohya.check import Report, check_files
+from anima_pipe.kohya.explain import explain
+from anima_pipe.kohya.schema import dataset_schema, train_args_schema
+
+SCHEMAS = {"train_args": train_args_schema, "dataset": dataset_schema}
+
+
+@click.group("config", help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
+def command() -> None:
+    """Group the three."""
+
+
+@command.command("explain", context_settings={"ignore_unknown_options": True})
+@click.argument("keys", nargs=-1, required=True, metavar="KEY...")
+def explain_keys(keys: Sequence[str]) -> None:
+    """Say what an option or a key of dataset.toml does, takes and defaults to."""
+
+    def work() -> int:
+        click.echo("\n\n".join("\n".join(explain(key)) for key in keys))
+        return 0
+
+    sys.exit(ending_of(work))
+
+
+@command.command("check")
+@click.argument("files", nargs=-1, required=True, metavar="FILES...", type=click.Path())
+def check(files: Sequence[str]) -> None:
+    """Find everything that is wrong with files of options, datasets and sample prompts.
+
+    They are told apart by what is in them. Options fill the gaps of a dataset given beside them.
+    No model is loaded. Ends with 1 where training would refuse a file.
+    """
+
+    def work() -> int:
+        reports = check_files([Path(file).expanduser() for file in files])
+        for report in reports:
+            _print(report)
+        return int(any(report.findings for report in reports))
+
+    sys.exit(ending_of(work))
+
+
+@command.command("schema")
+@click.argument("file", type=click.Choice([*SCHEMAS]), default="train_args", metavar="[FILE]")
+def schema(file: str) -> None:
+    """Print the JSON Schema of train_args (the default) or dataset, for editors."""
+    click.echo(json.dumps(SCHEMAS[file](), indent=2, ensure_ascii=False))
+
+
+def _print(report: Report) -> None:
+    state = f"{len(report.findings)} to be mended" if report.findings else "ok"
+    click.echo(f"{report.path} ({report.kind.value}): {state}")
+    for finding in report.findings:
+        click.echo(f"  {finding}\n    Fix: {finding.remedy}")
+    for warning in report.warnings:
+        click.echo(f"  warning: {warning}")

@@ -1,0 +1,238 @@
+"""`anima-pipe config`: explaining keys, checking files, schemas for editors."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from anima_pipe.cli.main import main
+from anima_pipe.kohya.dataset_keys import DATASET_KEYS
+from anima_pipe.kohya.options import OPTIONS
+from anima_pipe.kohya.schema import dataset_schema, train_args_schema
+
+ROOT = Path(__file__).parent.parent
+
+
+def config(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, ["config", *map(str, arguments)])
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(name: str, text: str) -> Path:
+    path = Path(name)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+DATASET = '[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = "pictures"\n'
+TRAIN_ARGS = """output_dir = "out"
+learning_rate = 1e-4
+"""
+
+
+@pytest.mark.parametrize("row", OPTIONS, ids=lambda row: row.name)
+def test_every_option_is_explained_by_every_spelling(row):
+    explained = {config("explain", spelling).stdout for spelling in row.spellings}
+    (text,) = explained
+    assert row.help in text
+    assert all(f"--{spelling}" in text for spelling in row.spellings)
+
+
+@pytest.mark.parametrize("name", DATASET_KEYS)
+def test_every_key_of_a_dataset_is_explained_with_where_it_stands(name: str):
+    text = config("explain", name).stdout
+    assert all(level in text for level in DATASET_KEYS[name].levels)
+
+
+@pytest.mark.parametrize(
+    ("key", "part"),
+    [
+        ("--keep-tokens", "keep_tokens: Tags at the front"),
+        ("--no-train_norm", "train_norm: "),
+        ("timestep_sampling", "logit_normal means shift"),
+        ("full_bf16", "refused: adapters are kept in fp32"),
+        ("cache_latents", "changes nothing here: latents are always cached"),
+        ("discrete_flow_shift", "acts with  timestep_sampling = shift"),
+        ("model_train_type", "an option of lora-scripts"),
+    ],
+)
+def test_an_explanation_says_what_becomes_of_the_option(key: str, part: str):
+    assert part in config("explain", key).stdout
+
+
+def test_an_unknown_key_suggests_the_nearest():
+    ended = config("explain", "image_dri")
+    assert ended.exit_code == 2
+    assert "there is no option image_dri" in ended.stderr
+    assert "did you mean image_dir?" in ended.stderr
+
+
+def test_files_in_order_pass():
+    files = [
+        write("any.toml", TRAIN_ARGS),
+        write("other.toml", DATASET),
+        write("prompts.txt", "1girl --w 512\n"),
+    ]
+    ended = config("check", *files)
+    assert ended.exit_code == 0
+    assert "any.toml (options of the training): ok" in ended.stdout
+    assert "other.toml (dataset): ok" in ended.stdout
+    assert "prompts.txt (sample prompts): ok" in ended.stdout
+
+
+def test_all_findings_of_all_files_are_listed_with_file_line_and_key():
+    ended = config(
+        "check",
+        write("a.toml", 'seed = "x"\nnetwork_dimm = 4\n'),
+        write("b.toml", DATASET.replace("resolution", "resolutoin")),
+        write("c.txt", "1girl --w 100\n1girl --q 1\n"),
+        write("d.toml", "a ="),
+    )
+    assert ended.exit_code == 1
+    for part in (
+        "a.toml line 1: seed: 'x' is not a whole number",
+        "a.toml line 2: there is no option network_dimm",
+        "Fix: did you mean network_dim?",
+        "b.toml line 2: datasets[0].resolutoin: there is no such key",
+        "c.txt line 1: width 100 is not a multiple of 16",
+        "d.toml is not TOML",
+    ):
+        assert part in ended.stdout
+
+
+def test_options_fill_the_gaps_of_a_dataset_beside_them():
+    dataset = write("d.toml", DATASET.replace("resolution = 512\n", ""))
+    assert "resolution is required" in config("check", dataset).stdout
+    options = write("t.toml", "resolution = 512\n")
+    assert config("check", dataset, options).exit_code == 0
+
+
+def test_what_only_this_machine_lacks_is_a_warning():
+    files = [
+        write("t.toml", 'vae = "/nowhere/vae.safetensors"\n'),
+        write("d.toml", DATASET.replace("pictures", "/nowhere/pictures")),
+    ]
+    ended = config("check", *files)
+    assert ended.exit_code == 0
+    assert "warning: vae (t.toml line 1): there is no /nowhere/vae.safetensors" in ended.stdout
+    assert "warning: d.toml line 4: datasets[0].subsets[0].image_dir" in ended.stdout
+
+
+def test_what_has_no_effect_and_what_is_left_to_the_command_line_are_warnings():
+    ended = config("check", write("t.toml", TRAIN_ARGS + "cache_latents = true\n"))
+    assert ended.exit_code == 0
+    assert "warning: cache_latents (t.toml line 3) changes nothing" in ended.stdout
+    assert "vae, qwen3" in ended.stdout
+    assert "output_dir" not in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "remedy"),
+    [
+        ("old.toml", "[model]\ntransformer_path = 'a'\n[training]\nepochs = 1\n", "convert"),
+        ("preset.json", '{"LoRA_type": "Anima"}', "anima-pipe convert-config"),
+    ],
+)
+def test_a_file_to_be_converted_names_the_converter(name: str, text: str, remedy: str):
+    ended = config("check", write(name, text))
+    assert ended.exit_code == 1
+    assert remedy in ended.stdout
+
+
+def test_a_missing_file_is_a_finding():
+    ended = config("check", "nowhere.toml")
+    assert ended.exit_code == 1
+    assert "cannot read nowhere.toml" in ended.stdout
+
+
+def fits(value: object, schema: dict, root: dict) -> bool:
+    """Whether a value fits a JSON Schema, of the few words that ours use."""
+    if schema.get("$ref") == "#":
+        schema = root
+    kinds = {
+        "string": str,
+        "boolean": bool,
+        "integer": int,
+        "number": (int, float),
+        "array": list,
+        "object": dict,
+    }
+    wanted = schema.get("type")
+    if wanted and (
+        not isinstance(value, kinds[wanted])
+        or (isinstance(value, bool) and wanted in ("integer", "number"))
+    ):
+        return False
+    if "enum" in schema and value not in schema["enum"]:
+        return False
+    if "oneOf" in schema and sum(fits(value, one, root) for one in schema["oneOf"]) != 1:
+        return False
+    if isinstance(value, int | float) and "minimum" in schema and value < schema["minimum"]:
+        return False
+    if isinstance(value, list) and "items" in schema:
+        return all(fits(item, schema["items"], root) for item in value)
+    if isinstance(value, dict) and "properties" in schema:
+        rest = schema["additionalProperties"]
+        return all(name in value for name in schema.get("required", ())) and all(
+            fits(item, schema["properties"][key], root)
+            if key in schema["properties"]
+            else bool(rest) and fits(item, rest, root)
+            for key, item in value.items()
+        )
+    return True
+
+
+def test_the_schemas_are_printed_as_json():
+    assert json.loads(config("schema").stdout) == json.loads(json.dumps(train_args_schema()))
+    assert json.loads(config("schema", "dataset").stdout) == json.loads(
+        json.dumps(dataset_schema())
+    )
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/**/*.toml")), ids=lambda p: p.name)
+def test_shipped_files_fit_the_schema(path: Path):
+    schema = dataset_schema() if "dataset" in path.stem else train_args_schema()
+    assert fits(tomllib.loads(path.read_text(encoding="utf-8")), schema, schema)
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        ("[anything]\nlearning_rate = 1e-4\n", True),
+        ("learning_rte = 1e-4\n", False),
+        ('learning_rate = "1e-4"\n', False),
+        ("network_dim = 0\n", False),
+        ('mixed_precision = "bf17"\n', False),
+        ("full_bf16 = false\n", True),
+        ("full_bf16 = true\n", False),
+        ("resolution = [832, 1216]\n", True),
+        ('resolution = "832,1216"\n', True),
+        ("shuffle_caption = 1\n", False),
+    ],
+)
+def test_the_schema_underlines_what_training_would_refuse(text: str, good: bool):
+    schema = train_args_schema()
+    assert fits(tomllib.loads(text), schema, schema) is good
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        (DATASET, True),
+        ("[general]\nbatch_size = 1\n" + DATASET, True),
+        (DATASET + "batch_size = 1\n", False),
+        (DATASET + "num_repeat = 1\n", False),
+        ("[general]\nbatch_size = 1\n", False),
+    ],
+)
+def test_the_datasets_schema_knows_the_levels(text: str, good: bool):
+    schema = dataset_schema()
+    assert fits(tomllib.loads(text), schema, schema) is good
