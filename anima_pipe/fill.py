@@ -16,6 +16,7 @@ from anima_pipe.errors import DataError
 from anima_pipe.records import LatentRequest, Skipped
 from anima_pipe.shards.contents import cached_keys
 from anima_pipe.shards.folders import StoredDtype
+from anima_pipe.shards.index import Problem
 from anima_pipe.shards.keys import text_key
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class FillSummary:
     reused: int = 0
     failed: list[Skipped] = field(default_factory=list[Skipped])
     """What was wanted and could not be encoded."""
+    problems: list[Problem] = field(default_factory=list[Problem])
+    """What was found wrong in the cache as it was."""
     shards: int = 0
     """Written in this run."""
     kept_in_bf16: int = 0
@@ -94,9 +97,9 @@ def fill_latents(requests: Mapping[str, LatentRequest], settings: LatentSettings
         OutputError: The cache cannot be written.
     """
     started = time.monotonic()
-    cached = cached_keys(settings.cache.folder, "latents", settings.cache_name)
+    cached, problems = cached_keys(settings.cache.folder, "latents", settings.cache_name)
     missing = [request for key, request in requests.items() if key not in cached]
-    summary = FillSummary(reused=len(requests) - len(missing))
+    summary = FillSummary(reused=len(requests) - len(missing), problems=problems)
     if missing:
         _encode_latents(missing, settings, summary)
     summary.seconds = time.monotonic() - started
@@ -116,9 +119,9 @@ def fill_text(captions: Sequence[str], settings: TextSettings) -> FillSummary:
         OutputError: The cache cannot be written.
     """
     started = time.monotonic()
-    cached = cached_keys(settings.cache.folder, "text", settings.cache_name)
+    cached, problems = cached_keys(settings.cache.folder, "text", settings.cache_name)
     missing = [caption for caption in captions if text_key(caption) not in cached]
-    summary = FillSummary(reused=len(captions) - len(missing))
+    summary = FillSummary(reused=len(captions) - len(missing), problems=problems)
     if missing:
         _encode_text(missing, settings, summary)
     summary.seconds = time.monotonic() - started

@@ -10,6 +10,7 @@ from anima_pipe.fill import FillSummary
 from anima_pipe.plan import describe
 from anima_pipe.records import Skipped
 from anima_pipe.runtime import say, warn
+from anima_pipe.shards.index import Problem
 
 if TYPE_CHECKING:
     from anima_pipe.adapters.adapter import Adapter, TableRow
@@ -21,7 +22,8 @@ NAMED = 20
 
 
 def report_fill(what: str, summary: FillSummary) -> None:
-    """Say how much was encoded and how much was there already."""
+    """Say what is wrong in the cache, how much was encoded and how much was there already."""
+    report_problems(summary.problems)
     if summary.encoded or summary.failed:
         say(
             f"{what:<9} {summary.encoded} encoded, {summary.reused} already cached, "
@@ -29,6 +31,12 @@ def report_fill(what: str, summary: FillSummary) -> None:
         )
     else:
         say(f"{what:<9} all {summary.reused} already cached, nothing to encode")
+
+
+def report_problems(problems: Sequence[Problem]) -> None:
+    """List what is wrong in a cache."""
+    if problems:
+        _list(f"wrong in the cache ({len(problems)}):", list(map(str, problems)))
 
 
 def report_skipped(skipped: Sequence[Skipped], *, strict: bool) -> None:
@@ -43,7 +51,7 @@ def report_skipped(skipped: Sequence[Skipped], *, strict: bool) -> None:
     """
     if not skipped:
         return
-    _list(f"left out {len(skipped)}:", skipped)
+    _list(f"left out {len(skipped)}:", _named(skipped))
     if strict:
         raise DataError(
             f"{len(skipped)} pictures or captions could not be used",
@@ -59,7 +67,7 @@ def report_uncaptioned(pictures: Sequence[Skipped], *, strict: bool) -> None:
     """
     if not pictures:
         return
-    _list(f"{len(pictures)} pictures without a caption:", pictures)
+    _list(f"{len(pictures)} pictures without a caption:", _named(pictures))
     if strict:
         raise DataError(
             f"{len(pictures)} pictures have no caption",
@@ -105,8 +113,12 @@ def _adapter_lines(rows: Sequence[TableRow]) -> list[str]:
     return [head, *body, f"{'in all':<{width}}  {'':<6} {'':>5} {'':>8} {total:>12,}"]
 
 
-def _list(heading: str, items: Sequence[Skipped]) -> None:
-    lines = [f"  {item.name}: {item.reason}" for item in items[:NAMED]]
+def _named(items: Sequence[Skipped]) -> list[str]:
+    return [f"{item.name}: {item.reason}" for item in items]
+
+
+def _list(heading: str, items: Sequence[str]) -> None:
+    lines = [f"  {item}" for item in items[:NAMED]]
     if len(items) > NAMED:
         lines.append(f"  ... and {len(items) - NAMED} more")
     warn("\n".join([heading, *lines]))

@@ -23,6 +23,8 @@ class LatentSummary:
     """Pictures left out, unreadable at first sight."""
     failed: int
     """Latents left out because their picture's pixels could not be read."""
+    problems: int
+    """Found in the cache as it was: damaged samples, sidecars that had to be rebuilt."""
     shards: int
     """Written in this run."""
     seconds: float
@@ -52,6 +54,7 @@ def run(options: Resolved) -> LatentSummary:
         reused=filled.reused,
         skipped=len(survey.skipped),
         failed=len(filled.failed),
+        problems=len(filled.problems),
         shards=filled.shards,
         seconds=round(filled.seconds, 3),
         cache_dir=str(settings.cache.folder),

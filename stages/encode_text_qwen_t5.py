@@ -22,6 +22,8 @@ class TextSummary:
     skipped: int
     """Captions left out, unreadable."""
     failed: int
+    problems: int
+    """Found in the cache as it was: damaged samples, sidecars that had to be rebuilt."""
     shards: int
     """Written in this run."""
     kept_in_bf16: int
@@ -61,6 +63,7 @@ def run(options: Resolved) -> TextSummary:
         reused=filled.reused,
         skipped=len(skipped),
         failed=len(filled.failed),
+        problems=len(filled.problems),
         shards=filled.shards,
         kept_in_bf16=filled.kept_in_bf16,
         seconds=round(filled.seconds, 3),

@@ -9,6 +9,7 @@ from typing import Final, Generic, TypeVar
 import torch
 
 from anima_pipe.errors import DataError
+from anima_pipe.shards.contents import TENSORS
 from anima_pipe.shards.folders import Kind, StoredDtype
 
 Value = TypeVar("Value")
@@ -30,15 +31,18 @@ TORCH_DTYPES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codec(Generic[Value]):
-    """One kind of sample: its tensors' names, and the way there and back."""
+    """One kind of sample: the way from a value to tensors and back."""
 
     kind: Kind
     command: str
     """The command that fills this kind of cache."""
-    names: tuple[str, ...]
-    """The tensors of a sample; the first one's shape is the sample's shape."""
     pack: Callable[[Value], Mapping[str, torch.Tensor]]
     unpack: Callable[[Mapping[str, torch.Tensor]], Value]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors of a sample; the first one's shape is the sample's shape."""
+        return TENSORS[self.kind]
 
 
 def stored_tensors(

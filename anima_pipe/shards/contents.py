@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from anima_pipe.shards.folders import Kind, find_folder
-from anima_pipe.shards.index import load_index
+from anima_pipe.shards.index import Problem, ShardIndex, load_index
+
+TENSORS: Final[dict[Kind, tuple[str, ...]]] = {
+    "latents": ("latent",),
+    "text": ("qwen_hidden", "t5_ids"),
+}
+"""The tensors of a sample; the first one's shape is the sample's shape."""
 
 
-def cached_keys(cache_dir: Path, kind: Kind, name: str) -> set[str]:
-    """Return the keys of every whole sample in one cache.
+def cached_keys(cache_dir: Path, kind: Kind, name: str) -> tuple[set[str], list[Problem]]:
+    """Return the keys of every whole sample in one cache, and what is wrong in it.
 
     Args:
         cache_dir: The cache folder; need not exist.
@@ -21,7 +28,37 @@ def cached_keys(cache_dir: Path, kind: Kind, name: str) -> set[str]:
     """
     found = find_folder(cache_dir, kind, name)
     if found is None:
-        return set()
-    folder, _ = found
-    shards = (load_index(tar, tar.stat().st_size)[0] for tar in sorted(folder.glob("*.tar")))
-    return {key for shard in shards for key in shard.keys}
+        return set(), []
+    shards, problems = read_shards(found[0], kind)
+    return {key for shard in shards for key in shard.keys}, problems
+
+
+def read_shards(folder: Path, kind: Kind) -> tuple[list[ShardIndex], list[Problem]]:
+    """Read the sidecars of a folder in the order of their names.
+
+    Args:
+        folder: Of one encoder.
+        kind: What it holds; shards of something else are left out.
+
+    Returns:
+        The indices, and what is wrong: sidecars that had to be rebuilt, samples that are damaged
+        and of which no other copy is whole.
+    """
+    shards: list[ShardIndex] = []
+    problems: list[Problem] = []
+    for tar in sorted(folder.glob("*.tar")):
+        shard, problem = load_index(tar, tar.stat().st_size)
+        if problem:
+            problems.append(problem)
+        if not shard.keys or shard.tensors.keys() >= set(TENSORS[kind]):
+            shards.append(shard)
+        else:
+            problems.append(Problem(shard=tar, reason=f"holds no {kind}; it is not used"))
+    whole = {key for shard in shards for key in shard.keys}
+    problems += [
+        Problem(shard=folder / shard.tar, key=key, reason="damaged; it is encoded anew when needed")
+        for shard in shards
+        for key in shard.damaged
+        if key not in whole
+    ]
+    return shards, problems

@@ -23,9 +23,7 @@ def _unpack(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return tensors["latent"]
 
 
-LATENTS: Final = Codec(
-    kind="latents", command="cache-latents", names=("latent",), pack=_pack, unpack=_unpack
-)
+LATENTS: Final = Codec(kind="latents", command="cache-latents", pack=_pack, unpack=_unpack)
 
 
 class LatentWriter(ShardWriter[torch.Tensor]):

@@ -13,8 +13,9 @@ import torch
 
 from anima_pipe.errors import CacheError
 from anima_pipe.shards.codec import TORCH_DTYPES, Codec, Value
+from anima_pipe.shards.contents import read_shards
 from anima_pipe.shards.folders import Identity, find_folder
-from anima_pipe.shards.index import Problem, ShardIndex, load_index, rebuild_index
+from anima_pipe.shards.index import Problem, ShardIndex, rebuild_index
 from anima_pipe.shards.sample import unseal
 
 MAPPED_SHARDS: Final = 128
@@ -41,7 +42,7 @@ class Store(Generic[Value]):
         self.folder: Path = found[0] if found else cache_dir
         self.identity: Identity | None = found[1] if found else None
         """Whose tensors these are; None: there is no such cache, and the store is empty."""
-        shards, problems = _open_shards(found[0], codec) if found else ([], [])
+        shards, problems = read_shards(found[0], codec.kind) if found else ([], [])
         self.problems: tuple[Problem, ...] = tuple(problems)
         """What was found wrong while opening: rebuilt sidecars, damaged samples."""
         self._codec = codec
@@ -177,28 +178,6 @@ class Store(Generic[Value]):
             )
             for key in bad
         ]
-
-
-def _open_shards(folder: Path, codec: Codec[Value]) -> tuple[list[ShardIndex], list[Problem]]:
-    """Read the sidecars of a folder in the order of their names."""
-    shards: list[ShardIndex] = []
-    problems: list[Problem] = []
-    for tar in sorted(folder.glob("*.tar")):
-        shard, problem = load_index(tar, tar.stat().st_size)
-        if problem:
-            problems.append(problem)
-        if not shard.keys or shard.tensors.keys() >= set(codec.names):
-            shards.append(shard)
-        else:
-            problems.append(Problem(shard=tar, reason=f"holds no {codec.kind}; it is not used"))
-    whole = {key for shard in shards for key in shard.keys}
-    problems += [
-        Problem(shard=folder / shard.tar, key=key, reason="damaged; it will be encoded anew")
-        for shard in shards
-        for key in shard.damaged
-        if key not in whole
-    ]
-    return shards, problems
 
 
 def _first_places(shards: list[ShardIndex]) -> dict[str, tuple[int, int]]:

@@ -27,13 +27,7 @@ def _unpack(tensors: Mapping[str, torch.Tensor]) -> TextCondition:
     return TextCondition(qwen_hidden=tensors["qwen_hidden"], t5_ids=tensors["t5_ids"])
 
 
-TEXT: Final = Codec(
-    kind="text",
-    command="encode-text",
-    names=("qwen_hidden", "t5_ids"),
-    pack=_pack,
-    unpack=_unpack,
-)
+TEXT: Final = Codec(kind="text", command="encode-text", pack=_pack, unpack=_unpack)
 
 
 class TextWriter(ShardWriter[TextCondition]):
