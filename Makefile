@@ -37,7 +37,7 @@ with_output = $(if $(OUT),--output_dir "$$OUT")
 all: $(VENV)/.installed ## The five stages in turn, on the demo or on DATASET and CONFIG
 	@$(anima_pipe) all $(with_config) $(with_dataset) $(with_output) $(ARGS)
 
-fetch-tokenizer: $(VENV)/.installed ## Stage 1: check the T5 tokenizer's folder
+fetch-tokenizer: $(VENV)/.installed ## Stage 1: the T5 tokenizer, fetched and checked
 	@$(anima_pipe) fetch-tokenizer $(with_config) $(ARGS)
 
 cache-latents: $(VENV)/.installed ## Stage 2: pictures to latent shards
