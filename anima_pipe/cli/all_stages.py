@@ -21,7 +21,8 @@ from anima_pipe.errors import PipeError
 from anima_pipe.kohya.options import options_of
 from anima_pipe.kohya.resolve import COMMAND_LINE
 from anima_pipe.kohya.resolved import Resolved
-from anima_pipe.kohya.rows import Kind
+from anima_pipe.kohya.rows import Kind, Option
+from anima_pipe.kohya.rules import SEED_SHIFT
 from anima_pipe.runtime import say, warn
 
 STAGES = ("fetch-tokenizer", "cache-latents", "encode-text", "train")
@@ -67,7 +68,8 @@ def with_defaults(options: Resolved) -> dict[str, object]:
         ConfigError: A configuration was given without a dataset, or without a folder for results.
     """
     given = {
-        name: item.given
+        # That spelling means more than the option's own name.
+        SEED_SHIFT if item.spelling == SEED_SHIFT else name: item.given
         for name, item in options.written.items()
         if item.place == COMMAND_LINE and name != "summary_json"
     }
@@ -107,17 +109,19 @@ def command_line(name: str, given: Given) -> list[str]:
     """Write out the options that a stage takes, as one would type them."""
     arguments: list[str] = []
     for option in options_of(name):
-        value = given.get(option.name)
-        if value is None:
-            continue
-        if option.kind is Kind.FLAG:
-            arguments.append(f"--{option.name}" if value else f"--no-{option.name}")
-        elif option.kind in (Kind.TEXTS, Kind.PAIRS):
-            assert isinstance(value, list | tuple)
-            arguments += [f"--{option.name}", *map(str, value)]
-        else:
-            arguments += [f"--{option.name}", str(value)]
+        for spelling in option.spellings:
+            if (value := given.get(spelling)) is not None:
+                arguments += _typed(option, spelling, value)
     return arguments
+
+
+def _typed(option: Option, spelling: str, value: object) -> list[str]:
+    if option.kind is Kind.FLAG:
+        return [f"--{spelling}" if value else f"--no-{spelling}"]
+    if option.kind in (Kind.TEXTS, Kind.PAIRS):
+        assert isinstance(value, list | tuple)
+        return [f"--{spelling}", *map(str, value)]
+    return [f"--{spelling}", str(value)]
 
 
 def _report(summary: AllSummary) -> None:

@@ -18,9 +18,11 @@ import click
 from anima_pipe.cli.ending import ending_of
 from anima_pipe.files import write_atomically
 from anima_pipe.kohya.options import options_of
+from anima_pipe.kohya.output_config import config_text
 from anima_pipe.kohya.resolve import Resolved, resolve
 from anima_pipe.kohya.rows import Kind, NoOp, Option, Refused
-from anima_pipe.runtime import warn
+from anima_pipe.kohya.train_toml import train_args_path
+from anima_pipe.runtime import launched_rank, say, warn
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -89,7 +91,7 @@ def stage_command(
         name,
         table=table,
         callback=callback,
-        params=[_click_option(option) for option in table],
+        params=[parameter for option in table for parameter in _click_options(option)],
         # click would fill the lines; \b keeps a paragraph as it is written.
         help=(description or "").replace("\n\n", "\n\n\b\n"),
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -102,8 +104,12 @@ def run_stage(
     """Resolve the options, run the stage, write its summary; return the exit code."""
 
     def work() -> int:
-        file = given.get("config_file")
-        options = resolve(name, given, Path(str(file)) if file else None)
+        file = Path(str(given["config_file"])) if given.get("config_file") else None
+        new = _new_config(file) if given.get("output_config") else None
+        options = resolve(name, given, None if new else file)
+        if options.value("output_config"):
+            write_config(options, new)
+            return 0
         for warning in options.warnings:
             warn(warning)
         summary = run(options)
@@ -113,28 +119,61 @@ def run_stage(
     return ending_of(work, debug=bool(given.get("debug")))
 
 
+def _new_config(file: Path | None) -> Path | None:
+    """Return where --config_file shall be written; None: nowhere, or it is there already."""
+    path = train_args_path(file) if file else None
+    return None if path and path.is_file() else path
+
+
+def write_config(options: Resolved, path: Path | None) -> None:
+    """Write the resolved options to a new config file, or print them.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    text = config_text(options)
+    if path is None:
+        click.echo(text, nl=False)
+    else:
+        write_atomically(path, text.encode())
+        say(f"wrote {path}")
+
+
 def write_summary(summary: DataclassInstance, path: Path | None) -> None:
     """Write a stage's summary as JSON, if a file was asked for.
+
+    Of processes launched together each has its own: `summary.json`, `summary.rank1.json`, ...
 
     Raises:
         OutputError: The file cannot be written.
     """
     if path is not None:
         assert is_dataclass(summary)
+        if rank := launched_rank().number:
+            path = path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
         text = json.dumps(asdict(summary), indent=2, default=str, ensure_ascii=False)
         write_atomically(path, text.encode() + b"\n")
 
 
-def _click_option(option: Option) -> click.Option:
-    """Return the click option of a row; it hands texts on, which `resolve` converts."""
-    flags = [f"--{spelling}" for spelling in option.spellings]
-    hidden = isinstance(option.status, Refused)
+def _click_options(option: Option) -> list[click.Option]:
+    """Return the click options of a row, one for each spelling, so that none hides another.
+
+    They hand texts on, which `resolve` converts; the help shows the first.
+    """
+    return [
+        _click_option(option, spelling, hidden=spelling != option.name)
+        for spelling in option.spellings
+    ]
+
+
+def _click_option(option: Option, spelling: str, *, hidden: bool) -> click.Option:
+    hidden = hidden or isinstance(option.status, Refused)
     text = option.help + _notes(option)
     if option.kind is Kind.FLAG:
-        pairs = [f"{flag}/--no-{flag.removeprefix('--')}" for flag in flags]
-        return click.Option([*pairs, option.name], default=None, help=text, hidden=hidden)
+        flag = f"--{spelling}/--no-{spelling}"
+        return click.Option([flag, spelling], default=None, help=text, hidden=hidden)
     return click.Option(
-        [*flags, option.name],
+        [f"--{spelling}", spelling],
         default=None,
         multiple=option.kind in SEVERAL,
         metavar=METAVARS[option.kind],
@@ -145,6 +184,8 @@ def _click_option(option: Option) -> click.Option:
 
 def _notes(option: Option) -> str:
     notes: list[str] = []
+    if option.aliases:
+        notes.append(f"also {', '.join(f'--{alias}' for alias in option.aliases)}")
     if option.choices:
         notes.append(" | ".join(option.choices))
     if option.default not in (None, "", ()) and option.kind is not Kind.FLAG:

@@ -150,10 +150,9 @@ _INPUT_AND_OUTPUT: Final = group(
         "End with an error where a picture or a caption had to be skipped.",
         commands=CACHING,
     ),
-    *refused(
-        "writing the resolved options is not supported yet",
-        "remove it",
-        flag("output_config", "Write the resolved options to config_file and end."),
+    flag(
+        "output_config",
+        "Write the resolved options to config_file and end; where that is there, print them.",
     ),
     *refused(
         "root-style configuration files are gone",
