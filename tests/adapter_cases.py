@@ -20,6 +20,10 @@ KINDS = {
         {"network_dim": 1, "network_alpha": 3.0, "lokr_factor": 4, "lokr_decompose_both": True},
     ),
     "lokr-full": ("lokr", {"network_dim": 100_000, "lokr_factor": 4}),
+    "loha": ("loha", {"network_dim": 2, "network_alpha": 3.0}),
+    "rs-lora": ("lora", {"network_dim": 4, "network_alpha": 3.0, "rs_lora": True}),
+    "dora-rows": ("lora", {"network_dim": 4, "network_alpha": 3.0, "dora": True}),
+    "dora-columns": ("lokr", {"network_dim": 2, "dora": True, "wd_on_output": False}),
 }
 """Name -> the arguments of `create_adapter`, besides the model."""
 

@@ -8,11 +8,13 @@ from golden_model import relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lycoris.functional import factorization
+from lycoris.modules.loha import LohaModule
 from lycoris.modules.lokr import LokrModule
 from torch import nn
 
 from anima_pipe.adapters import create_adapter
 from anima_pipe.adapters.delta import Delta
+from anima_pipe.adapters.loha import hadamard, loha_delta
 from anima_pipe.adapters.lokr import factorize, lokr_delta
 from anima_pipe.adapters.lora import lora_delta
 
@@ -25,6 +27,10 @@ CASES = {
     "lokr-both": ("lokr", {"lokr_decompose_both": True}),
     "lokr-full": ("lokr", {"lokr_full_matrix": True}),
     "lokr-square": ("lokr", {"lokr_factor": -1}),
+    "loha": ("loha", {}),
+    "rs-lora": ("lora", {"rs_lora": True}),
+    "dora-rows": ("lora", {"dora": True}),
+    "dora-columns": ("loha", {"dora": True, "wd_on_output": False}),
 }
 
 
@@ -105,6 +111,71 @@ def test_lokr_and_its_gradients_are_those_of_the_kronecker_product(blocks, inner
     torch.testing.assert_close(
         torch.autograd.grad(ours, leaves, direction), torch.autograd.grad(plain, leaves, direction)
     )
+
+
+@given(inputs=SIZES, outputs=SIZES, rank=st.integers(1, 4), scale=st.floats(-2, 2))
+@settings(max_examples=40, deadline=None)
+def test_loha_and_its_gradients_are_those_of_the_elementwise_product(inputs, outputs, rank, scale):
+    shapes = [(outputs, rank), (rank, inputs)] * 2
+    factors = [random(*shape, seed=number) for number, shape in enumerate(shapes)]
+    leaves = [tensor.requires_grad_() for tensor in (random(2, 3, inputs, seed=8), *factors)]
+    direction = random(2, 3, outputs, seed=9)
+
+    ours = loha_delta(leaves[0], factors, scale)
+    plain = leaves[0] @ (scale * hadamard(factors)).T
+
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, leaves, direction), torch.autograd.grad(plain, leaves, direction)
+    )
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (32, 8), (13, 16)])
+@pytest.mark.parametrize("rs_lora", [False, True])
+def test_loha_agrees_with_lycoris_in_value_and_gradient(shape, rs_lora):
+    outputs, inputs = shape
+    arguments = {"rs_lora": rs_lora}
+    ours, delta, weight = adapted_linear(
+        "loha", inputs, outputs, network_dim=3, network_alpha=2.0, **arguments
+    )
+    base = nn.Linear(inputs, outputs, bias=False, dtype=torch.float64)
+    base.weight.data.copy_(weight)
+    theirs = LohaModule("q", base, lora_dim=3, alpha=2.0, **arguments).double()
+    with torch.no_grad():
+        for name, parameter in delta.trained().items():
+            getattr(theirs, name).copy_(parameter)
+    x, direction = random(3, inputs, seed=7), random(3, outputs, seed=8)
+
+    ours(x).backward(direction)
+    theirs(x).backward(direction)
+
+    torch.testing.assert_close(ours(x), theirs(x))
+    for name, parameter in delta.trained().items():
+        torch.testing.assert_close(parameter.grad, getattr(theirs, name).grad)
+    assert delta.file_tensors()["alpha"].item() == pytest.approx(theirs.alpha.item())
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+def test_dora_starts_from_the_norms_of_the_base_and_trains_them(by_row):
+    layer, delta, weight = adapted_linear("lora", 12, 16, dora=True, wd_on_output=by_row)
+    with torch.no_grad():
+        delta.up.zero_()
+        delta.dora_scale.copy_(2 * weight.norm(dim=1 if by_row else 0, keepdim=True))
+
+    torch.testing.assert_close(layer(torch.eye(12).double()).T, 2 * weight)
+    assert delta.dora_scale.shape == ((16, 1) if by_row else (1, 12))
+
+
+@pytest.mark.parametrize("kind", ["lora", "lokr", "loha"])
+def test_a_limit_holds_the_norm_of_a_change_and_leaves_smaller_ones_alone(kind):
+    _layer, delta, weight = adapted_linear(kind, 12, 16, network_dim=2)
+    before = delta.weight_changes({"weight": weight})["weight"].detach()
+
+    delta.limit_norm(2 * before.norm().item())
+    assert torch.equal(delta.weight_changes({"weight": weight})["weight"], before)
+    delta.limit_norm(before.norm().item() / 3)
+
+    torch.testing.assert_close(delta.weight_changes({"weight": weight})["weight"], before / 3)
 
 
 @pytest.mark.parametrize("factor", [-1, 1, 2, 3, 4, 7, 8, 12, 16, 64])

@@ -41,7 +41,7 @@ def golden_kinds() -> dict[str, str]:
 
 
 KINDS_OF_MODULES = golden_kinds()
-TRAINABLE = {m: k for m, k in KINDS_OF_MODULES.items() if k not in {"loha", "dora", "diff"}}
+TRAINABLE = {m: k for m, k in KINDS_OF_MODULES.items() if k != "diff"}
 
 
 def underscored(key: str) -> str:
@@ -96,7 +96,7 @@ def test_our_adapters_read_comfyuis_golden_file_and_merge_to_its_weights(
 
     load_adapter(path, model, float(strength)).merge()
 
-    assert len(TRAINABLE) == 7
+    assert len(TRAINABLE) == 9
     for module in TRAINABLE:
         merged = model.get_submodule(module).weight
         assert relative_error(merged, expected[f"diffusion_model.{module}.weight"]) < 1e-5, module

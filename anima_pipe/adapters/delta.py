@@ -2,53 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from anima_pipe.errors import CheckpointError, ConfigError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeltaConfig(ABC):
-    """How the delta of one linear layer is made; field names as users give them."""
-
-    rank: int = 4
-    alpha: float | None = None
-    """The change is multiplied by alpha / rank; None or 0: alpha = rank."""
-    dropout: float = 0.0
-    """Chance that an element is dropped, in [0, 1); of which activation, the kind says."""
-    rank_dropout: float = 0.0
-    """Chance that a rank or an output row is dropped, in [0, 1); the kind says which."""
-    module_dropout: float = 0.0
-    """Chance that the whole change is left out of a forward pass, in [0, 1)."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError(f"network_dim is {self.rank}", "use 1 or more; 8 to 64 is usual")
-        for name in ("dropout", "rank_dropout", "module_dropout"):
-            chance: float = getattr(self, name)
-            if not 0 <= chance < 1:
-                raise ConfigError(f"{name} is {chance}", "use a chance from 0 up to below 1")
-
-    @property
-    def scale(self) -> float:
-        """What the change made of the tensors is multiplied by."""
-        return (self.alpha or self.rank) / self.rank
-
-    @abstractmethod
-    def create(self, base: nn.Module, generator: torch.Generator) -> Delta:
-        """Return a delta that changes nothing yet.
-
-        Args:
-            base: A linear layer, perhaps adapted already.
-            generator: On the CPU, so that every device starts from the same numbers.
-        """
+from anima_pipe.errors import CheckpointError
 
 
 class Delta(nn.Module, ABC):
@@ -115,6 +76,11 @@ class Delta(nn.Module, ABC):
         """The alpha written beside the tensors, where the kind has one."""
         return None
 
+    @property
+    def has_dora(self) -> bool:
+        """Whether the tensors have a DoRA scale among them."""
+        return False
+
     @abstractmethod
     def trained(self) -> dict[str, nn.Parameter]:
         """Return the tensors that train, by their names in a file."""
@@ -159,7 +125,8 @@ def root_module(module: nn.Module) -> nn.Module:
 def effective_weights(module: nn.Module) -> dict[str, Tensor]:
     """Return a module's own parameters with all its deltas added, fp32, differentiable."""
     if not isinstance(module, Adapted):
-        return {name: value.float() for name, value in module.named_parameters(recurse=False)}
+        own = module.named_parameters(recurse=False)
+        return {n: value.to(torch.promote_types(value.dtype, torch.float32)) for n, value in own}
     weights = effective_weights(module.base)
     return {**weights, **changed_weights(module.delta, weights)}
 
@@ -170,19 +137,6 @@ def changed_weights(delta: Delta, weights: Mapping[str, Tensor]) -> dict[str, Te
         name: weights[name] + change * delta.strength
         for name, change in delta.weight_changes(weights).items()
     }
-
-
-def linear_root(module: nn.Module) -> nn.Linear:
-    """Return the linear layer under the wrappers."""
-    root = root_module(module)
-    assert isinstance(root, nn.Linear), f"a {type(root).__name__} was chosen as a linear layer"
-    return root
-
-
-def kaiming_uniform(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Return Float32[rows, columns] as torch starts a linear layer: uniform, a = sqrt 5."""
-    start = torch.empty(rows, columns)
-    return nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
 
 
 def take(tensors: Mapping[str, Tensor], name: str, axes: int) -> Tensor:

@@ -16,15 +16,8 @@ from typing import ClassVar, Final, Self
 import torch
 from torch import Tensor, nn
 
-from anima_pipe.adapters.delta import (
-    Delta,
-    DeltaConfig,
-    check_shared_axis,
-    file_alpha,
-    kaiming_uniform,
-    linear_root,
-    take,
-)
+from anima_pipe.adapters.delta import check_shared_axis, file_alpha, take
+from anima_pipe.adapters.linear import DeltaConfig, LinearDelta, kaiming_uniform, linear_root
 from anima_pipe.errors import ConfigError
 
 FULL_MATRIX_RANK: Final = 100_000
@@ -54,7 +47,7 @@ class LokrConfig(DeltaConfig):
                 f"lokr_factor is {self.lokr_factor}", "use 8, another positive number, or -1"
             )
 
-    def create(self, base: nn.Module, generator: torch.Generator) -> LokrDelta:
+    def start(self, base: nn.Module, generator: torch.Generator) -> LokrDelta:
         """Return a LoKr that changes nothing yet; see `DeltaConfig.create`."""
         linear = linear_root(base)
         out_l, out_k = factorize(linear.out_features, self.lokr_factor)
@@ -114,7 +107,7 @@ def lokr_delta(x: Tensor, first: Tensor, second: Sequence[Tensor], scale: float)
     return blocks.flatten(-2)
 
 
-class LokrDelta(Delta):
+class LokrDelta(LinearDelta):
     """The LoKr of one linear layer.
 
     Args:
@@ -123,22 +116,23 @@ class LokrDelta(Delta):
         config: Alpha, rank and dropouts.
     """
 
-    group: ClassVar[str] = "linear"
-    tensor_names: ClassVar[tuple[str, ...]] = (
+    matrix_names: ClassVar[tuple[str, ...]] = (
         *("lokr_w1", "lokr_w1_a", "lokr_w1_b"),
         *("lokr_w2", "lokr_w2_a", "lokr_w2_b"),
     )
+    faster: ClassVar[tuple[str, ...]] = ("lokr_w1", "lokr_w1_a", "lokr_w1_b")
+
+    config: LokrConfig
 
     def __init__(
         self, first: Sequence[Tensor], second: Sequence[Tensor], config: LokrConfig
     ) -> None:
-        super().__init__()
+        super().__init__(config)
         self.first = nn.ParameterList(first)
         self.second = nn.ParameterList(second)
-        self.config = config
 
     @classmethod
-    def from_file(cls, tensors: Mapping[str, Tensor]) -> Self:
+    def from_matrices(cls, tensors: Mapping[str, Tensor]) -> Self:
         """Return the LoKr that a file's tensors describe; see `Delta.from_file`."""
         first, second = _take_factor(tensors, "lokr_w1"), _take_factor(tensors, "lokr_w2")
         # Where both factors are products, alpha is divided by the rank of the second.
@@ -159,9 +153,9 @@ class LokrDelta(Delta):
     @property
     def alpha(self) -> float:
         """The alpha that a file must state; without a rank it has no effect."""
-        return self.config.alpha or float(self.rank or 1)
+        return self.config.stated_alpha if self._has_rank else self.config.alpha or 1.0
 
-    def trained(self) -> dict[str, nn.Parameter]:
+    def matrices(self) -> dict[str, nn.Parameter]:
         """Return the matrices of both factors, by their names in a file."""
         return {
             name if len(factor) == 1 else f"{name}_{part}": matrix
@@ -169,26 +163,20 @@ class LokrDelta(Delta):
             for part, matrix in zip("ab", factor, strict=False)
         }
 
-    def forward(self, base: nn.Module, x: Tensor) -> Tensor:
-        """Return the base's output plus the change; see `Delta.forward`."""
-        output = base(x)
-        if self.strength == 0:
-            return output
-        config, scale = self.config, self._scale * self.strength
-        # As in LoRA: dropped by a factor of zero, so that every pass gives every tensor a gradient.
-        if self.training and config.module_dropout:
-            scale *= torch.rand(()).item() >= config.module_dropout
+    def added(self, x: Tensor, strength: float) -> Tensor:
+        """Return what LoKr adds to the output; see `LinearDelta.added`."""
+        config, scale = self.config, self._scale * strength
         if self.training and config.dropout:
             x = nn.functional.dropout(x, config.dropout)
         change = lokr_delta(x, product(self.first), list(self.second), scale)
         if self.training and config.rank_dropout:
             rows = torch.rand(change.shape[-1], device=x.device)
             change = change * (rows >= config.rank_dropout)
-        return output + change
+        return change
 
-    def weight_changes(self, _weights: Mapping[str, Tensor], /) -> dict[str, Tensor]:
-        """Return alpha / rank * kron(w1, w2) for the weight; see `Delta.weight_changes`."""
-        return {"weight": torch.kron(product(self.first) * self._scale, product(self.second))}
+    def product(self) -> Tensor:
+        """Return alpha / rank * kron(w1, w2); see `LinearDelta.product`."""
+        return torch.kron(product(self.first) * self._scale, product(self.second))
 
     @property
     def _has_rank(self) -> bool:

@@ -9,15 +9,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from anima_pipe.adapters.delta import (
-    Delta,
-    DeltaConfig,
-    check_shared_axis,
-    file_alpha,
-    kaiming_uniform,
-    linear_root,
-    take,
-)
+from anima_pipe.adapters.delta import check_shared_axis, file_alpha, take
+from anima_pipe.adapters.linear import DeltaConfig, LinearDelta, kaiming_uniform, linear_root
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +21,7 @@ class LoraConfig(DeltaConfig):
     together; what is left is scaled up to keep the mean, as Kohya does.
     """
 
-    def create(self, base: nn.Module, generator: torch.Generator) -> LoraDelta:
+    def start(self, base: nn.Module, generator: torch.Generator) -> LoraDelta:
         """Return a LoRA that changes nothing yet; see `DeltaConfig.create`."""
         linear = linear_root(base)
         down = kaiming_uniform(self.rank, linear.in_features, generator)
@@ -51,7 +44,7 @@ def lora_delta(x: Tensor, down: Tensor, up: Tensor, scale: float | Tensor) -> Te
     return nn.functional.linear(inner * scale, up.to(x.dtype))
 
 
-class LoraDelta(Delta):
+class LoraDelta(LinearDelta):
     """The LoRA of one linear layer.
 
     Args:
@@ -60,8 +53,8 @@ class LoraDelta(Delta):
         config: Alpha and dropouts; its rank is that of the factors.
     """
 
-    group: ClassVar[str] = "linear"
-    tensor_names: ClassVar[tuple[str, ...]] = ("lora_A.weight", "lora_B.weight")
+    matrix_names: ClassVar[tuple[str, ...]] = ("lora_A.weight", "lora_B.weight")
+    faster: ClassVar[tuple[str, ...]] = ("lora_B.weight",)
     tensor_synonyms: ClassVar[Mapping[str, str]] = {
         "lora_down.weight": "lora_A.weight",
         "lora_up.weight": "lora_B.weight",
@@ -72,14 +65,13 @@ class LoraDelta(Delta):
     }
 
     def __init__(self, down: Tensor, up: Tensor, config: LoraConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         assert down.shape[0] == up.shape[1] == config.rank
         self.down = nn.Parameter(down)
         self.up = nn.Parameter(up)
-        self.config = config
 
     @classmethod
-    def from_file(cls, tensors: Mapping[str, Tensor]) -> Self:
+    def from_matrices(cls, tensors: Mapping[str, Tensor]) -> Self:
         """Return the LoRA that a file's tensors describe; see `Delta.from_file`."""
         down, up = take(tensors, "lora_A.weight", 2), take(tensors, "lora_B.weight", 2)
         check_shared_axis(up, down, "lora_B and lora_A")
@@ -95,42 +87,27 @@ class LoraDelta(Delta):
         """The number of rows of lora_A."""
         return self.config.rank
 
-    @property
-    def alpha(self) -> float:
-        """The alpha that a file must state for the change to come out as trained."""
-        return self.config.alpha or float(self.config.rank)
-
-    def trained(self) -> dict[str, nn.Parameter]:
+    def matrices(self) -> dict[str, nn.Parameter]:
         """Return lora_A, which is down, and lora_B, which is up."""
         return {"lora_A.weight": self.down, "lora_B.weight": self.up}
 
-    def forward(self, base: nn.Module, x: Tensor) -> Tensor:
-        """Return the base's output plus the change; see `Delta.forward`."""
-        output = base(x)
-        if self.strength == 0:
-            return output
-        return output + lora_delta(x, self.down, self.up, self._scale(x))
+    def added(self, x: Tensor, strength: float) -> Tensor:
+        """Return what LoRA adds to the output; see `LinearDelta.added`."""
+        return lora_delta(x, self.down, self.up, self.inner_scale(x, strength))
 
-    def weight_changes(self, _weights: Mapping[str, Tensor], /) -> dict[str, Tensor]:
-        """Return alpha / rank * up @ down for the weight; see `Delta.weight_changes`."""
-        return {"weight": (self.up * self.config.scale) @ self.down}
+    def product(self) -> Tensor:
+        """Return alpha / rank * up @ down; see `LinearDelta.product`."""
+        return (self.up * self.config.scale) @ self.down
 
-    def plain_lora(self) -> tuple[Tensor, Tensor]:
+    def plain_lora(self) -> tuple[Tensor, Tensor] | None:
         """Return the factors with alpha / rank folded into the second."""
-        return self.down.detach(), self.up.detach() * self.config.scale
+        return None if self.has_dora else (self.down.detach(), self.up.detach() * self.config.scale)
 
-    def _scale(self, x: Tensor) -> float | Tensor:
-        """Return the factor of the inner activation, with this pass's dropouts in it.
-
-        Everything is dropped by a factor of zero, the whole module too: a tensor that a pass
-        leaves out altogether would stop data-parallel training, which waits for its gradient.
-        """
-        config, scale = self.config, self.config.scale * self.strength
+    def inner_scale(self, x: Tensor, strength: float) -> float | Tensor:
+        """Return the factor of the inner activation, with this pass's dropouts in it."""
+        config, scale = self.config, self.config.scale * strength
         if not self.training:
             return scale
-        # Drawn on the CPU: the host need not wait for the device to learn the outcome.
-        if config.module_dropout and torch.rand(()).item() < config.module_dropout:
-            return 0.0
         if config.rank_dropout:
             ranks = x.new_ones(x.shape[0], *[1] * (x.ndim - 2), self.rank)
             scale = scale * nn.functional.dropout(ranks, config.rank_dropout)

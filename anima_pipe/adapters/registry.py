@@ -6,7 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from anima_pipe.adapters.delta import Delta, DeltaConfig
+from anima_pipe.adapters.delta import Delta
+from anima_pipe.adapters.linear import OTHER_NAMES, DeltaConfig
+from anima_pipe.adapters.loha import LohaConfig, LohaDelta
 from anima_pipe.adapters.lokr import LokrConfig, LokrDelta
 from anima_pipe.adapters.lora import LoraConfig, LoraDelta
 from anima_pipe.adapters.norm import NormDelta
@@ -21,7 +23,7 @@ class Kind:
     """Its settings."""
     delta: type[Delta]
     """Its tensors and their arithmetic."""
-    other_names: Mapping[str, str] = field(default_factory=dict[str, str])
+    other_names: Mapping[str, str] = field(default_factory=OTHER_NAMES.copy)
     """What other trainers call a setting -> what its field is called here."""
 
 
@@ -31,18 +33,19 @@ KINDS: Final = {
         config=LokrConfig,
         delta=LokrDelta,
         other_names={
+            **OTHER_NAMES,
             "lokr_rank_dropout": "rank_dropout",
             "lokr_module_dropout": "module_dropout",
+            "factor": "lokr_factor",
         },
     ),
+    "loha": Kind(config=LohaConfig, delta=LohaDelta),
 }
 
 FOREIGN_TENSORS: Final = {
-    **dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), "LoHa"),
     **dict.fromkeys(("hada_t1", "hada_t2"), "LoHa of a convolution"),
     **dict.fromkeys(("diff", "diff_b"), "full difference"),
     **dict.fromkeys(("a1.weight", "a2.weight", "b1.weight", "b2.weight"), "GLoRA"),
-    "dora_scale": "DoRA",
     "oft_blocks": "OFT",
     "lora_mid.weight": "LoRA of a convolution",
     "lokr_t2": "LoKr of a convolution",
@@ -63,7 +66,7 @@ def find_kind(name: str) -> Kind:
 
 def kind_name(delta: Delta) -> str:
     """Return a delta's kind by name; "norm" for a norm's."""
-    return next((name for name, kind in KINDS.items() if type(delta) is kind.delta), "norm")
+    return next((name for name, kind in KINDS.items() if isinstance(delta, kind.delta)), "norm")
 
 
 def kind_names() -> tuple[str, ...]:

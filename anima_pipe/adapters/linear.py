@@ -1,0 +1,226 @@
+"""What the kinds for linear layers share: their settings, DoRA, and the limit of their norm."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from anima_pipe.adapters.delta import Delta, effective_weights, root_module, take
+from anima_pipe.adapters.dora import check_dora_scale, dora_gain, is_by_row, weight_norm
+from anima_pipe.errors import ConfigError
+
+OTHER_NAMES = {
+    "use_rslora": "rs_lora",
+    "use_dora": "dora",
+    "dora_wd": "dora",
+    "weight_decompose": "dora",
+    "wd_on_out": "wd_on_output",
+}
+"""What PEFT and LyCORIS call a setting -> what it is called here, which is LyCORIS's too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaConfig(ABC):
+    """How the delta of one linear layer is made; field names as users give them."""
+
+    rank: int = 4
+    alpha: float | None = None
+    """The change is multiplied by alpha / rank; None or 0: alpha = rank."""
+    rs_lora: bool = False
+    """The change is multiplied by alpha / sqrt(rank) instead (Kalajdzievski, arXiv:2312.03732)."""
+    dropout: float = 0.0
+    """Chance that an element is dropped, in [0, 1); of which activation, the kind says."""
+    rank_dropout: float = 0.0
+    """Chance that a rank or an output row is dropped, in [0, 1); the kind says which."""
+    module_dropout: float = 0.0
+    """Chance that the whole change is left out of a forward pass, in [0, 1)."""
+    dora: bool = False
+    """Whether the norms of the weight's rows or columns train apart; see `dora`."""
+    wd_on_output: bool = True
+    """For DoRA: a norm per row of the weight, that is per output; else one per column."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"network_dim is {self.rank}", "use 1 or more; 8 to 64 is usual")
+        for name in ("dropout", "rank_dropout", "module_dropout"):
+            chance: float = getattr(self, name)
+            if not 0 <= chance < 1:
+                raise ConfigError(f"{name} is {chance}", "use a chance from 0 up to below 1")
+
+    @property
+    def stated_alpha(self) -> float:
+        """What a file states as alpha: every program multiplies by it / rank."""
+        alpha = self.alpha or float(self.rank)
+        return alpha * math.sqrt(self.rank) if self.rs_lora else alpha
+
+    @property
+    def scale(self) -> float:
+        """What the change made of the tensors is multiplied by."""
+        return self.stated_alpha / self.rank
+
+    def create(self, base: nn.Module, generator: torch.Generator) -> LinearDelta:
+        """Return a delta that changes nothing yet.
+
+        Args:
+            base: A linear layer, perhaps adapted already.
+            generator: On the CPU, so that every device starts from the same numbers.
+        """
+        delta = self.start(base, generator)
+        if self.dora:
+            weight = effective_weights(base)["weight"].detach()
+            # Of a single row, ComfyUI takes every scale for one of rows.
+            by_row = self.wd_on_output or weight.shape[0] == 1
+            delta.put_dora_scale(weight_norm(weight, by_row=by_row))
+        return delta
+
+    @abstractmethod
+    def start(self, base: nn.Module, generator: torch.Generator) -> LinearDelta:
+        """Return the kind's own delta, as `create`."""
+
+
+class LinearDelta(Delta):
+    """The change of a linear layer's weight, made of matrices, perhaps rescaled by DoRA.
+
+    Args:
+        config: Its settings; the rank is that of the matrices.
+    """
+
+    group: ClassVar[str] = "linear"
+    matrix_names: ClassVar[tuple[str, ...]]
+    """What the matrices may be called in a file."""
+    faster: ClassVar[tuple[str, ...]]
+    """The matrices that LoRA+ trains at a higher rate."""
+
+    dora_scale: nn.Parameter | None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.tensor_names = (*cls.matrix_names, "dora_scale")
+
+    def __init__(self, config: DeltaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_parameter("dora_scale", None)
+
+    @classmethod
+    def from_file(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Return the delta that a file's tensors describe; see `Delta.from_file`."""
+        delta = cls.from_matrices(tensors)
+        if "dora_scale" in tensors:
+            scale = take(tensors, "dora_scale", 2)
+            check_dora_scale(scale, delta.shapes["weight"])
+            delta.put_dora_scale(scale)
+        return delta
+
+    @classmethod
+    @abstractmethod
+    def from_matrices(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Return the delta without its DoRA scale, as `from_file`."""
+
+    @abstractmethod
+    def matrices(self) -> dict[str, nn.Parameter]:
+        """Return the matrices by their names in a file; the change is linear in each of them."""
+
+    @abstractmethod
+    def added(self, x: Tensor, strength: float) -> Tensor:
+        """Return what the matrices add to the layer's output, with this pass's dropouts.
+
+        Args:
+            x: The layer's input, Float[..., in].
+            strength: Multiplies the result.
+
+        Returns:
+            Float[..., out] in x's dtype.
+        """
+
+    @abstractmethod
+    def product(self) -> Tensor:
+        """Return the change that the matrices make, Float32[out, in], differentiable."""
+
+    @property
+    def alpha(self) -> float:
+        """The alpha that a file must state for the change to come out as trained."""
+        return self.config.stated_alpha
+
+    @property
+    def has_dora(self) -> bool:
+        """Whether norms train apart."""
+        return self.dora_scale is not None
+
+    def put_dora_scale(self, scale: Tensor) -> None:
+        """Let norms train apart, from these on: Float32[out, 1] or Float32[1, in]."""
+        self.dora_scale = nn.Parameter(scale)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the matrices, and DoRA's scale if there is one, by their names in a file."""
+        scale = {} if self.dora_scale is None else {"dora_scale": self.dora_scale}
+        return {**self.matrices(), **scale}
+
+    def weight_changes(self, weights: Mapping[str, Tensor], /) -> dict[str, Tensor]:
+        """Return the change of the weight; see `Delta.weight_changes`."""
+        change = self.product()
+        if self.dora_scale is not None:
+            weight = weights["weight"]
+            moved = weight + change
+            change = moved * dora_gain(weight, change, self.dora_scale) - weight
+        return {"weight": change}
+
+    def forward(self, base: nn.Module, x: Tensor) -> Tensor:
+        """Return the base's output plus the change; see `Delta.forward`."""
+        output = base(x)
+        if self.strength == 0:
+            return output
+        strength = 0.0 if self._left_out() else self.strength
+        if self.dora_scale is None:
+            return output + self.added(x, strength)
+        return output + strength * self._rescaled(self.dora_scale, base, x, output)
+
+    def _left_out(self) -> bool:
+        """Draw whether this pass goes without the change.
+
+        It is then multiplied by zero: a tensor that a pass leaves out altogether would stop
+        data-parallel training, which waits for its gradient.
+        """
+        chance = self.config.module_dropout if self.training else 0.0
+        # Drawn on the CPU: the host need not wait for the device to learn the outcome.
+        return chance > 0 and torch.rand(()).item() < chance
+
+    def _rescaled(self, scale: Tensor, base: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        """Return the change of the output under DoRA, zero to the bit where the gain is one."""
+        weight = effective_weights(base)["weight"]
+        bias = dict(root_module(base).named_parameters(recurse=False)).get("bias")
+        if is_by_row(scale, weight.shape):
+            gain = dora_gain(weight, weight, scale).squeeze(1)
+            plain = output if bias is None else output - bias
+            return (gain - 1).to(x.dtype) * plain + gain.to(x.dtype) * self.added(x, 1.0)
+        gain = dora_gain(weight, self.product(), scale).squeeze(0)
+        more = base(x * (gain - 1).to(x.dtype))
+        return (more if bias is None else more - bias) + self.added(x * gain.to(x.dtype), 1.0)
+
+    @torch.no_grad()
+    def limit_norm(self, largest: float) -> None:
+        """Scale the matrices down, all by one factor, until their change has this norm at most."""
+        norm = self.product().norm().item()
+        if norm > largest:
+            matrices = self.matrices().values()
+            for matrix in matrices:
+                matrix.mul_((largest / norm) ** (1 / len(matrices)))
+
+
+def linear_root(module: nn.Module) -> nn.Linear:
+    """Return the linear layer under the wrappers."""
+    root = root_module(module)
+    assert isinstance(root, nn.Linear), f"a {type(root).__name__} was chosen as a linear layer"
+    return root
+
+
+def kaiming_uniform(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Return Float32[rows, columns] as torch starts a linear layer: uniform, a = sqrt 5."""
+    start = torch.empty(rows, columns)
+    return nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)

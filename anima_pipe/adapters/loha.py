@@ -1,0 +1,126 @@
+"""LoHa: a linear layer plus the elementwise product of two low-rank matrices (arXiv:2108.06098).
+
+The names and the start are LyCORIS's (Yeh et al., arXiv:2309.14859).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from anima_pipe.adapters.delta import check_shared_axis, file_alpha, take
+from anima_pipe.adapters.linear import DeltaConfig, LinearDelta, linear_root
+from anima_pipe.adapters.lora import lora_delta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LohaConfig(DeltaConfig):
+    """How the LoHa of one linear layer is made.
+
+    dropout drops elements of the layer's input, scaling up what is left; rank_dropout drops rows
+    of the change without scaling, as LyCORIS does.
+    """
+
+    def start(self, base: nn.Module, generator: torch.Generator) -> LohaDelta:
+        """Return a LoHa that changes nothing yet; see `DeltaConfig.create`."""
+        linear = linear_root(base)
+        wide = [torch.randn(self.rank, linear.in_features, generator=generator) for _ in range(2)]
+        tall = torch.randn(linear.out_features, self.rank, generator=generator) / 10
+        return LohaDelta([tall, wide[0], torch.zeros_like(tall), wide[1]], self)
+
+
+def loha_delta(x: Tensor, factors: Sequence[Tensor], scale: float) -> Tensor:
+    """Return what LoHa adds to a linear layer's output.
+
+    An elementwise product of ranks r is a LoRA of rank r * r. That form is used where it takes
+    less work than the full matrix, and the full matrix elsewhere.
+
+    Args:
+        x: Float[..., in].
+        factors: w1_a Float[out, r], w1_b Float[r, in], w2_a and w2_b likewise.
+        scale: Multiplies the change.
+
+    Returns:
+        Float[..., out] in x's dtype.
+    """
+    outputs, rank = factors[0].shape
+    inputs = x.shape[-1]
+    if rank * rank * (inputs + outputs) < inputs * outputs:
+        return lora_delta(x, *as_lora(factors), scale)
+    return nn.functional.linear(x, (hadamard(factors) * scale).to(x.dtype))
+
+
+def hadamard(factors: Sequence[Tensor]) -> Tensor:
+    """Return (w1_a w1_b) * (w2_a w2_b), Float[out, in]."""
+    first, second, third, fourth = factors
+    return (first @ second) * (third @ fourth)
+
+
+def as_lora(factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return down and up, Float[r * r, in] and Float[out, r * r], with the same product.
+
+    Each pair of ranks makes one: its row is the product of their rows, its column of their columns.
+    """
+    first, second, third, fourth = factors
+    down = (second.unsqueeze(1) * fourth.unsqueeze(0)).flatten(0, 1)
+    up = (first.unsqueeze(2) * third.unsqueeze(1)).flatten(1, 2)
+    return down, up
+
+
+class LohaDelta(LinearDelta):
+    """The LoHa of one linear layer.
+
+    Args:
+        factors: w1_a Float32[out, r], w1_b Float32[r, in], w2_a and w2_b likewise.
+        config: Alpha, rank and dropouts.
+    """
+
+    matrix_names: ClassVar[tuple[str, ...]] = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    faster: ClassVar[tuple[str, ...]] = ("hada_w2_a",)
+
+    def __init__(self, factors: Sequence[Tensor], config: LohaConfig) -> None:
+        super().__init__(config)
+        self.factors = nn.ParameterList(factors)
+
+    @classmethod
+    def from_matrices(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Return the LoHa that a file's tensors describe; see `Delta.from_file`."""
+        factors = [take(tensors, name, 2) for name in cls.matrix_names]
+        check_shared_axis(factors[0], factors[1], "hada_w1_a and hada_w1_b")
+        check_shared_axis(factors[2], factors[3], "hada_w2_a and hada_w2_b")
+        check_shared_axis(factors[0].T, factors[2], "hada_w1_a and hada_w2_a of one height")
+        check_shared_axis(factors[1], factors[3].T, "hada_w1_b and hada_w2_b of one width")
+        return cls(factors, LohaConfig(rank=factors[1].shape[0], alpha=file_alpha(tensors)))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of the weight: (out, in)."""
+        return {"weight": (self.factors[0].shape[0], self.factors[1].shape[1])}
+
+    @property
+    def rank(self) -> int:
+        """The number of rows of hada_w1_b."""
+        return self.config.rank
+
+    def matrices(self) -> dict[str, nn.Parameter]:
+        """Return the four factors by their names in a file."""
+        return dict(zip(self.matrix_names, self.factors, strict=True))
+
+    def added(self, x: Tensor, strength: float) -> Tensor:
+        """Return what LoHa adds to the output; see `LinearDelta.added`."""
+        config, scale = self.config, self.config.scale * strength
+        if self.training and config.dropout:
+            x = nn.functional.dropout(x, config.dropout)
+        change = loha_delta(x, list(self.factors), scale)
+        if self.training and config.rank_dropout:
+            rows = torch.rand(change.shape[-1], device=x.device)
+            change = change * (rows >= config.rank_dropout)
+        return change
+
+    def product(self) -> Tensor:
+        """Return alpha / rank * (w1_a w1_b) * (w2_a w2_b); see `LinearDelta.product`."""
+        return hadamard(list(self.factors)) * self.config.scale
