@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
 from anima_pipe.errors import DataError
 from anima_pipe.records import LatentRequest, Skipped
+from anima_pipe.runtime import Rank
 from anima_pipe.shards.contents import cached_keys
 from anima_pipe.shards.folders import StoredDtype
 from anima_pipe.shards.index import Problem
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
     from anima_pipe.encoders import ImageVae
     from anima_pipe.shards import LatentWriter
+
+
+ALONE: Final = Rank()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +78,8 @@ class FillSummary:
 
     encoded: int = 0
     reused: int = 0
+    elsewhere: int = 0
+    """Missing, and for other processes to encode."""
     failed: list[Skipped] = field(default_factory=list[Skipped])
     """What was wanted and could not be encoded."""
     problems: list[Problem] = field(default_factory=list[Problem])
@@ -85,12 +91,15 @@ class FillSummary:
     seconds: float = 0.0
 
 
-def fill_latents(requests: Mapping[str, LatentRequest], settings: LatentSettings) -> FillSummary:
+def fill_latents(
+    requests: Mapping[str, LatentRequest], settings: LatentSettings, rank: Rank = ALONE
+) -> FillSummary:
     """Encode the latents that the cache lacks.
 
     Args:
         requests: All latents that are needed, by key.
         settings: How they are made.
+        rank: Encode this process's part of them only; the others encode the rest.
 
     Raises:
         CheckpointError: The VAE's file is not one.
@@ -99,19 +108,24 @@ def fill_latents(requests: Mapping[str, LatentRequest], settings: LatentSettings
     started = time.monotonic()
     cached, problems = cached_keys(settings.cache.folder, "latents", settings.cache_name)
     missing = [request for key, request in requests.items() if key not in cached]
-    summary = FillSummary(reused=len(requests) - len(missing), problems=problems)
-    if missing:
-        _encode_latents(missing, settings, summary)
+    # By picture, so that both orientations of one are decoded in the same process.
+    own = [request for request in missing if rank.takes(request.image.content)]
+    summary = FillSummary(
+        reused=len(requests) - len(missing), elsewhere=len(missing) - len(own), problems=problems
+    )
+    if own:
+        _encode_latents(own, settings, summary)
     summary.seconds = time.monotonic() - started
     return summary
 
 
-def fill_text(captions: Sequence[str], settings: TextSettings) -> FillSummary:
+def fill_text(captions: Sequence[str], settings: TextSettings, rank: Rank = ALONE) -> FillSummary:
     """Encode the captions that the cache lacks.
 
     Args:
         captions: Distinct final texts.
         settings: How they are encoded.
+        rank: Encode this process's part of them only; the others encode the rest.
 
     Raises:
         CheckpointError: The text encoder's files are not what they should be.
@@ -120,10 +134,14 @@ def fill_text(captions: Sequence[str], settings: TextSettings) -> FillSummary:
     """
     started = time.monotonic()
     cached, problems = cached_keys(settings.cache.folder, "text", settings.cache_name)
-    missing = [caption for caption in captions if text_key(caption) not in cached]
-    summary = FillSummary(reused=len(captions) - len(missing), problems=problems)
-    if missing:
-        _encode_text(missing, settings, summary)
+    keys = {caption: text_key(caption) for caption in captions}
+    missing = [caption for caption, key in keys.items() if key not in cached]
+    own = [caption for caption in missing if rank.takes(keys[caption])]
+    summary = FillSummary(
+        reused=len(keys) - len(missing), elsewhere=len(missing) - len(own), problems=problems
+    )
+    if own:
+        _encode_text(own, settings, summary)
     summary.seconds = time.monotonic() - started
     return summary
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from anima_pipe.errors import DataError
-from anima_pipe.fill import FillSummary
+from anima_pipe.fill import ALONE, FillSummary
 from anima_pipe.plan import describe
 from anima_pipe.records import Skipped
-from anima_pipe.runtime import say, warn
+from anima_pipe.runtime import Rank, say, warn
 from anima_pipe.shards.index import Problem
 
 if TYPE_CHECKING:
@@ -21,16 +21,24 @@ NAMED = 20
 """Problems that are listed one by one; of the others there is a count."""
 
 
-def report_fill(what: str, summary: FillSummary) -> None:
-    """Say what is wrong in the cache, how much was encoded and how much was there already."""
-    report_problems(summary.problems)
+def report_fill(what: str, summary: FillSummary, rank: Rank = ALONE) -> None:
+    """Say what is wrong in the cache, how much was encoded and how much was there already.
+
+    Every process says what it encoded; what all of them found is said by the first alone.
+    """
+    if rank.number == 0:
+        report_problems(summary.problems)
+    place = f" (process {rank.number + 1} of {rank.processes})" if rank.processes > 1 else ""
     if summary.encoded or summary.failed:
+        elsewhere = f", {summary.elsewhere} left to the others" if summary.elsewhere else ""
         say(
-            f"{what:<9} {summary.encoded} encoded, {summary.reused} already cached, "
-            f"{summary.shards} shards written in {summary.seconds:.1f} s"
+            f"{what:<9} {summary.encoded} encoded, {summary.reused} already cached{elsewhere}, "
+            f"{summary.shards} shards written in {summary.seconds:.1f} s{place}"
         )
+    elif summary.elsewhere:
+        say(f"{what:<9} nothing to encode here, {summary.elsewhere} left to the others{place}")
     else:
-        say(f"{what:<9} all {summary.reused} already cached, nothing to encode")
+        say(f"{what:<9} all {summary.reused} already cached, nothing to encode{place}")
 
 
 def report_problems(problems: Sequence[Problem]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from anima_pipe.errors import ConfigError
@@ -22,6 +24,41 @@ DTYPE_NAMES: Final = {
     "fp16": "float16",
 }
 """Kohya's and accelerate's names of precisions, by torch's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rank:
+    """Which of the processes that were launched together this is."""
+
+    number: int = 0
+    """Below `processes`."""
+    processes: int = 1
+
+    def takes(self, digits: str) -> bool:
+        """Tell whether something is for this process to do.
+
+        It depends on the name alone. So processes need not talk, nor look at the same moment, for
+        everything to be done, and done once.
+
+        Args:
+            digits: What the thing is called: a hash, in hexadecimal digits.
+        """
+        return int(digits, 16) % self.processes == self.number
+
+
+def launched_rank() -> Rank:
+    """Return what `accelerate launch` and `torchrun` tell a process by its environment.
+
+    Raises:
+        ConfigError: RANK and WORLD_SIZE do not fit together.
+    """
+    number, processes = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if number.isdecimal() and processes.isdecimal() and int(number) < int(processes):
+        return Rank(number=int(number), processes=int(processes))
+    raise ConfigError(
+        f"the environment says RANK={number} of WORLD_SIZE={processes} processes",
+        "start with accelerate launch, or unset both",
+    )
 
 
 def setup_messages(*, verbose: bool = False) -> None:
@@ -68,7 +105,7 @@ def choose_device(wanted: str = "auto") -> torch.device:
 
     if wanted == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
+            return torch.device("cuda", _own_gpu(torch.cuda.device_count()))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(wanted)
@@ -79,6 +116,12 @@ def choose_device(wanted: str = "auto") -> torch.device:
             f"device {wanted!r} cannot be used: {reason}", "leave --device at auto, or use cpu"
         ) from error
     return device
+
+
+def _own_gpu(gpus: int) -> int:
+    """Return the GPU that a launcher means this process to use; the first without one."""
+    local_rank = os.environ.get("LOCAL_RANK", "0")
+    return int(local_rank) % gpus if local_rank.isdecimal() else 0
 
 
 def derive_seed(*parts: object) -> int:

@@ -3,6 +3,9 @@
 Reads   the dataset's pictures, the VAE
 Writes  latent shards under the cache folder; pictures already there are not encoded again
 Costs   the VAE's time; a second when nothing has changed
+
+Launched several times at once (accelerate launch --num_processes N -m ...), on one machine or on
+several that share the folders, each process encodes its part of what is missing.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ class LatentSummary:
 
     encoded: int
     reused: int
+    elsewhere: int
+    """Missing at the start, and for the other processes of this launch to encode."""
     skipped: int
     """Pictures left out, unreadable at first sight."""
     failed: int
@@ -36,6 +41,7 @@ def run(options: Resolved) -> LatentSummary:
     from anima_pipe.fill import fill_latents
     from anima_pipe.kohya.settings import dataset_configs, latent_settings
     from anima_pipe.report import report_fill, report_skipped
+    from anima_pipe.runtime import launched_rank
     from anima_pipe.survey import find_pictures, survey_pictures
 
     options.require("dataset_config", "vae")
@@ -46,12 +52,15 @@ def run(options: Resolved) -> LatentSummary:
         cache_dir=settings.cache.folder,
         rehash=options.value("rehash"),
     )
-    filled = fill_latents(survey.latents, settings)
-    report_fill("latents", filled)
-    report_skipped([*survey.skipped, *filled.failed], strict=options.value("strict"))
+    rank = launched_rank()
+    filled = fill_latents(survey.latents, settings, rank)
+    report_fill("latents", filled, rank)
+    skipped = survey.skipped if rank.number == 0 else ()  # every process finds the same ones
+    report_skipped([*skipped, *filled.failed], strict=options.value("strict"))
     return LatentSummary(
         encoded=filled.encoded,
         reused=filled.reused,
+        elsewhere=filled.elsewhere,
         skipped=len(survey.skipped),
         failed=len(filled.failed),
         problems=len(filled.problems),

@@ -3,6 +3,9 @@
 Reads   the dataset's captions, Qwen3, the T5 tokenizer, the prompts of previews
 Writes  text shards under the cache folder; texts already there are not encoded again
 Costs   Qwen3's time; a second when nothing has changed
+
+Launched several times at once (accelerate launch --num_processes N -m ...), on one machine or on
+several that share the folders, each process encodes its part of what is missing.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ class TextSummary:
 
     encoded: int
     reused: int
+    elsewhere: int
+    """Missing at the start, and for the other processes of this launch to encode."""
     skipped: int
     """Captions left out, unreadable."""
     failed: int
@@ -43,6 +48,7 @@ def run(options: Resolved) -> TextSummary:
         text_settings,
     )
     from anima_pipe.report import report_fill, report_skipped, report_uncaptioned
+    from anima_pipe.runtime import launched_rank
     from anima_pipe.survey import find_pictures, survey_captions, uncaptioned
 
     options.require("dataset_config", "qwen3")
@@ -50,17 +56,21 @@ def run(options: Resolved) -> TextSummary:
     settings = text_settings(options)
     pictures = find_pictures(dataset_configs(options))
     strict = options.value("strict")
-    report_uncaptioned(uncaptioned(pictures), strict=strict)
+    rank = launched_rank()
+    if rank.number == 0:
+        report_uncaptioned(uncaptioned(pictures), strict=strict)
     captions, skipped = survey_captions(
         pictures, caption_variants=options.value("caption_variants")
     )
     wanted = dict.fromkeys([*captions, *prompt_texts(preview_prompts(options))])
-    filled = fill_text(list(wanted), settings)
-    report_fill("texts", filled)
-    report_skipped([*skipped, *filled.failed], strict=strict)
+    filled = fill_text(list(wanted), settings, rank)
+    report_fill("texts", filled, rank)
+    # Every process finds the same unreadable captions: the first one names them.
+    report_skipped([*(skipped if rank.number == 0 else ()), *filled.failed], strict=strict)
     return TextSummary(
         encoded=filled.encoded,
         reused=filled.reused,
+        elsewhere=filled.elsewhere,
         skipped=len(skipped),
         failed=len(filled.failed),
         problems=len(filled.problems),

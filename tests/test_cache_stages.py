@@ -1,8 +1,10 @@
 """What the caching stages do with a cache that is not as it should be, or that others fill too."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 from commands import anima_pipe
 
 from anima_pipe.errors import CacheError
@@ -10,6 +12,7 @@ from anima_pipe.shards import open_cache
 from anima_pipe.shards.index import index_path
 
 Options = dict[str, object]
+STAGES = [("cache-latents", "latents"), ("encode-text", "text")]
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def damage_one_sample(cache: Path, kind: str) -> str:
     return key
 
 
-@pytest.mark.parametrize(("stage", "kind"), [("cache-latents", "latents"), ("encode-text", "text")])
+@pytest.mark.parametrize(("stage", "kind"), STAGES)
 def test_a_damaged_sample_is_named_and_encoded_anew_by_the_next_run(data, stage, kind):
     first, _ = run(stage, data)
     cache = Path(str(data["cache_dir"]))
@@ -64,3 +67,45 @@ def test_a_lost_sidecar_is_rebuilt_said_and_counted(data):
     again, said = run("cache-latents", data)
     assert (again["encoded"], again["reused"], again["problems"]) == (0, first["encoded"], 1)
     assert f"{tar}: had no sidecar" in said
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, number: int, processes: int) -> None:
+    """Be one of several processes, as accelerate and torchrun say it."""
+    monkeypatch.setenv("RANK", str(number))
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+
+
+@pytest.mark.parametrize(("stage", "kind"), STAGES)
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_processes_share_the_work_without_talking(data, cached, stage, kind, order, monkeypatch):
+    alone = getattr(open_cache(Path(str(cached["cache_dir"]))), kind)
+    counts: list[int] = []
+    for number in order:
+        launched(monkeypatch, number, 3)
+        name = Path(str(data["cache_dir"])).parent / "summary.json"
+        anima_pipe(stage, name, **data).ok()
+        own = name.with_name(f"summary.rank{number}.json") if number else name
+        summary = json.loads(own.read_text())
+        assert summary["encoded"] + summary["reused"] + summary["elsewhere"] == len(alone)
+        counts.append(summary["encoded"])
+
+    together = getattr(open_cache(Path(str(data["cache_dir"]))), kind)
+    assert sum(counts) == len(alone)
+    assert sum(count > 0 for count in counts) > 1
+    assert together.keys() == alone.keys()
+    for key in alone:
+        ours, theirs = (store[key] for store in (together, alone))
+        if kind == "text":
+            assert torch.equal(ours.t5_ids, theirs.t5_ids)
+            ours, theirs = ours.qwen_hidden, theirs.qwen_hidden
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("number", "processes"), [("2", "2"), ("0", "many"), ("-1", "2")])
+def test_an_environment_that_makes_no_sense_is_an_error(data, monkeypatch, number, processes):
+    monkeypatch.setenv("RANK", number)
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    ended = anima_pipe("encode-text", **data)
+    assert ended.code == 2
+    assert f"RANK={number} of WORLD_SIZE={processes}" in ended.said
