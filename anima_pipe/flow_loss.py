@@ -2,60 +2,78 @@
 
     x_sigma = (1 - sigma) x_0 + sigma e,   velocity target = e - x_0,   loss = mean square error
 
-(Liu et al. 2022, "Flow Straight and Fast"; sigma's logit-normal distribution: Esser et al. 2024,
-"Scaling Rectified Flow Transformers", section 3.1.) All of it in float32.
+(Liu et al. 2022, "Flow Straight and Fast".) All of it in float32.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
 
 from anima_pipe.errors import ConfigError
+from anima_pipe.noise import Noise, NoiseConfig, sample_noise
+from anima_pipe.sigmas import SigmaConfig, sample_sigmas
 
-DISTRIBUTIONS: Final = ("logit_normal", "uniform")
+HUBER_SCHEDULES: Final = ("constant", "exponential", "snr")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SigmaConfig:
-    """How the noise levels of training are distributed."""
+class LossConfig:
+    """How a velocity is compared with its target."""
 
-    distribution: str = "logit_normal"
-    """"logit_normal" (sigmoid of a normal) or "uniform"."""
-    sigmoid_scale: float = 1.0
-    """Standard deviation of the normal behind "logit_normal"; 1 to 1.3 is usual."""
-    shift: float = 1.0
-    """Pushes sigma towards noise: s -> shift s / (1 + (shift - 1) s); 1 leaves it."""
+    kind: str = "l2"
+    """"l2", "l1", "huber" or "smooth_l1"."""
+    huber_c: float = 0.1
+    """Where the Huber losses turn from square to linear, by the schedule below."""
+    huber_scale: float = 1.0
+    """Multiplies that."""
+    huber_schedule: str = "snr"
+    """"constant", or towards huber_c with more noise: "exponential" or "snr"."""
+    weighting: str = "none"
+    """Weight of a sample by its noise level: "none", "sigma_sqrt" or "cosmap"."""
 
     def __post_init__(self) -> None:
-        if self.distribution not in DISTRIBUTIONS:
-            raise ConfigError(
-                f"unknown distribution of sigma {self.distribution!r}",
-                f"use one of {', '.join(DISTRIBUTIONS)}",
-            )
-        if not self.sigmoid_scale > 0 or not self.shift > 0:
-            raise ConfigError(
-                f"sigmoid_scale {self.sigmoid_scale} and shift {self.shift} must be above 0",
-                "use 1.0 for either when in doubt",
-            )
+        for value, known, name in (
+            (self.kind, LOSSES, "loss_type"),
+            (self.huber_schedule, HUBER_SCHEDULES, "huber_schedule"),
+            (self.weighting, WEIGHTINGS, "weighting_scheme"),
+        ):
+            if value not in known:
+                raise ConfigError(f"unknown {name} {value!r}", f"use one of {', '.join(known)}")
+        if not self.huber_c > 0 or not self.huber_scale > 0:
+            raise ConfigError("huber_c and huber_scale must be above 0", "use 0.1 and 1.0")
 
 
-def shift_sigmas(sigmas: torch.Tensor, shift: float) -> torch.Tensor:
-    """Push noise levels in [0, 1] towards 1 by a time shift (Esser et al. 2024, equation 23)."""
-    return shift * sigmas / (1 + (shift - 1) * sigmas)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectiveConfig:
+    """Everything that the loss of a batch depends on besides the model."""
+
+    sigmas: SigmaConfig = field(default_factory=SigmaConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
 
 
-def sample_sigmas(count: int, config: SigmaConfig, generator: torch.Generator) -> torch.Tensor:
-    """Draw noise levels, Float32[count] in [0, 1], on the generator's device."""
-    device = generator.device
-    if config.distribution == "uniform":
-        sigmas = torch.rand(count, generator=generator, device=device)
-    else:
-        normal = torch.randn(count, generator=generator, device=device)
-        sigmas = torch.sigmoid(normal * config.sigmoid_scale)
-    return shift_sigmas(sigmas, config.shift)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draws:
+    """The random numbers of one batch."""
+
+    noise: Noise
+    sigmas: torch.Tensor
+    """Float32[B], in [0, 1]."""
+
+
+def draw(shape: torch.Size, config: ObjectiveConfig, seed: int) -> Draws:
+    """Draw noise and noise levels for latents of a shape (B, C, H, W).
+
+    Always on the CPU, so that the same seed trains the same on every device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sigmas = sample_sigmas(shape, config.sigmas, generator)
+    return Draws(noise=sample_noise(shape, config.noise, generator), sigmas=sigmas)
 
 
 def add_noise(latents: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
@@ -68,26 +86,84 @@ def velocity_target(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return noise.float() - latents.float()
 
 
-def sample_losses(velocity: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return each sample's mean square error, Float32[B]."""
-    return (velocity.float() - target.float()).square().flatten(1).mean(1)
+def sample_losses(
+    velocity: torch.Tensor, target: torch.Tensor, sigmas: torch.Tensor, config: LossConfig
+) -> torch.Tensor:
+    """Return each sample's loss, weighted by its noise level.
 
+    Args:
+        velocity: What the model predicts, Float[B, C, H, W].
+        target: The same shape.
+        sigmas: Float32[B].
+        config: Which loss.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draws:
-    """The random numbers of one batch."""
-
-    noise: torch.Tensor
-    """Float32[B, C, H, W], standard normal."""
-    sigmas: torch.Tensor
-    """Float32[B], in [0, 1]."""
-
-
-def draw(shape: torch.Size, config: SigmaConfig, seed: int) -> Draws:
-    """Draw noise and noise levels for latents of a shape (B, C, H, W).
-
-    Always on the CPU, so that the same seed trains the same on every device.
+    Returns:
+        Float32[B].
     """
-    generator = torch.Generator().manual_seed(seed)
-    sigmas = sample_sigmas(shape[0], config, generator)
-    return Draws(noise=torch.randn(shape, generator=generator), sigmas=sigmas)
+    turn = huber_turn(sigmas, config).view(-1, 1, 1, 1)
+    losses = LOSSES[config.kind](velocity.float() - target.float(), turn)
+    return losses.flatten(1).mean(1) * WEIGHTINGS[config.weighting](sigmas)
+
+
+def huber_turn(sigmas: torch.Tensor, config: LossConfig) -> torch.Tensor:
+    """Return where the Huber losses turn linear for each sample, Float32[B].
+
+    "exponential" falls from 1 without noise to huber_c in pure noise; "snr" takes
+    (1 - c) / (1 + n)^2 + c with the ratio of noise to signal n = sigma / (1 - sigma).
+    """
+    match config.huber_schedule:
+        case "exponential":
+            turn = torch.exp(math.log(config.huber_c) * sigmas)
+        case "snr":
+            turn = (1 - config.huber_c) * (1 - sigmas).square() + config.huber_c
+        case _:
+            turn = torch.full_like(sigmas, config.huber_c)
+    return turn * config.huber_scale
+
+
+def _l2(error: torch.Tensor, _turn: torch.Tensor) -> torch.Tensor:
+    return error.square()
+
+
+def _l1(error: torch.Tensor, _turn: torch.Tensor) -> torch.Tensor:
+    return error.abs()
+
+
+def _huber(error: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+    """Return Kohya's pseudo-Huber loss: the square of small errors, 2 c |e| of large ones."""
+    return turn * _smooth_l1(error, turn)
+
+
+def _smooth_l1(error: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+    """Return the same over c: 2 |e| for large errors.
+
+    2 (sqrt(e^2 + c^2) - c), written so that small errors do not cancel out.
+    """
+    squares = error.square()
+    return 2 * squares / ((squares + turn.square()).sqrt() + turn)
+
+
+def _sigma_sqrt(sigmas: torch.Tensor) -> torch.Tensor:
+    """Return 1 / sigma^2, held finite at the clean end, where training hardly goes."""
+    return sigmas.clamp(min=1e-3) ** -2
+
+
+def _cosmap(sigmas: torch.Tensor) -> torch.Tensor:
+    """Return 2 / (pi (1 - 2s + 2s^2)), the density of a cosine schedule (Esser et al. 2024)."""
+    return 2 / (math.pi * (1 - 2 * sigmas + 2 * sigmas.square()))
+
+
+LOSSES: Final[Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]] = {
+    "l2": _l2,
+    "l1": _l1,
+    "huber": _huber,
+    "smooth_l1": _smooth_l1,
+}
+"""(error Float[B, C, H, W], turn Float[B, 1, 1, 1]) -> loss of every element."""
+
+WEIGHTINGS: Final[Mapping[str, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "none": torch.ones_like,
+    "sigma_sqrt": _sigma_sqrt,
+    "cosmap": _cosmap,
+}
+"""Noise levels Float[B] -> weights Float[B]."""

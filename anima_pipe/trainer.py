@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from anima_pipe.batches import Batches, Window
 from anima_pipe.errors import PipeError
-from anima_pipe.flow_loss import SigmaConfig, add_noise, draw, sample_losses, velocity_target
+from anima_pipe.flow_loss import ObjectiveConfig, add_noise, draw, sample_losses, velocity_target
 from anima_pipe.optimizers import averaged_weights, step_size
 from anima_pipe.records import Batch, Moment
 from anima_pipe.runtime import derive_seed
@@ -42,7 +42,7 @@ class TrainerConfig:
     """The numbers of the loop."""
 
     max_train_steps: int
-    sigmas: SigmaConfig
+    objective: ObjectiveConfig
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0: never."""
     seed: int = 0
@@ -169,9 +169,10 @@ class Trainer:
     def _batch_loss(self, batch: Batch, seed: int) -> torch.Tensor:
         """Return the mean loss of one batch, a Float32 scalar."""
         device, dtype = self.accelerator.device, self.config.dtype
-        draws = draw(batch.latents.shape, self.config.sigmas, seed)
+        draws = draw(batch.latents.shape, self.config.objective, seed)
         latents = batch.latents.to(device, torch.float32, non_blocking=True)
-        noise, sigmas = draws.noise.to(device), draws.sigmas.to(device)
+        sigmas, noise = draws.sigmas.to(device), draws.noise.input.to(device)
+        target = velocity_target(latents, draws.noise.target.to(device))
         text = batch.text.to(device, dtype)
         # Dropout inside the adapter draws from the global generator.
         torch.manual_seed(seed)
@@ -183,7 +184,7 @@ class Trainer:
             text.qwen_mask,
             text.t5_mask,
         )
-        return sample_losses(velocity, velocity_target(latents, noise)).mean()
+        return sample_losses(velocity, target, sigmas, self.config.objective.loss).mean()
 
     def _mean_over_processes(self, values: torch.Tensor) -> list[float]:
         """Return the mean of each value over the processes; one wait for the device."""

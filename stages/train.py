@@ -196,7 +196,7 @@ def prepare_trainer(
     steps = settings.length.total_steps(batches.windows_per_epoch())
     config = TrainerConfig(
         max_train_steps=steps,
-        sigmas=settings.sigmas,
+        objective=settings.objective,
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
         dtype=settings.model.dtype,

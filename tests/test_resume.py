@@ -13,7 +13,7 @@ from golden_model import golden_transformer
 from anima_pipe.adapters import Adapter, create_adapter, save_adapter
 from anima_pipe.batches import Batches
 from anima_pipe.errors import CheckpointError, ConfigError
-from anima_pipe.flow_loss import SigmaConfig
+from anima_pipe.flow_loss import ObjectiveConfig
 from anima_pipe.model import TextConditionedTransformer
 from anima_pipe.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
 from anima_pipe.plan import EMPTY_CAPTION, Plan, PlannedSample
@@ -110,7 +110,7 @@ class Run:
             built,
             schedule,
             Batches(plan=plan(), cache=cache, accumulation=accumulation),
-            TrainerConfig(max_train_steps=STEPS, sigmas=SigmaConfig(), seed=5, dtype=dtype),
+            TrainerConfig(max_train_steps=STEPS, objective=ObjectiveConfig(), seed=5, dtype=dtype),
             [Disturbance(), self.states],
             lambda: next(steps) == stop_after,
         )

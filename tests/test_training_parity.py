@@ -24,20 +24,21 @@ from peft import LoraConfig, inject_adapter_in_model
 
 from anima_pipe.adapters import Adapter, create_adapter
 from anima_pipe.batches import Batches, Window
-from anima_pipe.flow_loss import SigmaConfig, draw
+from anima_pipe.flow_loss import ObjectiveConfig, draw
 from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
 from anima_pipe.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
 from anima_pipe.plan import EMPTY_CAPTION, Plan, PlannedSample
 from anima_pipe.records import TextCondition
 from anima_pipe.schedules import ScheduleConfig, create_schedule
 from anima_pipe.shards import Cache, LatentWriter, TextWriter, open_cache
+from anima_pipe.sigmas import SigmaConfig
 from anima_pipe.trainer import Trainer, TrainerConfig, start_accelerate
 
 STEPS = 10
 RANK, ALPHA = 4, 6.0
 LEARNING_RATE, DECAY, MAX_NORM = 2e-3, 0.05, 1.0
 OPTIMIZER = {"betas": (0.9, 0.99), "eps": 1e-8}
-SIGMAS = SigmaConfig(sigmoid_scale=1.2, shift=1.5)
+OBJECTIVE = ObjectiveConfig(sigmas=SigmaConfig(sigmoid_scale=1.2, shift=1.5))
 BUCKETS = [(12, 20), (16, 12)]
 """Heights and widths of the latents."""
 QWEN_LENGTHS = [0, 3, 9, 1, 14, 6]
@@ -114,7 +115,9 @@ def our_run(
         ],
         OptimizerConfig(arguments={**OPTIMIZER, "weight_decay": DECAY}),
     )
-    config = TrainerConfig(max_train_steps=STEPS, sigmas=SIGMAS, max_grad_norm=MAX_NORM, seed=9)
+    config = TrainerConfig(
+        max_train_steps=STEPS, objective=OBJECTIVE, max_grad_norm=MAX_NORM, seed=9
+    )
     trainer = Trainer(
         start_accelerate("no", cpu=True),
         TextConditionedTransformer(transformer),
@@ -159,12 +162,13 @@ class TheirModel:
 
     def loss(self, window_batch, seed: int) -> torch.Tensor:
         """The objective, spelt out; every caption goes through the text adapter on its own."""
-        draws = draw(window_batch.latents.shape, SIGMAS, seed)
+        draws = draw(window_batch.latents.shape, OBJECTIVE, seed)
+        noise = draws.noise.target
         sigma = draws.sigmas.view(-1, 1, 1, 1)
-        noisy = (1 - sigma) * window_batch.latents + sigma * draws.noise
+        noisy = (1 - sigma) * window_batch.latents + sigma * noise
         context = torch.cat(list(self._conditions(window_batch.text)))
         velocity = diffusers_velocity(self.transformer, noisy, draws.sigmas, context)
-        return torch.nn.functional.mse_loss(velocity, draws.noise - window_batch.latents)
+        return torch.nn.functional.mse_loss(velocity, noise - window_batch.latents)
 
     def _conditions(self, text) -> Iterator[torch.Tensor]:
         for row in range(len(text.t5_ids)):

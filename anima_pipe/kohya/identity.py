@@ -34,7 +34,7 @@ def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> di
         "lr_scheduler": schedule,
         "max_train_steps": total_steps if schedule.follows_length else "any",
         "max_grad_norm": settings.max_grad_norm,
-        "timestep_sampling": settings.sigmas,
+        "objective": settings.objective,
         "mixed_precision": settings.mixed_precision,
         "gradient_checkpointing": settings.model.gradient_checkpointing,
         "batches_per_step": batches.window_size,

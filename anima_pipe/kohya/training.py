@@ -16,20 +16,26 @@ import torch
 from anima_pipe.dataset import DatasetConfig
 from anima_pipe.errors import ConfigError
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
-from anima_pipe.flow_loss import SigmaConfig
+from anima_pipe.flow_loss import WEIGHTINGS, LossConfig, ObjectiveConfig
 from anima_pipe.kohya import settings
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rules import SEED_SHIFT
+from anima_pipe.noise import NoiseConfig
 from anima_pipe.optimizers import OptimizerConfig, find_optimizer
 from anima_pipe.previews import PreviewConfig
 from anima_pipe.records import PreviewPrompt
 from anima_pipe.runtime import torch_dtype
 from anima_pipe.saving import SaveConfig
 from anima_pipe.schedules import ScheduleConfig
+from anima_pipe.sigmas import SigmaConfig
 from anima_pipe.train_state import StateConfig, latest_state, state_seed
 
 ADAPTER_KINDS = {"networks.lora_anima": "lora", "networks.lokr_anima": "lokr"}
 """network_module by Kohya and the seed, and the kind of adapter that it means."""
+
+
+TIMESTEPS = 1000
+"""Kohya's timesteps of sigma 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +114,7 @@ class TrainSettings:
     states: StateSettings
     data: DataSettings
     model: ModelSettings
-    sigmas: SigmaConfig
+    objective: ObjectiveConfig
     optimizer: OptimizerConfig
     learning_rate: float
     max_grad_norm: float
@@ -145,7 +151,9 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
         seed=seed,
         data=_data(options),
         model=_model(options, seed),
-        sigmas=_sigmas(options),
+        objective=ObjectiveConfig(
+            sigmas=_sigmas(options), noise=_noise(options), loss=_loss(options)
+        ),
         optimizer=_optimizer(options),
         learning_rate=_learning_rate(options),
         max_grad_norm=options.value("max_grad_norm"),
@@ -205,13 +213,51 @@ def _model(options: Resolved, seed: int) -> ModelSettings:
 
 
 def _sigmas(options: Resolved) -> SigmaConfig:
-    """Kohya's shift acts under timestep_sampling shift alone, the seed's under all of them."""
+    """Return how noise levels are drawn, from Kohya's names for it.
+
+    Kohya's shift acts under timestep_sampling shift and sigma alone, the seed's under all. Under
+    sigma, weighting_scheme names the distribution, of a time that runs from noise to clean.
+    """
     sampling: str = options.value("timestep_sampling")
-    shifts = sampling == "shift" or options.spelling("discrete_flow_shift") == SEED_SHIFT
+    scheme: str = options.value("weighting_scheme")
+    by_scheme = sampling == "sigma"
+    shifts = sampling in ("shift", "sigma")
+    shifts |= options.spelling("discrete_flow_shift") == SEED_SHIFT
+    logit_normal = scheme == "logit_normal" if by_scheme else sampling != "uniform"
+    lowest, highest = options.value("min_timestep"), options.value("max_timestep")
     return SigmaConfig(
-        distribution="uniform" if sampling == "uniform" else "logit_normal",
-        sigmoid_scale=options.value("sigmoid_scale"),
+        distribution="logit_normal"
+        if logit_normal
+        else ("mode" if by_scheme and scheme == "mode" else "uniform"),
+        mean=-options.value("logit_mean") if by_scheme else 0.0,
+        sigmoid_scale=options.value("logit_std" if by_scheme else "sigmoid_scale"),
+        mode_scale=options.value("mode_scale"),
         shift=options.value("discrete_flow_shift") if shifts else 1.0,
+        shift_by_size=sampling == "flux_shift",
+        lowest=0.0 if lowest is None else lowest / TIMESTEPS,
+        highest=1.0 if highest is None else highest / TIMESTEPS,
+    )
+
+
+def _noise(options: Resolved) -> NoiseConfig:
+    return NoiseConfig(
+        offset=options.value("noise_offset") or 0.0,
+        offset_random=options.value("noise_offset_random_strength"),
+        multires_iterations=options.value("multires_noise_iterations") or 0,
+        multires_discount=options.value("multires_noise_discount"),
+        input_gamma=options.value("ip_noise_gamma") or 0.0,
+        input_gamma_random=options.value("ip_noise_gamma_random_strength"),
+    )
+
+
+def _loss(options: Resolved) -> LossConfig:
+    scheme: str = options.value("weighting_scheme")
+    return LossConfig(
+        kind=options.value("loss_type"),
+        huber_c=options.value("huber_c"),
+        huber_scale=options.value("huber_scale"),
+        huber_schedule=options.value("huber_schedule"),
+        weighting=scheme if scheme in WEIGHTINGS else "none",
     )
 
 

@@ -5,7 +5,6 @@ from typing import Final
 from anima_pipe.kohya.rows import (
     TRAINING,
     Option,
-    Refused,
     flag,
     group,
     integer,
@@ -14,20 +13,18 @@ from anima_pipe.kohya.rows import (
     text,
 )
 
-_LATER_SAMPLING: Final = Refused("it is not supported yet", "use sigmoid, or shift")
-
 _FLOW: Final = group(
     "Noise levels",
     TRAINING,
     text(
         "timestep_sampling",
-        "How noise levels are drawn; sigmoid is what Anima's author uses.",
+        "How noise levels are drawn; sigmoid is what Anima's author uses, sigma goes by "
+        "weighting_scheme.",
         default="sigmoid",
         default_note="Kohya's. The seed's logit_normal is shift here, with its flow shift.",
         aliases=("anima_timestep_sampling", "timestep_sample_method"),
-        choices=("sigmoid", "uniform", "shift"),
+        choices=("sigmoid", "uniform", "shift", "flux_shift", "sigma"),
         same_as={"logit_normal": "shift"},
-        refused_values={"sigma": _LATER_SAMPLING, "flux_shift": _LATER_SAMPLING},
     ),
     number(
         "sigmoid_scale",
@@ -35,35 +32,49 @@ _FLOW: Final = group(
         default=1.0,
         aliases=("anima_sigmoid_scale",),
         minimum=0,
-        acts_with=("timestep_sampling", ("sigmoid", "shift")),
+        acts_with=("timestep_sampling", ("sigmoid", "shift", "flux_shift")),
     ),
     number(
         "discrete_flow_shift",
-        "Pushes noise levels towards noise under timestep_sampling shift; 1 leaves them.",
+        "Pushes noise levels towards noise under timestep_sampling shift and sigma; 1 leaves them.",
         default=1.0,
         default_note="Kohya's. The seed's 3.0 is an inference setting.",
         aliases=("anima_flow_shift",),
         minimum=0,
-        acts_with=("timestep_sampling", ("shift",)),
+        acts_with=("timestep_sampling", ("shift", "sigma")),
     ),
-    *refused(
-        "narrowing the noise levels is not supported yet",
-        "remove it",
-        integer("min_timestep", "Lowest noise level, of 1000.", asks_nothing=(0,)),
-        integer("max_timestep", "Highest noise level, of 1000.", asks_nothing=(1000,)),
+    integer(
+        "min_timestep",
+        "Lowest noise level, of 1000; all draws are scaled into the range.",
+        minimum=0,
+        maximum=999,
     ),
-    *refused(
-        "weighting by noise level is not supported yet",
-        "remove it, or set it to uniform",
-        text(
-            "weighting_scheme",
-            "Weight of the loss by noise level.",
-            default="uniform",
-            asks_nothing=("none",),
-        ),
-        number("logit_mean", "Mean of the scheme logit_normal.", default=0.0),
-        number("logit_std", "Standard deviation of the scheme logit_normal.", default=1.0),
-        number("mode_scale", "Scale of the scheme mode.", default=1.29),
+    integer("max_timestep", "Highest noise level, of 1000.", minimum=1, maximum=1000),
+    text(
+        "weighting_scheme",
+        "Weight of the loss by noise level (sigma_sqrt, cosmap), or under timestep_sampling sigma "
+        "how levels are drawn (logit_normal, mode).",
+        default="uniform",
+        choices=("uniform", "none", "sigma_sqrt", "cosmap", "logit_normal", "mode"),
+    ),
+    number(
+        "logit_mean",
+        "Mean of the scheme logit_normal; above 0 trains more on clean latents.",
+        default=0.0,
+        acts_with=("weighting_scheme", ("logit_normal",)),
+    ),
+    number(
+        "logit_std",
+        "Standard deviation of the scheme logit_normal.",
+        default=1.0,
+        minimum=0,
+        acts_with=("weighting_scheme", ("logit_normal",)),
+    ),
+    number(
+        "mode_scale",
+        "Scale of the scheme mode.",
+        default=1.29,
+        acts_with=("weighting_scheme", ("mode",)),
     ),
     *refused(
         "drawing the noise levels is not supported yet",
@@ -77,33 +88,50 @@ _FLOW: Final = group(
 _NOISE_AND_LOSS: Final = group(
     "Noise and loss",
     TRAINING,
-    *refused(
-        "changed noise is not supported yet",
-        "remove it, or set it to 0",
-        number(
-            "noise_offset",
-            "Strength of a constant added to each channel's noise.",
-            aliases=("anima_noise_offset",),
-            asks_nothing=(0,),
-        ),
-        flag("noise_offset_random_strength", "Draw that strength for each sample."),
-        integer("multires_noise_iterations", "Layers of coarser noise.", asks_nothing=(0,)),
-        number(
-            "multires_noise_discount",
-            "Strength of each further layer.",
-            default=0.3,
-            asks_nothing=(0,),
-        ),
-        number("ip_noise_gamma", "Noise on the noisy input.", asks_nothing=(0,)),
-        flag("ip_noise_gamma_random_strength", "Draw that strength for each sample."),
+    number(
+        "noise_offset",
+        "Strength of a number added to each channel's noise; about 0.05.",
+        aliases=("anima_noise_offset",),
+        minimum=0,
     ),
-    *refused(
-        "losses other than the mean square error are not supported yet",
-        "remove it, or set loss_type to l2",
-        text("loss_type", "Kind of loss.", default="l2"),
-        text("huber_schedule", "How huber_c follows the noise level.", default="snr"),
-        number("huber_c", "Where the Huber loss turns linear.", default=0.1),
-        number("huber_scale", "Factor on huber_c.", default=1.0),
+    flag("noise_offset_random_strength", "Draw that strength for each batch, from 0 up to it."),
+    integer(
+        "multires_noise_iterations", "Layers of coarser noise that are added; 6 to 10.", minimum=0
+    ),
+    number(
+        "multires_noise_discount",
+        "Strength of each further layer, relative to the one before.",
+        default=0.3,
+        minimum=0,
+    ),
+    number("ip_noise_gamma", "Strength of further noise on the input alone; about 0.1.", minimum=0),
+    flag("ip_noise_gamma_random_strength", "Draw that strength for each batch, from 0 up to it."),
+    text(
+        "loss_type",
+        "How the velocity is compared with its target.",
+        default="l2",
+        choices=("l2", "l1", "huber", "smooth_l1"),
+    ),
+    text(
+        "huber_schedule",
+        "How huber_c follows the noise level.",
+        default="snr",
+        choices=("constant", "exponential", "snr"),
+        acts_with=("loss_type", ("huber", "smooth_l1")),
+    ),
+    number(
+        "huber_c",
+        "Where the Huber losses turn from square to linear.",
+        default=0.1,
+        minimum=0,
+        acts_with=("loss_type", ("huber", "smooth_l1")),
+    ),
+    number(
+        "huber_scale",
+        "Factor on huber_c.",
+        default=1.0,
+        minimum=0,
+        acts_with=("loss_type", ("huber", "smooth_l1")),
     ),
     *refused(
         "it concerns Stable Diffusion's noise schedule; Anima is trained by rectified flow",
