@@ -18,6 +18,7 @@ from typing import Any
 from anima_pipe import demo
 from anima_pipe.cli.stage_command import stage_command
 from anima_pipe.errors import PipeError
+from anima_pipe.hub.home import recorded_models
 from anima_pipe.kohya.options import options_of
 from anima_pipe.kohya.resolve import COMMAND_LINE
 from anima_pipe.kohya.resolved import Resolved
@@ -75,7 +76,7 @@ def with_defaults(options: Resolved) -> dict[str, object]:
     }
     if "config_file" in given:
         options.require("dataset_config", "output_dir")
-        given = {"output_dir": options.value("output_dir"), **given}
+        given = {"output_dir": options.value("output_dir"), **_recorded_models(options), **given}
     else:
         if "dataset_config" in given:
             warn("no configuration given: this trains the embedded tiny model, for a first look")
@@ -83,6 +84,15 @@ def with_defaults(options: Resolved) -> dict[str, object]:
     if options.given("cache_dir") is None:
         given["cache_dir"] = Path(str(given["output_dir"])) / "cache"
     return given
+
+
+def _recorded_models(options: Resolved) -> dict[str, object]:
+    """Return the model files that fetch-models noted, where the configuration names none."""
+    recorded = recorded_models().items()
+    taken = {name: path for name, path in recorded if options.value(name) is None}
+    for name, path in taken.items():
+        say(f"{name} is not set: taking {path}, which fetch-models noted")
+    return dict(taken)
 
 
 def _run_stage(name: str, given: Given, folder: Path) -> dict[str, Any]:

@@ -22,7 +22,10 @@ class Entry:
 
 COMMANDS: Final = {
     "fetch-tokenizer": Entry(
-        "stages.fetch_tokenizer:command", "Stage 1: check the T5 tokenizer's folder."
+        "stages.fetch_tokenizer:command", "Stage 1: the T5 tokenizer, fetched and checked."
+    ),
+    "fetch-models": Entry(
+        "anima_pipe.cli.fetch_models:command", "Anima's files, from a hub or from ComfyUI."
     ),
     "cache-latents": Entry(
         "stages.bucket_and_cache_latents:command", "Stage 2: pictures to latent shards."

@@ -156,7 +156,9 @@ def _checksum_in_cache(cached: Path) -> str | None:
 def _announced_by_hugging_face(source: Source, path: str) -> RemoteFile:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    told = get_hf_file_metadata(hf_hub_url(source.repo, path, revision=source.revision))
+    told = get_hf_file_metadata(
+        hf_hub_url(source.repo, path, revision=source.revision), retry_on_errors=True
+    )
     return RemoteFile(source=source, path=path, size=told.size or 0, checksum=told.etag)
 
 
