@@ -45,7 +45,7 @@ class Sample:
     latent_keys: tuple[str, ...]
     """One per orientation: as it is, and mirrored where flip_aug asks for it."""
     captions: tuple[str, ...]
-    """Distinct final texts, one of which is drawn per visit."""
+    """Distinct final texts, one of which is drawn per visit; empty where they were not read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,8 @@ def survey_pictures(
 
     Args:
         pictures: From `find_pictures`.
-        caption_variants: Texts per caption; None: 1 where nothing varies, else 8.
+        caption_variants: Texts per caption; None: 1 where nothing varies, else 8; 0: captions are
+            not read.
         cache_dir: Where earlier scans are remembered; pictures that have not changed since are not
             read again. None: nothing is remembered.
         rehash: Read every picture nevertheless.
@@ -131,7 +132,7 @@ def survey_pictures(
         try:
             if isinstance(image, DataError):
                 raise image
-            captions = picture_captions(picture, caption_variants)
+            captions = () if caption_variants == 0 else picture_captions(picture, caption_variants)
             choice = choose_bucket(picture.dataset.buckets, image_size=image.size)
         except DataError as error:
             skipped.append(Skipped(name=str(picture.path), reason=error.problem))

@@ -48,7 +48,7 @@ def run(options: Resolved) -> LatentSummary:
     settings = latent_settings(options)
     survey = survey_pictures(
         find_pictures(dataset_configs(options)),
-        caption_variants=1,
+        caption_variants=0,
         cache_dir=settings.cache.folder,
         rehash=options.value("rehash"),
     )
