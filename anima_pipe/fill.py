@@ -150,10 +150,9 @@ def _encode_latents(
     missing: list[LatentRequest], settings: LatentSettings, summary: FillSummary
 ) -> None:
     import torch
-    from tqdm import tqdm
 
     from anima_pipe.encoders import load_vae
-    from anima_pipe.runtime import choose_device
+    from anima_pipe.runtime import choose_device, progress_bar
     from anima_pipe.shards import LatentWriter
     from anima_pipe.source.decode import decode_in_workers
 
@@ -165,7 +164,7 @@ def _encode_latents(
     writer = LatentWriter(
         settings.cache.folder, fingerprint, settings.cache.dtype, settings.vae.name
     )
-    bar = tqdm(total=len(missing), unit="image", desc="latents", dynamic_ncols=True)
+    bar = progress_bar(len(missing), "image", "latents")
     with writer, bar:
         for batch in decode_in_workers(missing, settings.batch_size, settings.workers):
             summary.failed += batch.failures
@@ -209,10 +208,9 @@ def _latent_metadata(request: LatentRequest) -> dict[str, object]:
 
 def _encode_text(missing: list[str], settings: TextSettings, summary: FillSummary) -> None:
     import torch
-    from tqdm import tqdm
 
     from anima_pipe.encoders import load_text_encoder
-    from anima_pipe.runtime import choose_device
+    from anima_pipe.runtime import choose_device, progress_bar
     from anima_pipe.shards import TextWriter
 
     # Captions of like length share a batch: less padding.
@@ -225,7 +223,7 @@ def _encode_text(missing: list[str], settings: TextSettings, summary: FillSummar
     writer = TextWriter(
         settings.cache.folder, fingerprint, settings.cache.dtype, settings.qwen.name
     )
-    bar = tqdm(total=len(missing), unit="caption", desc="text", dynamic_ncols=True)
+    bar = progress_bar(len(missing), "caption", "texts")
     with writer, bar:
         for captions in _chunks(missing, settings.batch_size):
             for caption, condition in zip(captions, encoder.encode(captions), strict=True):

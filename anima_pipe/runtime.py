@@ -7,12 +7,16 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from anima_pipe.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+    from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES: Final = 30.0
+"""Of a progress bar in a log."""
 
 LOGGER: Final = logging.getLogger("anima_pipe")
 
@@ -78,6 +82,20 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """Tell the user something that deserves a look, without stopping."""
     LOGGER.warning("warning: %s", message)
+
+
+def progress_bar(total: int, unit: str, label: str | None = None) -> tqdm[Any]:
+    """Return a progress bar; where there is no terminal, it writes a line now and then."""
+    from tqdm import tqdm
+
+    watched = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        unit=unit,
+        desc=label,
+        dynamic_ncols=watched,
+        mininterval=0.1 if watched else SECONDS_BETWEEN_LINES,
+    )
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from anima_pipe.records import Moment
+from anima_pipe.runtime import progress_bar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 SMOOTHING = 0.98
 """Share of the past in the smoothed loss."""
@@ -49,7 +52,7 @@ class ProgressBar:
     def at(self, moment: Moment) -> None:
         """Move on by a step."""
         if self._bar is None:
-            self._bar = tqdm(total=self._total_steps, unit="step", dynamic_ncols=True)
+            self._bar = progress_bar(self._total_steps, "step")
         if moment.loss is not None:
             self._bar.set_postfix(epoch=moment.epoch, loss=f"{self._loss.add(moment.loss):.4f}")
             self._bar.update()
