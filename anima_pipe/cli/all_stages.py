@@ -53,13 +53,27 @@ def run(options: Resolved) -> AllSummary:
     given = with_defaults(options)
     folder = Path(str(given["output_dir"]))
     summaries = {name: _run_stage(name, given, folder) for name in STAGES}
-    trained = Path(summaries["train"]["output"])
+    trained = _trained_file(summaries["train"])
     output = folder / "comfyui" / trained.name
     exported = {**given, "input": trained, "output": output}
     summaries["export-comfy"] = _run_stage("export-comfy", exported, folder)
     summary = AllSummary(output=str(output), output_bytes=output.stat().st_size, stages=summaries)
     _report(summary)
     return summary
+
+
+def _trained_file(summary: Mapping[str, Any]) -> Path:
+    """Return the adapter that training ended with.
+
+    Raises:
+        StageFailedError: It was stopped before its end.
+    """
+    if summary["output"] is None:
+        raise StageFailedError(
+            f"training was stopped at step {summary['steps']}, before its end",
+            f"go on with the same command and --resume {summary['state_dir']}",
+        )
+    return Path(summary["output"])
 
 
 def with_defaults(options: Resolved) -> dict[str, object]:
@@ -78,11 +92,15 @@ def with_defaults(options: Resolved) -> dict[str, object]:
         options.require("dataset_config", "output_dir")
         given = {"output_dir": options.value("output_dir"), **_recorded_models(options), **given}
     else:
-        if "dataset_config" in given:
+        defaults = {"output_dir": DEFAULT_OUTPUT, **demo.options()}
+        if given.keys() & {"dataset_config", "train_data_dir"}:
             warn("no configuration given: this trains the embedded tiny model, for a first look")
-        given = {"output_dir": DEFAULT_OUTPUT, **demo.options(), **given}
+            del defaults["dataset_config"]
+        given = {**defaults, **given}
     if options.given("cache_dir") is None:
         given["cache_dir"] = Path(str(given["output_dir"])) / "cache"
+    if options.given("logging_dir") is None:
+        given["logging_dir"] = Path(str(given["output_dir"])) / "logs"
     return given
 
 
