@@ -502,7 +502,7 @@ def test_a_preset_of_the_gui_becomes_kohyas_options(gui_preset, tmp_path):
     assert (tmp_path / "new" / "sample_prompts.txt").read_text() == "1girl\n"
     assert not (tmp_path / "new" / "dataset.toml").exists()
     # What is switched off, by false, 0 or an empty text, is left out.
-    off = {"unet_lr", "text_encoder_lr", "color_aug", "vae_batch_size", "resume", "max_timestep"}
+    off = {"unet_lr", "text_encoder_lr", "color_aug", "vae_batch_size", "resume"}
     assert off & train_args.keys() == set()
     assert {"clip_skip", "num_processes", "LyCORIS_preset", "sdxl"} <= unmapped(printed)
 

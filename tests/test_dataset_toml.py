@@ -9,7 +9,9 @@ import pytest
 from anima_pipe.dataset import DatasetConfig
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.dataset_keys import DATASET_KEYS
-from anima_pipe.kohya.dataset_toml import load_dataset_config
+from anima_pipe.kohya.dataset_toml import load_dataset_config, load_training_folders
+from anima_pipe.kohya.resolve import resolve
+from anima_pipe.kohya.settings import dataset_configs
 
 PUBLISHED = json.loads(
     (Path(__file__).parent / "data" / "published_configs.json").read_text(encoding="utf-8")
@@ -303,6 +305,65 @@ subsets = [{ image_dir = "b" }]
     (dataset,) = load(text, resolution=(512, 512))
     assert dataset.subsets[0].image_dir.name == "b"
     assert "leaves no pictures" in problem_of(one(subset="num_repeats = 0"))
+
+
+def test_folders_named_for_their_visits_are_one_dataset(folders, caplog):
+    for name in ("10_sks fox", "2_a_dog", "5", "notes"):
+        (folders / "pictures" / name).mkdir(parents=True)
+    (folders / "pictures" / "3_file").touch()
+    options = {"resolution": (512, 512), "train_batch_size": 4, "shuffle_caption": True}
+
+    with caplog.at_level(logging.WARNING, logger="anima_pipe"):
+        (dataset,) = load_training_folders(Path("pictures"), options)
+
+    assert [(s.image_dir.name, s.num_repeats, s.class_tokens) for s in dataset.subsets] == [
+        ("10_sks fox", 10, "sks fox"),
+        ("2_a_dog", 2, "a_dog"),
+        ("5", 5, None),
+    ]
+    assert dataset.batch_size == 4
+    assert dataset.subsets[0].captions.shuffle_caption
+    (warning,) = caplog.records
+    assert "notes is left out: its name does not begin with a number" in warning.getMessage()
+
+
+def test_training_folders_serve_where_no_dataset_is_given(folders):
+    for name in ("10_fox", "2_cat"):
+        (folders / "pictures" / name).mkdir(parents=True)
+    given = {"train_data_dir": "pictures", "resolution": "512"}
+
+    options = resolve("cache-latents", given)
+    options.require("dataset_config")
+    assert [len(dataset.subsets) for dataset in dataset_configs(options)] == [2]
+
+    both = resolve("cache-latents", {**given, "dataset_config": "a"})
+    (dataset,) = dataset_configs(both)
+    assert [subset.image_dir.name for subset in dataset.subsets] == ["a"]
+    assert both.warnings == ("train_data_dir (command line) has no effect beside dataset_config",)
+    with pytest.raises(ConfigError, match="a dataset is required"):
+        resolve("cache-latents", {}).require("dataset_config")
+
+
+def test_regularisation_folders_are_refused_unless_kohya_ignores_them_too():
+    with pytest.raises(ConfigError, match="reg_data_dir is refused"):
+        resolve("train", {"reg_data_dir": "a"})
+    (warning,) = resolve("train", {"reg_data_dir": "a", "dataset_config": "b"}).warnings
+    assert warning.startswith("reg_data_dir (command line) changes nothing beside dataset_config")
+
+
+@pytest.mark.parametrize(
+    ("folder", "options", "problem"),
+    [
+        ("a", {"resolution": (512, 512)}, "a: there is no folder named like 10_subject in it"),
+        ("nowhere", {"resolution": (512, 512)}, "nowhere: there is no folder named like"),
+        ("data", {}, "resolution is required"),
+    ],
+)
+def test_what_is_wrong_with_training_folders_is_named(folders, folder, options, problem):
+    (folders / "data" / "1_x").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        load_training_folders(Path(folder), options)
+    assert problem in str(caught.value)
 
 
 def test_files_of_another_kind_are_told_apart(folders):

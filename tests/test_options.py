@@ -122,7 +122,10 @@ def test_relations_between_rows_name_rows_that_exist():
             other, values = row.acts_with
             assert set(values) <= set(option(other).choices)
         if isinstance(row.status, Refused) and row.status.moot_with:
-            assert option(row.status.moot_with).kind is Kind.FLAG
+            assert isinstance(option(row.status.moot_with).status, Honoured | NoOp)
+        if row.or_else:
+            assert row.when_missing
+            assert set(option(row.or_else).commands) >= set(row.commands)
     assert SEED_SHIFT in option("discrete_flow_shift").aliases
 
 

@@ -38,6 +38,7 @@ READ_PATHS: Final = (
     "qwen3",
     "t5_tokenizer_dir",
     "dataset_config",
+    "train_data_dir",
     "network_weights",
     "sample_prompts",
 )
@@ -128,7 +129,8 @@ def _examine_train_args(
     resolved, findings = examine(TRAIN, {}, path)
     examined.add(findings)
     examined.warnings += [*resolved.warnings, *_absent(resolved)]
-    brought = {"dataset_config"} if FileKind.DATASET in kinds.values() else set[str]()
+    has_dataset = FileKind.DATASET in kinds.values() or resolved.value("train_data_dir")
+    brought = {"dataset_config"} if has_dataset else set[str]()
     missing = [name for name in REQUIRED if not (name in brought or resolved.value(name))]
     if missing:
         names = ", ".join(missing)

@@ -20,6 +20,7 @@ from anima_pipe.kohya.findings import Finding, raise_findings
 from anima_pipe.kohya.options import find_option, nearest_name
 from anima_pipe.kohya.rows import NoOp, Refused
 from anima_pipe.kohya.table.other_tools import OTHER_TOOLS
+from anima_pipe.kohya.training_folders import training_folders
 from anima_pipe.kohya.values import UnfitValueError, is_harmless, read_value
 from anima_pipe.runtime import warn
 from anima_pipe.source.captions import CaptionRules
@@ -76,7 +77,23 @@ def load_dataset_config(path: Path, fallbacks: Mapping[str, object]) -> list[Dat
     Raises:
         ConfigError: It lists everything that is wrong, each with its key, line and remedy.
     """
-    examined = examine_dataset_config(path, fallbacks)
+    return _settled(examine_dataset_config(path, fallbacks))
+
+
+def load_training_folders(folder: Path, fallbacks: Mapping[str, object]) -> list[DatasetConfig]:
+    """Return the dataset that the folders within a folder make up: Kohya's --train_data_dir.
+
+    Args:
+        folder: Holds folders of pictures named 10_subject.
+        fallbacks: See `load_dataset_config`.
+
+    Raises:
+        ConfigError: There is no such folder within it, or an option is wrong.
+    """
+    return _settled(examine_training_folders(folder, fallbacks))
+
+
+def _settled(examined: ExaminedDatasets) -> list[DatasetConfig]:
     for warning in examined.warnings:
         warn(warning)
     raise_findings(examined.findings)
@@ -89,15 +106,35 @@ def examine_dataset_config(path: Path, fallbacks: Mapping[str, object]) -> Exami
     Raises:
         ConfigError: The file cannot be read, or is neither TOML nor JSON.
     """
+    if path.is_dir():
+        reading = _reading(ConfigFile(path=path, table={}, lines={}), fallbacks)
+        return _examined(reading, list(_folder_datasets(reading)))
+    reading = _reading(_read_file(path), fallbacks)
+    return _examined(reading, list(_datasets(reading)))
+
+
+def examine_training_folders(folder: Path, fallbacks: Mapping[str, object]) -> ExaminedDatasets:
+    """Read the folders within a folder as one dataset, without stopping at what is wrong."""
+    subsets, left_out = training_folders(folder)
+    table = {"datasets": [{"subsets": subsets}]} if subsets else {}
+    reading = _reading(ConfigFile(path=folder, table=table, lines={}), fallbacks)
+    reading.warnings.extend(left_out)
+    if not subsets:
+        problem = "there is no folder named like 10_subject in it"
+        remedy = "name the folders so, or give a folder of pictures itself as --dataset_config"
+        reading.object_to((), problem, remedy, here_only=not folder.is_dir())
+        return _examined(reading, [])
+    return _examined(reading, list(_datasets(reading)))
+
+
+def _reading(file: ConfigFile, fallbacks: Mapping[str, object]) -> _Reading:
     options = {
         RENAMED.get(name, name): value for name, value in fallbacks.items() if value is not None
     }
-    if path.is_dir():
-        reading = _Reading(file=ConfigFile(path=path, table={}, lines={}), options=options)
-        datasets = list(_folder_datasets(reading))
-    else:
-        reading = _Reading(file=_read_file(path), options=options)
-        datasets = list(_datasets(reading))
+    return _Reading(file=file, options=options)
+
+
+def _examined(reading: _Reading, datasets: list[DatasetConfig]) -> ExaminedDatasets:
     if not datasets and not reading.findings:
         problem = "this leaves no pictures to train on: num_repeats is below 1 everywhere"
         reading.object_to((), problem, "set num_repeats of a subset to 1 or more")
@@ -292,7 +329,7 @@ def _image_folder(
 
 def _bucket_rules(reading: _Reading, path: KeyPath, levels: Levels) -> BucketRules | None:
     if _value("resolution", levels) is None:
-        remedy = "add resolution = 1024 to [general] or [[datasets]]"
+        remedy = "add resolution = 1024 to [general] or [[datasets]], or set it as an option"
         reading.object_to(path, "resolution is required", remedy)
         return None
     try:

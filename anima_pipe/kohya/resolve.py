@@ -180,7 +180,7 @@ def _asks_nothing(item: Written) -> bool:
 
 def _is_moot(status: Refused, own: Mapping[str, Written]) -> bool:
     beside = own.get(status.moot_with) if status.moot_with else None
-    return beside is not None and beside.value is True
+    return beside is not None and beside.value not in (None, False)
 
 
 def _effectless(own: Mapping[str, Written]) -> Iterator[str]:

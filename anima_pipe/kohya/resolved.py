@@ -68,8 +68,7 @@ class Resolved:
 
     def require(self, *names: str) -> None:
         """Raise a ConfigError that names every one of these options that has no value."""
-        missing = [name for name in names if is_blank(self.value(name))]
-        options = filter(None, map(find_option, missing))
+        options = [option for option in map(find_option, names) if option and self._lacks(option)]
         raise_findings(
             [
                 Finding(
@@ -80,3 +79,7 @@ class Resolved:
                 for option in options
             ]
         )
+
+    def _lacks(self, option: Option) -> bool:
+        served = [option.name, option.or_else] if option.or_else else [option.name]
+        return all(is_blank(self.value(name)) for name in served)

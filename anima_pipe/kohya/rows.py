@@ -56,7 +56,7 @@ class Refused:
     instead: str
     """What to use, or to do, instead."""
     moot_with: str | None = None
-    """A flag beside which Kohya ignores this option too: then it is only warned of."""
+    """An option beside which Kohya ignores this one too: then it is only warned of."""
 
 
 Status = Honoured | NoOp | Refused
@@ -95,6 +95,8 @@ class Option:
     """Commands that take it."""
     when_missing: str = ""
     """What to say where a command cannot do without it."""
+    or_else: str = ""
+    """An option that serves as well where this one is required."""
     beside_file: bool = False
     """A relative path that is not there may be meant from the folder of the file that names it."""
 
@@ -120,6 +122,7 @@ class RowFields(TypedDict, total=False):
     status: Status
     commands: tuple[str, ...]
     when_missing: str
+    or_else: str
     beside_file: bool
 
 

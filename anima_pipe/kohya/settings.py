@@ -7,15 +7,18 @@ from pathlib import Path
 
 from anima_pipe.dataset import DatasetConfig
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
-from anima_pipe.kohya.dataset_toml import load_dataset_config
+from anima_pipe.kohya.dataset_toml import load_dataset_config, load_training_folders
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.sample_prompts import read_sample_prompts
 from anima_pipe.records import PreviewPrompt
 
 
 def dataset_configs(options: Resolved) -> list[DatasetConfig]:
-    """Return the datasets that dataset_config describes, a file or a folder of pictures."""
-    return load_dataset_config(options.value("dataset_config"), options.dataset_fallbacks())
+    """Return the datasets of dataset_config, a file or a folder of pictures, or train_data_dir."""
+    fallbacks = options.dataset_fallbacks()
+    if path := options.value("dataset_config"):
+        return load_dataset_config(path, fallbacks)
+    return load_training_folders(options.value("train_data_dir"), fallbacks)
 
 
 def cache_settings(options: Resolved) -> CacheSettings:

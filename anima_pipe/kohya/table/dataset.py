@@ -139,11 +139,17 @@ _SOURCES: Final = group(
     DATASET_GROUP,
     CACHING,
     *refused(
-        "folders named on the command line are not supported yet",
-        "give a dataset.toml, or one folder of pictures, as --dataset_config",
-        path("train_data_dir", "Folder of folders of pictures, named 10_subject."),
-        path("reg_data_dir", "The same, of regularisation pictures."),
+        "metadata files are not supported yet",
+        "write captions into text files beside the pictures, and give the folder as "
+        "--dataset_config",
         path("in_json", "Metadata file with captions."),
+        moot_with="dataset_config",
+    ),
+    *refused(
+        "regularisation pictures are not supported yet",
+        "remove it",
+        path("reg_data_dir", "Folder of folders of regularisation pictures."),
+        moot_with="dataset_config",
     ),
     *refused(
         "regularisation pictures are not supported yet",

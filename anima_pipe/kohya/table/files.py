@@ -119,9 +119,16 @@ _INPUT_AND_OUTPUT: Final = group(
         "dataset_config",
         "dataset.toml (or .json), or a folder of pictures with captions beside them.",
         beside_file=True,
+        or_else="train_data_dir",
         commands=CACHING,
         when_missing="a dataset is required. Set --dataset_config to a dataset.toml or a folder "
         "of pictures.",
+    ),
+    path(
+        "train_data_dir",
+        "Folder of folders of pictures, named 10_subject: visits per epoch, and the caption of "
+        "pictures without one; instead of dataset_config.",
+        commands=CACHING,
     ),
     path(
         "cache_dir",
