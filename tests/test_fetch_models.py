@@ -1,7 +1,11 @@
 """Fetching and finding Anima's released files, with real clients and hubs on loopback."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,6 +206,30 @@ def test_a_broken_transfer_goes_on_where_it_broke(
 
     assert ended.exit_code == 0, ended.stderr
     assert any("bytes=" in line for line in hubs.hugging_face.requests)
+
+
+def test_a_killed_fetch_is_taken_up_by_the_next_one(hubs: Hubs, tmp_path: Path):
+    models = tmp_path / "models"
+    hubs.hugging_face.fails("stall", times=1, method="GET", where="qwen_image_vae")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "anima_pipe.cli", "fetch-models", "--models_dir", str(models)],
+        env={**os.environ, **hubs.environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not hubs.hugging_face.asked_for("qwen_image_vae.safetensors", "GET /storage"):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (models / PLACES["vae"]).exists()
+
+    ended = fetch_models("--models_dir", models)
+
+    assert ended.exit_code == 0, ended.stderr
+    assert "there already" in ended.stderr
+    assert (models / PLACES["vae"]).is_file()
+    assert leftovers(models) == []
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from fake_hubs import FakeHub, Hubs, keep_to_loopback, lead_clients_to, running_hubs, unused_address
 from tiny_text_encoder import write_t5_folder
 
+from anima_pipe import demo
 from anima_pipe.cli.main import main
 from anima_pipe.encoders import check_t5_tokenizer
 from anima_pipe.errors import ConfigError, FetchError, OutputError
@@ -478,6 +479,52 @@ def test_the_fallback_can_be_switched_off(hubs: Hubs, t5: Path):
     assert ended.exit_code == 2
     assert "T5 tokenizer download failed from Hugging Face." in ended.stderr
     assert hubs.modelscope.requests == []
+
+
+def run_stage(command: str, tmp_path: Path, t5: Path, **changed: object) -> Result:
+    """Run a stage on one captioned picture of the demo and its tiny model, bar the tokenizer."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir(exist_ok=True)
+    first = min(demo.DEMO_PICTURES.glob("*.txt"))
+    for path in demo.DEMO_PICTURES.glob(f"{first.stem}.*"):
+        shutil.copy(path, pictures)
+    given = {
+        "dataset_config": pictures,
+        "cache_dir": tmp_path / "cache",
+        "qwen3": demo.DEMO_QWEN,
+        "t5_tokenizer_dir": t5,
+        "device": "cpu",
+    } | changed
+    arguments = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    result = CliRunner().invoke(main, [command, *arguments])
+    LOGGER.handlers.clear()
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    return result
+
+
+def test_encoding_texts_fetches_the_tokenizer_first(hubs: Hubs, t5: Path, tmp_path: Path):
+    ended = run_stage("encode-text", tmp_path, t5)
+
+    assert ended.exit_code == 0, ended.stderr
+    check_t5_tokenizer(t5)
+
+
+def test_training_fetches_the_tokenizer_first(hubs: Hubs, t5: Path, tmp_path: Path):
+    # The transformer is not there, so that the run ends soon after.
+    ended = run_stage(
+        "train",
+        tmp_path,
+        t5,
+        vae=demo.DEMO_VAE,
+        pretrained_model_name_or_path=tmp_path / "missing.safetensors",
+        output_dir=tmp_path / "output",
+        max_train_steps=1,
+        resolution=64,
+        max_data_loader_n_workers=0,
+    )
+
+    assert "missing.safetensors" in ended.stderr
+    check_t5_tokenizer(t5)
 
 
 def test_without_downloads_missing_files_are_listed_at_once(hubs: Hubs, t5: Path, whole: Path):
