@@ -37,6 +37,7 @@ COMMANDS: Final = {
     ),
     "all": Entry("anima_pipe.cli.all_stages:command", "The five stages in turn."),
     "doctor": Entry("anima_pipe.cli.doctor:command", "What is there, and what to do next."),
+    "cache": Entry("anima_pipe.cli.cache:command", "Look into a cache, check it, thin it out."),
     "config": Entry("anima_pipe.cli.config:command", "Explain options, check files."),
     "convert-config": Entry(
         "anima_pipe.cli.convert_config:command",

@@ -8,6 +8,9 @@
     codec       how a sample becomes tensors and bytes
     writer      fills shards and publishes them whole
     store       reads samples at random from mapped shards, and verifies them
+    contents    what a cache holds, told from the sidecars
+    statistics  the same in numbers
+    pruning     removes what is not needed any more
     latents, text, cache    the doors: LatentWriter, TextWriter, open_cache
 
 docs/cache-format.md describes the files.

@@ -121,10 +121,7 @@ def find_folder(cache_dir: Path, kind: Kind, name: str | None) -> tuple[Path, Id
     Raises:
         CacheError: Several fit, or a folder with shards has no readable description.
     """
-    folders = sorted(cache_dir.glob(f"{kind}-*"))
-    # A writer that starts just now may have made the folder and nothing in it.
-    begun = [f for f in folders if (f / DESCRIPTION).exists() or _has_shards(f)]
-    found = [(folder, read_identity(folder)) for folder in begun]
+    found = described_folders(cache_dir, kind)
     if name is None:
         fitting = [entry for entry in found if _has_shards(entry[0])]
     else:
@@ -135,6 +132,18 @@ def find_folder(cache_dir: Path, kind: Kind, name: str | None) -> tuple[Path, Id
             "say which one by its fingerprint, or remove those you no longer need",
         )
     return fitting[0] if fitting else None
+
+
+def described_folders(cache_dir: Path, kind: Kind) -> list[tuple[Path, Identity]]:
+    """List the folders of one kind, with their descriptions, by name.
+
+    Raises:
+        CacheError: A folder with shards has no readable description.
+    """
+    folders = sorted(cache_dir.glob(f"{kind}-*"))
+    # A writer that starts just now may have made the folder and nothing in it.
+    begun = [f for f in folders if (f / DESCRIPTION).exists() or _has_shards(f)]
+    return [(folder, read_identity(folder)) for folder in begun]
 
 
 def _has_shards(folder: Path) -> bool:

@@ -84,7 +84,7 @@ class ShardWriter(Generic[Value]):
         self._codec = codec
         self._dtype: StoredDtype = dtype
         self._shard_bytes = shard_bytes
-        self._shard: _ShardInProgress | None = None
+        self._shard: ShardInProgress | None = None
         self._published_keys: set[str] = set()
         self.summary = WriterSummary()
         """What has been published so far; complete once the block is left."""
@@ -144,16 +144,16 @@ class ShardWriter(Generic[Value]):
         self._published_keys.update(shard.keys)
         write_index(self.folder / shard.index.tar, shard.index)
 
-    def _shard_with_room_for(self, length: int) -> _ShardInProgress:
+    def _shard_with_room_for(self, length: int) -> ShardInProgress:
         if self._shard and self._shard.size_with(length) > self._shard_bytes:
             self.publish()
         if self._shard is None:
             path = self.folder / f"{self._name}-{self.summary.shards:06d}.tar"
-            self._shard = _ShardInProgress(path)
+            self._shard = ShardInProgress(path)
         return self._shard
 
 
-class _ShardInProgress:
+class ShardInProgress:
     """A tar under a temporary name, and the index that grows with it."""
 
     def __init__(self, path: Path) -> None:

@@ -1,0 +1,222 @@
+"""Look into a cache, check it, and remove what no dataset needs any more."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from anima_pipe.cli.ending import ending_of
+from anima_pipe.errors import DataError
+from anima_pipe.kohya.check import FileKind, file_kind
+from anima_pipe.kohya.resolve import resolve
+from anima_pipe.kohya.resolved import Resolved
+from anima_pipe.kohya.rows import TEXT as ENCODE_TEXT
+
+if TYPE_CHECKING:
+    from anima_pipe.shards.folders import Kind
+    from anima_pipe.shards.pruning import Waste
+    from anima_pipe.shards.statistics import FolderStatistics
+
+PROBLEMS_FOUND = 1
+"""Exit code of `verify`."""
+
+
+@click.group("cache", help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
+def command() -> None:
+    """Group the three."""
+
+
+_cache_dir = click.option(
+    "--cache_dir",
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    default=Path("cache"),
+    show_default=True,
+    help="The cache folder.",
+)
+
+
+@command.command("stats")
+@_cache_dir
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def stats(cache_dir: Path, *, as_json: bool) -> None:
+    """Say how much is in a cache: samples, bytes, buckets, lengths of texts, by encoder."""
+
+    def work() -> int:
+        from anima_pipe.shards.statistics import cache_statistics
+
+        folders = cache_statistics(cache_dir)
+        if as_json:
+            click.echo(json.dumps([_json(folder) for folder in folders], indent=2))
+        else:
+            click.echo("\n\n".join("\n".join(_lines(folder)) for folder in folders))
+        return 0
+
+    sys.exit(ending_of(work))
+
+
+@command.command("verify")
+@_cache_dir
+def verify(cache_dir: Path) -> None:
+    """Read every sample and compare its checksum; end with 1 if something is wrong.
+
+    What is damaged is noted, and encoded anew by the next caching run that needs it. A lost or
+    wrong sidecar is rebuilt.
+    """
+
+    def work() -> int:
+        from anima_pipe.shards.latents import LATENTS
+        from anima_pipe.shards.statistics import cache_statistics
+        from anima_pipe.shards.store import Store
+        from anima_pipe.shards.text import TEXT
+
+        wrong = 0
+        for folder in cache_statistics(cache_dir):
+            name = f"{folder.identity.fingerprint}-{folder.identity.dtype}"
+            if folder.identity.kind == "latents":
+                found = Store(LATENTS, cache_dir, name).verify()
+            else:
+                found = Store(TEXT, cache_dir, name).verify()
+            # The statistics have rebuilt lost sidecars already, and may name the same samples.
+            problems = list(dict.fromkeys(map(str, [*folder.problems, *found])))
+            for problem in problems:
+                click.echo(problem)
+            verdict = f"{len(problems)} problems" if problems else "all whole"
+            click.echo(f"{folder.folder.name}: {folder.samples} samples, {verdict}")
+            wrong += len(problems)
+        return PROBLEMS_FOUND if wrong else 0
+
+    sys.exit(ending_of(work))
+
+
+@command.command("gc")
+@click.argument(
+    "files", nargs=-1, required=True, metavar="FILES...", type=click.Path(path_type=Path)
+)
+@_cache_dir
+@click.option(
+    "--config_file",
+    "--config-file",
+    type=click.Path(path_type=Path),
+    help="train_args.toml whose options fill the gaps of the datasets.",
+)
+@click.option("--delete", is_flag=True, help="Remove it. Without this, nothing is changed.")
+def collect(files: Sequence[Path], cache_dir: Path, config_file: Path | None, delete: bool) -> None:
+    """Remove what none of the FILES needs; without --delete only say what that would be.
+
+    Each of the FILES is a dataset.toml, a folder of pictures, or a train_args.toml that names its
+    dataset. Give all that are still trained on. Train nothing from this cache meanwhile.
+    """
+
+    def work() -> int:
+        from anima_pipe.shards.pruning import find_waste, remove_waste
+
+        wastes = find_waste(cache_dir, _needed(files, cache_dir, config_file))
+        for waste in wastes:
+            click.echo(_waste_line(waste))
+            if delete:
+                remove_waste(waste)
+        freed = _size(sum(waste.freed_bytes for waste in wastes))
+        samples = sum(waste.samples for waste in wastes)
+        if delete:
+            click.echo(f"removed {samples} samples, freed {freed}")
+        else:
+            click.echo(f"would remove {samples} samples and free {freed}; --delete does it")
+        return 0
+
+    sys.exit(ending_of(work))
+
+
+def _needed(
+    files: Iterable[Path], cache_dir: Path, config_file: Path | None
+) -> dict[Kind, set[str]]:
+    """Return the keys that the datasets need.
+
+    Raises:
+        DataError: A picture or a caption cannot be read, so that what it needs is not known.
+        ConfigError: A file is wrong, or names no dataset.
+    """
+    from anima_pipe.kohya.settings import dataset_configs, preview_prompts, prompt_texts
+    from anima_pipe.shards.keys import text_key
+    from anima_pipe.survey import find_pictures, survey_pictures
+
+    needed: dict[Kind, set[str]] = {"latents": set(), "text": set()}
+    for options in _resolved(files, config_file):
+        survey = survey_pictures(
+            find_pictures(dataset_configs(options)),
+            caption_variants=options.value("caption_variants"),
+            cache_dir=cache_dir,
+        )
+        if survey.skipped:
+            first = survey.skipped[0]
+            raise DataError(
+                f"{len(survey.skipped)} pictures cannot be read, so what they need is not known; "
+                f"the first: {first.name}: {first.reason}",
+                "mend or remove them: nothing has been removed from the cache",
+            )
+        needed["latents"].update(survey.latents)
+        texts = [*survey.captions, *prompt_texts(preview_prompts(options))]
+        needed["text"].update(map(text_key, texts))
+    return needed
+
+
+def _resolved(files: Iterable[Path], config_file: Path | None) -> Iterator[Resolved]:
+    for file in files:
+        if file_kind(file) is FileKind.DATASET:
+            options = resolve(ENCODE_TEXT, {"dataset_config": str(file)}, config_file)
+        else:
+            options = resolve(ENCODE_TEXT, {}, file)
+        options.require("dataset_config")
+        yield options
+
+
+def _lines(folder: FolderStatistics) -> Iterator[str]:
+    yield f"{folder.folder.name}  ({folder.identity.encoder_name})"
+    yield f"  {folder.samples} samples in {folder.shards} shards, {_size(folder.total_bytes)}"
+    if folder.copies:
+        yield f"  {folder.copies} second copies"
+    if folder.unfinished_bytes:
+        yield f"  {_size(folder.unfinished_bytes)} being written, or left by a writer that died"
+    if folder.buckets:
+        by_count = sorted(folder.buckets.items(), key=lambda item: (-item[1], item[0]))
+        yield "  buckets " + ", ".join(f"{w}x{h} ({count})" for (w, h), count in by_count)
+    if folder.tokens:
+        middle = folder.tokens[len(folder.tokens) // 2]
+        yield f"  tokens {folder.tokens[0]} to {folder.tokens[-1]}, median {middle}"
+    for problem in folder.problems:
+        yield f"  {problem}"
+
+
+def _json(folder: FolderStatistics) -> dict[str, object]:
+    return {
+        "folder": str(folder.folder),
+        **asdict(folder.identity),
+        "shards": folder.shards,
+        "samples": folder.samples,
+        "copies": folder.copies,
+        "total_bytes": folder.total_bytes,
+        "unfinished_bytes": folder.unfinished_bytes,
+        "buckets": {f"{w}x{h}": count for (w, h), count in folder.buckets.items()},
+        "tokens": list(folder.tokens),
+        "problems": list(map(str, folder.problems)),
+    }
+
+
+def _waste_line(waste: Waste) -> str:
+    kept = len(waste.kept_rows)
+    fate = f"keeps {kept} of {kept + waste.samples} samples" if kept else "goes"
+    return f"{waste.tar}: {fate}, {_size(waste.freed_bytes)} freed"
+
+
+def _size(count: int) -> str:
+    units = ("bytes", "kB", "MB", "GB", "TB")
+    size, unit = float(count), 0
+    while size >= 1000 and unit < len(units) - 1:
+        size, unit = size / 1000, unit + 1
+    return f"{size:.3g} {units[unit]}" if unit else f"{count} bytes"

@@ -1,0 +1,87 @@
+"""What a cache folder holds, in numbers: told from the sidecars alone, no shard is opened."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from anima_pipe.errors import CacheError
+from anima_pipe.shards.contents import TENSORS, read_shards
+from anima_pipe.shards.folders import Identity, Kind, described_folders
+from anima_pipe.shards.index import Problem, ShardIndex
+from anima_pipe.shards.unfinished import SUFFIX
+
+PIXELS_PER_LATENT: Final = 8
+"""Pixels along the side of what one value of a latent stands for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderStatistics:
+    """One encoder's samples."""
+
+    folder: Path
+    identity: Identity
+    shards: int
+    samples: int
+    """Each counted once."""
+    copies: int
+    """Further copies of samples, which no one reads."""
+    total_bytes: int
+    unfinished_bytes: int
+    """In shards that are being written, or were when their writer died."""
+    problems: Sequence[Problem]
+    buckets: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
+    """Latents by the (width, height) in pixels of what they were made from."""
+    tokens: Sequence[int] = ()
+    """Qwen's tokens of each text, sorted."""
+
+
+def cache_statistics(cache_dir: Path) -> list[FolderStatistics]:
+    """Return what each encoder's folder holds.
+
+    Raises:
+        CacheError: There is no cache, or the description of one cannot be read.
+    """
+    kinds: tuple[Kind, ...] = ("latents", "text")
+    found = [
+        _folder_statistics(folder, identity)
+        for kind in kinds
+        for folder, identity in described_folders(cache_dir, kind)
+    ]
+    if not found:
+        raise CacheError(
+            f"there is no cache in {cache_dir}", "give the folder of a cache with --cache_dir"
+        )
+    return found
+
+
+def _folder_statistics(folder: Path, identity: Identity) -> FolderStatistics:
+    shards, problems = read_shards(folder, identity.kind)
+    shapes = _shapes_by_key(shards, TENSORS[identity.kind][0])
+    statistics = FolderStatistics(
+        folder=folder,
+        identity=identity,
+        shards=len(shards),
+        samples=len(shapes),
+        copies=sum(len(shard.keys) for shard in shards) - len(shapes),
+        total_bytes=sum(path.stat().st_size for path in folder.iterdir()),
+        unfinished_bytes=sum(path.stat().st_size for path in folder.glob(f"*{SUFFIX}")),
+        problems=problems,
+        tokens=sorted(shape[0] for shape in shapes.values()) if identity.kind == "text" else (),
+    )
+    if identity.kind == "latents":
+        for _, height, width in shapes.values():
+            statistics.buckets[width * PIXELS_PER_LATENT, height * PIXELS_PER_LATENT] += 1
+    return statistics
+
+
+def _shapes_by_key(shards: Sequence[ShardIndex], tensor: str) -> dict[str, tuple[int, ...]]:
+    return {
+        key: shape
+        for shard in reversed(shards)
+        if shard.keys
+        for key, shape in zip(shard.keys, shard.tensors[tensor].shape, strict=True)
+    }
