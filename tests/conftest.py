@@ -1,0 +1,27 @@
+"""A small dataset whose caches are filled once, for every test that trains on it."""
+
+from pathlib import Path
+
+import pytest
+from commands import anima_pipe, demo_pictures, write_dataset
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six captioned pictures in two buckets. Not to be changed."""
+    return demo_pictures(tmp_path_factory.mktemp("demo") / "pictures")
+
+
+@pytest.fixture(scope="session")
+def dataset(pictures: Path) -> Path:
+    """dataset.toml of those pictures."""
+    return write_dataset(pictures.parent / "dataset.toml", pictures)
+
+
+@pytest.fixture(scope="session")
+def cached(dataset: Path) -> dict[str, object]:
+    """Options that name the dataset and its caches, which are complete. Not to be changed."""
+    names = {"dataset_config": dataset, "cache_dir": dataset.parent / "cache"}
+    anima_pipe("cache-latents", **names).ok()
+    anima_pipe("encode-text", **names).ok()
+    return names
