@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -131,10 +131,11 @@ class Trainer:
             moment = self._train_step(moment.step, window)
         return moment
 
-    def set_learning_rate(self, rate: float) -> None:
-        """Train on at another rate, from where the schedule is."""
-        self.schedule.base_lrs = [rate] * len(self.schedule.base_lrs)
-        for group in self.optimizer.param_groups:
+    def set_learning_rates(self, rates: Mapping[str, float]) -> None:
+        """Train on at other rates, by the names of the groups, from where the schedule is."""
+        groups = self.optimizer.param_groups
+        self.schedule.base_lrs = [rates[group["name"]] for group in groups]
+        for group, rate in zip(groups, self.schedule.base_lrs, strict=True):
             factor = group["lr"] / group["initial_lr"] if group["initial_lr"] else 1.0
             group["initial_lr"], group["lr"] = rate, rate * factor
 

@@ -145,16 +145,29 @@ def prepare_model(
 ) -> tuple[AnimaTransformer, Adapter]:
     """Load the frozen transformer and put the adapter on it."""
     from anima_pipe.adapters import create_adapter, load_adapter
+    from anima_pipe.adapters.continued import continue_adapter
     from anima_pipe.model import load_transformer
+    from anima_pipe.runtime import warn
 
     transformer = load_transformer(settings.transformer, dtype=settings.dtype, device=device)
     transformer.requires_grad_(requires_grad=False)
     transformer.checkpoint_blocks(settings.gradient_checkpointing)
-    if settings.start_from:
-        return transformer, load_adapter(settings.start_from, transformer)
-    adapter = create_adapter(
-        settings.adapter_kind, transformer, seed=settings.seed, **settings.adapter_arguments
+    for path, strength in settings.base_weights:
+        load_adapter(path, transformer, strength).merge()
+    if settings.start_from is None:
+        adapter = create_adapter(
+            settings.adapter_kind, transformer, seed=settings.seed, **settings.adapter_arguments
+        )
+        return transformer, adapter
+    adapter, differences = continue_adapter(
+        settings.start_from,
+        settings.adapter_kind,
+        transformer,
+        dim_from_weights=settings.dim_from_weights,
+        **settings.adapter_arguments,
     )
+    for difference in differences:
+        warn(f"network_weights {settings.start_from.name}: {difference}")
     return transformer, adapter
 
 
@@ -203,15 +216,18 @@ def prepare_trainer(
     )
     groups = [
         ParameterGroup(
-            name=name,
-            parameters=parameters,
-            learning_rate=settings.learning_rate,
-            # Decay is for matrices; a norm's change is left to the gradient.
-            decays=name != "norm",
+            name=group.name,
+            parameters=group.parameters,
+            learning_rate=group.rate(settings.learning_rate),
+            decays=group.decays,
         )
-        for name, parameters in adapter.groups().items()
+        for group in adapter.groups()
     ]
     optimizer = create_optimizer(groups, settings.optimizer)
+    conditioned = TextConditionedTransformer(transformer)
+    adapter.follow_sigmas(conditioned)
+    if largest := settings.model.scale_weight_norms:
+        optimizer.register_step_post_hook(lambda *_: adapter.limit_norms(largest))
     hooks: list[Hook] = []
     if accelerator.is_main_process:
         report_plan(batches, adapter, config, accelerator.device)
@@ -223,7 +239,7 @@ def prepare_trainer(
         hooks.append(ProgressBar(steps))
     return Trainer(
         accelerator,
-        TextConditionedTransformer(transformer),
+        conditioned,
         optimizer,
         create_schedule(optimizer, settings.schedule, steps),
         batches,
@@ -256,7 +272,9 @@ def resume_if_asked(settings: TrainSettings, states: StateSaver, trainer: Traine
     allowed = settings.states.resume_allow
     done = resume(settings.states.resume, states.parts, allowed)
     if "learning_rate" in allowed:
-        trainer.set_learning_rate(settings.learning_rate)
+        groups = states.parts.adapter.groups()
+        rates = {group.name: group.rate(settings.learning_rate) for group in groups}
+        trainer.set_learning_rates(rates)
     if done >= trainer.config.max_train_steps:
         raise ConfigError(
             f"state {settings.states.resume} is at step {done}, the run's last",

@@ -309,11 +309,12 @@ def test_the_state_of_another_adapter_is_refused_whole(model):
 def test_the_groups_hold_every_tensor_once_linears_and_norms_apart(model):
     adapter = create_adapter("lora", model)
 
-    groups = adapter.groups()
+    groups = {group.name: group for group in adapter.groups()}
 
-    assert {p.ndim for p in groups["linear"]} == {2}
-    assert {p.ndim for p in groups["norm"]} == {1}
-    grouped = [id(parameter) for group in groups.values() for parameter in group]
+    assert {p.ndim for p in groups["linear"].parameters} == {2}
+    assert {p.ndim for p in groups["norm"].parameters} == {1}
+    assert (groups["linear"].decays, groups["norm"].decays) == (True, False)
+    grouped = [id(parameter) for group in groups.values() for parameter in group.parameters]
     assert sorted(grouped) == sorted(id(parameter) for parameter in adapter.parameters())
 
 
@@ -360,7 +361,7 @@ def test_settings_may_be_text_as_network_args_are(model):
         "lokr_w2": (16, 16),
     }
     assert delta.config.rank_dropout == 0.25
-    assert list(adapter.groups()) == ["linear"]
+    assert [group.name for group in adapter.groups()] == ["linear"]
 
 
 def test_training_with_an_optimizer_moves_the_velocity_towards_its_target(model, case):

@@ -87,8 +87,8 @@ class Run:
         dropouts = {"dropout": 0.1, "rank_dropout": 0.1, "module_dropout": 0.1}
         self.adapter: Adapter = create_adapter(kind, transformer, network_dim=4, **dropouts)
         groups = [
-            ParameterGroup(name=name, parameters=members, learning_rate=1e-2)
-            for name, members in self.adapter.groups().items()
+            ParameterGroup(name=group.name, parameters=group.parameters, learning_rate=1e-2)
+            for group in self.adapter.groups()
         ]
         built = create_optimizer(groups, OptimizerConfig(kind=optimizer))
         fixed = "ScheduleFree" in optimizer

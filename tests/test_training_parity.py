@@ -109,9 +109,12 @@ def our_run(
     optimizer = create_optimizer(
         [
             ParameterGroup(
-                name=name, parameters=members, learning_rate=LEARNING_RATE, decays=name != "norm"
+                name=group.name,
+                parameters=group.parameters,
+                learning_rate=group.rate(LEARNING_RATE),
+                decays=group.decays,
             )
-            for name, members in adapter.groups().items()
+            for group in adapter.groups()
         ],
         OptimizerConfig(arguments={**OPTIMIZER, "weight_decay": DECAY}),
     )

@@ -5,16 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from anima_pipe.adapters.delta import Delta
 from anima_pipe.adapters.inject import depths, unwrap, walk, wrap
+from anima_pipe.adapters.linear import DeltaConfig, LinearDelta
 from anima_pipe.adapters.merge import merge_delta
 from anima_pipe.adapters.norm import NormDelta
 from anima_pipe.adapters.registry import find_kind, kind_name
+from anima_pipe.adapters.rules import (
+    Group,
+    RankRules,
+    RateRules,
+    first_match,
+    group_parameters,
+    refuse_idle,
+)
 from anima_pipe.adapters.settings import check_names, fill
 from anima_pipe.adapters.targets import TargetRules, choose_targets
 from anima_pipe.errors import CheckpointError
@@ -42,10 +51,14 @@ class Adapter:
     Args:
         model: The model; its target modules are wrapped in place.
         deltas: By module path, in the model's order.
+        rates: Which of its tensors take a learning rate of their own.
     """
 
-    def __init__(self, model: nn.Module, deltas: Mapping[str, Delta]) -> None:
+    def __init__(
+        self, model: nn.Module, deltas: Mapping[str, Delta], rates: RateRules | None = None
+    ) -> None:
         self.model = model
+        self.rates = rates or RateRules()
         self.deltas = dict(deltas)
         for path, delta in self.deltas.items():
             wrap(model, path, delta)
@@ -66,12 +79,9 @@ class Adapter:
         for _name, parameter in self.named_parameters():
             yield parameter
 
-    def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return the trainable tensors by learning rate and decay: "linear" and "norm"."""
-        members: dict[str, list[nn.Parameter]] = {}
-        for delta in self.deltas.values():
-            members.setdefault(delta.group, []).extend(delta.trained().values())
-        return members
+    def groups(self) -> list[Group]:
+        """Return the trainable tensors by learning rate and decay; see `group_parameters`."""
+        return group_parameters(self.deltas, self.rates)
 
     def table(self) -> list[TableRow]:
         """Return what is trained: siblings, and their like in all layers, make one row."""
@@ -86,8 +96,11 @@ class Adapter:
         ]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the trainable tensors by name, sharing memory with them."""
-        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+        """Return the trainable tensors, and what they started from, sharing memory with them."""
+        state = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        for path, delta in self.deltas.items():
+            state |= {f"{path}.{name}": tensor for name, tensor in delta.frozen().items()}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take the values of the trainable tensors from a `state_dict`.
@@ -108,6 +121,30 @@ class Adapter:
             )
         for name, tensor in own.items():
             tensor.copy_(state[name])
+
+    def follow_sigmas(self, module: nn.Module, place: int = 1) -> None:
+        """Tell the deltas the noise levels of every pass, for kinds that depend on them.
+
+        Args:
+            module: What is called to run the model, with all of its arguments in order.
+            place: Which argument the noise levels are, Float[B], from 0.
+        """
+
+        def tell(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            for delta in self.deltas.values():
+                delta.take_sigmas(arguments[place])
+
+        module.register_forward_pre_hook(tell)
+
+    def limit_norms(self, largest: float) -> None:
+        """Scale down the changes of linear layers whose norm is above `largest`.
+
+        Raises:
+            ConfigError: A kind cannot be scaled.
+        """
+        for delta in self.deltas.values():
+            if isinstance(delta, LinearDelta):
+                delta.limit_norm(largest)
 
     def set_strength(self, strength: float) -> None:
         """Multiply the changes by `strength`: 1 as trained, 0 off."""
@@ -136,6 +173,36 @@ class Adapter:
             merge_delta(unwrap(self.model, path, delta), delta)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSettings:
+    """What an adapter is to be like, read from options."""
+
+    config: DeltaConfig
+    targets: TargetRules
+    ranks: dict[str, int]
+    """By pattern; see `RankRules`."""
+    rates: RateRules
+
+
+def read_settings(
+    kind: str, network_dim: int, network_alpha: float | None, network_args: Mapping[str, object]
+) -> AdapterSettings:
+    """Return the settings that the arguments of `create_adapter` spell.
+
+    Raises:
+        ConfigError: An unknown kind or setting, or a bad value.
+    """
+    chosen = find_kind(kind)
+    args = {chosen.other_names.get(name, name): value for name, value in network_args.items()}
+    check_names(args, (TargetRules, RankRules, RateRules, chosen.config), kind)
+    return AdapterSettings(
+        config=fill(chosen.config, {**args, "rank": network_dim, "alpha": network_alpha}),
+        targets=fill(TargetRules, args),
+        ranks=fill(RankRules, args).ranks(),
+        rates=fill(RateRules, args),
+    )
+
+
 def create_adapter(
     kind: str,
     model: nn.Module,
@@ -154,22 +221,25 @@ def create_adapter(
         network_alpha: The change is multiplied by alpha / rank; None or 0: alpha = rank.
         seed: Of the start; the global random state is neither used nor changed.
         network_args: Fields of `TargetRules` (train_norm, train_llm_adapter, target_modules,
-            include_patterns, exclude_patterns) and of the kind's settings (dropout, rank_dropout,
+            include_patterns, exclude_patterns), of `RankRules` (network_reg_dims), of `RateRules`
+            (network_reg_lrs, loraplus_lr_ratio) and of the kind's settings (dropout, rank_dropout,
             module_dropout, ...), as values or as the text that an option holds.
 
     Raises:
         ConfigError: An unknown kind or setting, a bad value, or a pattern that matches nothing.
     """
-    chosen = find_kind(kind)
-    args = {chosen.other_names.get(name, name): value for name, value in network_args.items()}
-    check_names(args, (TargetRules, chosen.config), kind)
-    config = fill(chosen.config, {**args, "rank": network_dim, "alpha": network_alpha})
-    targets = choose_targets(model, fill(TargetRules, args))
+    settings = read_settings(kind, network_dim, network_alpha, network_args)
+    config, ranks = settings.config, settings.ranks
+    targets = choose_targets(model, settings.targets)
+    refuse_idle("network_reg_dims", ranks, targets.linears)
     generator = torch.Generator().manual_seed(seed)
     deltas: dict[str, Delta] = {}
     for path, module in walk(model):
         if path in targets.linears:
-            deltas[path] = config.create(module, generator)
+            pattern = first_match(ranks, path)
+            rank = config.rank if pattern is None else ranks[pattern]
+            if rank:
+                deltas[path] = replace(config, rank=rank).create(module, generator)
         elif path in targets.norms:
             deltas[path] = NormDelta.create(module)
-    return Adapter(model, deltas)
+    return Adapter(model, deltas, settings.rates)

@@ -85,6 +85,13 @@ class Delta(nn.Module, ABC):
     def trained(self) -> dict[str, nn.Parameter]:
         """Return the tensors that train, by their names in a file."""
 
+    def frozen(self) -> dict[str, Tensor]:
+        """Return what does not train and yet belongs to a saved state, by name."""
+        return {}
+
+    def take_sigmas(self, sigmas: Tensor, /) -> None:
+        """Learn the noise levels of the next pass's samples, Float[B]; most kinds ignore them."""
+
     def file_tensors(self) -> dict[str, Tensor]:
         """Return everything a file must hold to describe this delta, by file name."""
         tensors: dict[str, Tensor] = {name: t.detach() for name, t in self.trained().items()}

@@ -21,8 +21,16 @@ class LoraConfig(DeltaConfig):
     together; what is left is scaled up to keep the mean, as Kohya does.
     """
 
+    pissa: bool = False
+    """Whether it starts from the base's largest singular directions; see `pissa`."""
+
     def start(self, base: nn.Module, generator: torch.Generator) -> LoraDelta:
         """Return a LoRA that changes nothing yet; see `DeltaConfig.create`."""
+        if self.pissa:
+            # A PissaDelta is a LoRA, so its module imports this one.
+            from anima_pipe.adapters.pissa import start_pissa
+
+            return start_pissa(base, self, generator)
         linear = linear_root(base)
         down = kaiming_uniform(self.rank, linear.in_features, generator)
         return LoraDelta(down, torch.zeros(linear.out_features, self.rank), self)

@@ -12,6 +12,7 @@ from anima_pipe.adapters.loha import LohaConfig, LohaDelta
 from anima_pipe.adapters.lokr import LokrConfig, LokrDelta
 from anima_pipe.adapters.lora import LoraConfig, LoraDelta
 from anima_pipe.adapters.norm import NormDelta
+from anima_pipe.adapters.tlora import TloraConfig, TloraDelta
 from anima_pipe.errors import ConfigError
 
 
@@ -40,6 +41,16 @@ KINDS: Final = {
         },
     ),
     "loha": Kind(config=LohaConfig, delta=LohaDelta),
+    # Behind "lora": in a file a T-LoRA is one.
+    "tlora": Kind(
+        config=TloraConfig,
+        delta=TloraDelta,
+        other_names={
+            **OTHER_NAMES,
+            "min_rank": "tlora_min_rank",
+            "alpha_rank_scale": "tlora_exponent",
+        },
+    ),
 }
 
 FOREIGN_TENSORS: Final = {

@@ -25,6 +25,11 @@ def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> di
     schedule = settings.schedule
     facts: dict[str, object] = {
         "base": file_digest(settings.model.transformer)[:DIGEST_LETTERS],
+        "base_weights": [
+            (file_digest(path)[:DIGEST_LETTERS], strength)
+            for path, strength in settings.model.base_weights
+        ],
+        "scale_weight_norms": settings.model.scale_weight_norms,
         "dataset": _plan_digest(batches.plan),
         "network_module": settings.model.adapter_kind,
         "network_args": dict(sorted(settings.model.adapter_arguments.items())),

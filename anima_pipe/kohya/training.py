@@ -30,8 +30,17 @@ from anima_pipe.schedules import ScheduleConfig
 from anima_pipe.sigmas import SigmaConfig
 from anima_pipe.train_state import StateConfig, latest_state, state_seed
 
-ADAPTER_KINDS = {"networks.lora_anima": "lora", "networks.lokr_anima": "lokr"}
+ADAPTER_KINDS = {
+    "networks.lora_anima": "lora",
+    "networks.lokr_anima": "lokr",
+    "networks.lokr": "lokr",
+    "networks.loha": "loha",
+    "networks.tlora_anima": "tlora",
+}
 """network_module by Kohya and the seed, and the kind of adapter that it means."""
+
+KIND_DEFAULTS: dict[str, dict[str, object]] = {"networks.lokr": {"lokr_factor": -1}}
+"""Where one of them starts from other settings than its kind's."""
 
 
 TIMESTEPS = 1000
@@ -68,6 +77,12 @@ class ModelSettings:
     """By the names of `create_adapter`."""
     start_from: Path | None
     """An adapter file to go on from, its optimizer afresh."""
+    dim_from_weights: bool
+    """Whether its rank and alpha are wanted, whatever the arguments say."""
+    base_weights: tuple[tuple[Path, float], ...]
+    """Adapter files merged into the frozen model first, and their strengths."""
+    scale_weight_norms: float | None
+    """Largest norm of each layer's change; None or 0: any."""
     seed: int
 
 
@@ -194,6 +209,7 @@ def _data(options: Resolved) -> DataSettings:
 
 
 def _model(options: Resolved, seed: int) -> ModelSettings:
+    module: str = options.value("network_module")
     arguments: dict[str, Any] = {
         "network_dim": options.value("network_dim"),
         "network_alpha": options.value("network_alpha"),
@@ -205,11 +221,33 @@ def _model(options: Resolved, seed: int) -> ModelSettings:
         transformer=options.value("pretrained_model_name_or_path"),
         dtype=torch_dtype(options.value("mixed_precision")),
         gradient_checkpointing=options.value("gradient_checkpointing"),
-        adapter_kind=ADAPTER_KINDS[options.value("network_module")],
-        adapter_arguments=arguments | (options.value("network_args") or {}),
+        adapter_kind=ADAPTER_KINDS[module],
+        adapter_arguments=arguments
+        | KIND_DEFAULTS.get(module, {})
+        | (options.value("network_args") or {}),
         start_from=options.value("network_weights"),
+        dim_from_weights=options.value("dim_from_weights"),
+        base_weights=_base_weights(options),
+        scale_weight_norms=options.value("scale_weight_norms"),
         seed=seed,
     )
+
+
+def _base_weights(options: Resolved) -> tuple[tuple[Path, float], ...]:
+    """Pair the adapters to merge first with their strengths; one without takes 1, as in Kohya."""
+    paths: tuple[str, ...] = tuple(options.value("base_weights") or ())
+    given: tuple[str, ...] = tuple(options.value("base_weights_multiplier") or ())
+    if len(given) > len(paths):
+        raise ConfigError(
+            f"base_weights_multiplier has {len(given)} values for {len(paths)} base_weights",
+            "give one strength for each file",
+        )
+    try:
+        strengths = [float(strength) for strength in given]
+    except ValueError as error:
+        raise ConfigError(f"base_weights_multiplier: {error}", "give numbers") from error
+    strengths += [1.0] * (len(paths) - len(strengths))
+    return tuple((Path(path), strength) for path, strength in zip(paths, strengths, strict=True))
 
 
 def _sigmas(options: Resolved) -> SigmaConfig:

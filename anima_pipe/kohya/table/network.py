@@ -20,8 +20,9 @@ from anima_pipe.kohya.rows import (
 
 _SD_NETWORK: Final = Refused("it is made for Stable Diffusion's U-Net", "use networks.lora_anima")
 _OTHER_NETWORK: Final = Refused("it is made for another model", "use networks.lora_anima")
-_LATER_NETWORK: Final = Refused(
-    "it is not supported yet", "use networks.lora_anima or networks.lokr_anima"
+_LYCORIS: Final = Refused(
+    "its names for what is trained are not read",
+    "use networks.lora_anima, networks.lokr_anima or networks.loha",
 )
 
 NETWORK: Final[tuple[Option, ...]] = group(
@@ -32,7 +33,13 @@ NETWORK: Final[tuple[Option, ...]] = group(
         "Kind of adapter.",
         default="networks.lora_anima",
         default_note="The seed's; Kohya has none.",
-        choices=("networks.lora_anima", "networks.lokr_anima"),
+        choices=(
+            "networks.lora_anima",
+            "networks.lokr_anima",
+            "networks.loha",
+            "networks.lokr",
+            "networks.tlora_anima",
+        ),
         refused_values={
             "networks.lora": _SD_NETWORK,
             "networks.dylora": _SD_NETWORK,
@@ -43,10 +50,7 @@ NETWORK: Final[tuple[Option, ...]] = group(
             "networks.lora_flux": _OTHER_NETWORK,
             "networks.lora_sd3": _OTHER_NETWORK,
             "networks.lora_lumina": _OTHER_NETWORK,
-            "networks.lokr": _LATER_NETWORK,
-            "networks.loha": _LATER_NETWORK,
-            "networks.tlora_anima": _LATER_NETWORK,
-            "lycoris.kohya": _LATER_NETWORK,
+            "lycoris.kohya": _LYCORIS,
         },
     ),
     integer(
@@ -81,21 +85,13 @@ NETWORK: Final[tuple[Option, ...]] = group(
         "remove it",
         flag("network_train_text_encoder_only", "Train the text encoder's adapter alone."),
     ),
-    *refused(
-        "reading the rank from a file is not supported yet",
-        "set network_dim and network_alpha to the file's",
-        flag("dim_from_weights", "Take the rank from network_weights."),
-    ),
-    *refused(
-        "adapters merged into the base are not supported yet",
-        "remove it",
-        texts("base_weights", "Adapters merged into the base before training."),
-        texts("base_weights_multiplier", "Their strengths."),
-    ),
-    *refused(
-        "limiting the adapter's norms is not supported yet",
-        "remove it",
-        number("scale_weight_norms", "Largest norm of each layer's change.", asks_nothing=(0,)),
+    flag("dim_from_weights", "Rank and alpha are network_weights', whatever network_dim says."),
+    texts("base_weights", "Adapter files merged into the base before training."),
+    texts("base_weights_multiplier", "Their strengths, in their order; 1 where none is given."),
+    number(
+        "scale_weight_norms",
+        "Largest norm of each layer's change, kept after every step; 1 is a usual start.",
+        minimum=0,
     ),
     *refused(
         "an adapter for the transformer alone, without the T5 path, is not what programs load",

@@ -1,0 +1,131 @@
+"""Going on from an adapter file: what it holds, under the settings of the new run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from anima_pipe.adapters.adapter import Adapter, AdapterSettings, read_settings
+from anima_pipe.adapters.delta import Delta
+from anima_pipe.adapters.files import load_adapter
+from anima_pipe.adapters.inject import unwrap, wrap
+from anima_pipe.adapters.linear import LinearDelta
+from anima_pipe.adapters.lora import LoraDelta
+from anima_pipe.adapters.registry import find_kind, kind_name
+from anima_pipe.adapters.targets import choose_targets
+from anima_pipe.adapters.tlora import TloraConfig, TloraDelta
+
+SHOWN = 3
+"""Modules that a warning names."""
+
+
+def continue_adapter(
+    path: str | os.PathLike[str],
+    kind: str,
+    model: nn.Module,
+    network_dim: int = 4,
+    network_alpha: float | None = 1.0,
+    *,
+    dim_from_weights: bool = False,
+    **network_args: object,
+) -> tuple[Adapter, list[str]]:
+    """Put the adapter of a file on a model and let it train by the settings of a new one.
+
+    Kind, modules, ranks and alphas are the file's. Dropouts, learning rates, and T-LoRA's share of
+    the ranks are the settings'.
+
+    Args:
+        path: As for `load_adapter`.
+        kind: What the settings ask for; as the rest, see `create_adapter`.
+        model: What it is put on.
+        network_dim: What the settings ask for.
+        network_alpha: What the settings ask for.
+        dim_from_weights: Rank and alpha are meant to be the file's.
+        network_args: As for `create_adapter`.
+
+    Returns:
+        The adapter, and a sentence for everything in which the file differs from the settings.
+
+    Raises:
+        CheckpointError: The file does not fit the model.
+        ConfigError: A setting is unknown or bad.
+    """
+    settings = read_settings(kind, network_dim, network_alpha, network_args)
+    targets = choose_targets(model, settings.targets)
+    adapter = load_adapter(path, model)
+    expected = find_kind(kind).delta
+    warnings = [
+        *_kind_warnings(adapter.deltas, kind, expected),
+        *_target_warnings(adapter.deltas, {*targets.linears, *targets.norms}),
+    ]
+    if not dim_from_weights:
+        warnings += _rank_warnings(adapter.deltas, settings)
+    for place, delta in adapter.deltas.items():
+        if isinstance(delta, LinearDelta):
+            adapter.deltas[place] = _under_settings(model, place, delta, settings)
+    adapter.rates = settings.rates
+    return adapter, warnings
+
+
+def _under_settings(
+    model: nn.Module, place: str, delta: LinearDelta, settings: AdapterSettings
+) -> LinearDelta:
+    """Return a delta with what the settings decide; one of another class takes its place."""
+    config = settings.config
+    dropouts = {
+        "dropout": config.dropout,
+        "rank_dropout": config.rank_dropout,
+        "module_dropout": config.module_dropout,
+    }
+    delta.config = replace(delta.config, **dropouts)
+    if not (isinstance(config, TloraConfig) and type(delta) is LoraDelta):
+        return delta
+    own = delta.config
+    following = TloraDelta(
+        delta.down.detach(),
+        delta.up.detach(),
+        replace(config, rank=own.rank, alpha=own.alpha, rs_lora=False),
+    )
+    unwrap(model, place, delta)
+    wrap(model, place, following)
+    return following
+
+
+def _kind_warnings(deltas: Mapping[str, Delta], kind: str, expected: type[Delta]) -> list[str]:
+    """Return what the file's kinds differ in from the one asked for."""
+    others = {
+        kind_name(delta)
+        for delta in deltas.values()
+        if delta.group == "linear" and not issubclass(expected, type(delta))
+    }
+    return [f"it holds {', '.join(sorted(others))}, not {kind}, and trains as that"] * bool(others)
+
+
+def _rank_warnings(deltas: Mapping[str, Delta], settings: AdapterSettings) -> list[str]:
+    """Return what the file's ranks and alphas differ in from those asked for."""
+    config = settings.config
+    ranked = [delta for delta in deltas.values() if delta.rank is not None]
+    ranks = sorted({delta.rank or 0 for delta in ranked} - {config.rank, *settings.ranks.values()})
+    alphas = sorted({delta.alpha or 0.0 for delta in ranked} - {config.stated_alpha})
+    return [
+        *([f"its rank is {_some(ranks)}, not network_dim {config.rank}"] * bool(ranks)),
+        *([f"its alpha is {_some(alphas)}, not {config.stated_alpha}"] * bool(alphas)),
+    ]
+
+
+def _target_warnings(deltas: Mapping[str, Delta], chosen: set[str]) -> list[str]:
+    """Return what the file's modules differ in from those chosen."""
+    more = sorted(deltas.keys() - chosen)
+    fewer = sorted(chosen - deltas.keys())
+    return [
+        *([f"it has {len(more)} modules besides: {_some(more)}; they train"] * bool(more)),
+        *([f"it lacks {len(fewer)} modules: {_some(fewer)}; they do not train"] * bool(fewer)),
+    ]
+
+
+def _some(items: list[int] | list[float] | list[str]) -> str:
+    """Return the first few of a list, for a message."""
+    return ", ".join(map(str, items[:SHOWN])) + (", ..." if len(items) > SHOWN else "")

@@ -1,0 +1,62 @@
+"""The best approximations of a matrix by a product of two thin ones."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+OVERSAMPLED: Final = 8
+"""Directions looked at beside those wanted."""
+POWER_ITERATIONS: Final = 4
+"""Each multiplies the large singular values' lead over the small ones by their ratio squared."""
+
+
+def leading_factors(matrix: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return nearly the best approximation of a rank, without a full SVD of a large matrix.
+
+    A random sketch of the range, sharpened by power iterations (Halko, Martinsson and Tropp,
+    arXiv:0909.4061). Matrices not much wider than the rank are decomposed exactly.
+
+    Args:
+        matrix: Float32[out, in].
+        rank: Of the approximation; at most the smaller dimension is used.
+        generator: On the CPU, for the sketch.
+
+    Returns:
+        up Float32[out, r] and down Float32[r, in], of equal norms.
+    """
+    columns = rank + OVERSAMPLED
+    if columns >= min(matrix.shape):
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        return truncated(left, values, right, rank)
+    sketch = torch.randn(matrix.shape[1], columns, generator=generator).to(matrix.device)
+    basis = torch.linalg.qr(matrix @ sketch)[0]
+    for _iteration in range(POWER_ITERATIONS):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis)[0])[0]
+    left, values, right = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+    return truncated(basis @ left, values, right, rank)
+
+
+def svd_of_product(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the exact SVD of up @ down, which is never formed.
+
+    Args:
+        up: Float[out, r].
+        down: Float[r, in].
+
+    Returns:
+        Float[out, k], Float[k] falling, Float[k, in], with k at most r and either dimension.
+    """
+    left, left_core = torch.linalg.qr(up)
+    right, right_core = torch.linalg.qr(down.T)
+    inner_left, values, inner_right = torch.linalg.svd(left_core @ right_core.T)
+    kept = len(values)
+    return left @ inner_left[:, :kept], values, inner_right[:kept] @ right.T
+
+
+def truncated(left: Tensor, values: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return up and down of the leading part of an SVD, the singular values shared evenly."""
+    shares = values[:rank].sqrt()
+    return left[:, :rank] * shares, shares.unsqueeze(1) * right[:rank]

@@ -1,0 +1,173 @@
+"""Ranks and learning rates that differ from module to module, as Kohya's network_args give them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from anima_pipe.adapters.delta import Delta
+from anima_pipe.adapters.linear import LinearDelta
+from anima_pipe.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankRules:
+    """Which modules take another rank than the others."""
+
+    network_reg_dims: str = ""
+    """`regex=rank,regex=rank`: the first expression that is a module's whole path gives its rank;
+    0 leaves the module alone. Alpha stays the same."""
+
+    def __post_init__(self) -> None:
+        self.ranks()
+
+    def ranks(self) -> dict[str, int]:
+        """Return the rank by pattern.
+
+        Raises:
+            ConfigError: The text is not of the form, or a rank is no whole number.
+        """
+        by_pattern = pattern_values("network_reg_dims", self.network_reg_dims)
+        for pattern, value in by_pattern.items():
+            if value != int(value) or value < 0:
+                raise ConfigError(
+                    f"network_reg_dims: {pattern}={value}", "give a whole number, 0 or more"
+                )
+        return {pattern: int(value) for pattern, value in by_pattern.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateRules:
+    """Which tensors take another learning rate than the run's."""
+
+    network_reg_lrs: str = ""
+    """`regex=rate,regex=rate`: the first expression that is a module's whole path gives its rate;
+    norms are modules too."""
+    loraplus_lr_ratio: float | None = None
+    """LoRA+ (Hayou et al., arXiv:2402.12354): the rate of lora_B, hada_w2_a or lokr_w1 is this many
+    times that of the others; 16 is the paper's."""
+    loraplus_unet_lr_ratio: float | None = None
+    """Kohya's name for the same in a model with trained text encoders; it wins."""
+
+    def __post_init__(self) -> None:
+        self.rates()
+        if self.ratio <= 0:
+            raise ConfigError(f"loraplus_lr_ratio is {self.ratio}", "use more than 0, such as 16")
+
+    @property
+    def ratio(self) -> float:
+        """What LoRA+ multiplies by."""
+        return self.loraplus_unet_lr_ratio or self.loraplus_lr_ratio or 1.0
+
+    def rates(self) -> dict[str, float]:
+        """Return the rate by pattern.
+
+        Raises:
+            ConfigError: The text is not of the form.
+        """
+        return pattern_values("network_reg_lrs", self.network_reg_lrs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Tensors that share a learning rate and a weight decay."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    own_rate: float | None
+    """None: the run's."""
+    ratio: float
+    """Multiplies the rate."""
+    decays: bool
+    """Decay is for matrices; a norm's change is left to the gradient."""
+
+    FASTER: ClassVar[str] = " plus"
+    """What stands behind the name of the tensors that LoRA+ trains faster."""
+
+    def rate(self, run_rate: float) -> float:
+        """Return the learning rate, given the run's."""
+        return (run_rate if self.own_rate is None else self.own_rate) * self.ratio
+
+
+def group_parameters(deltas: Mapping[str, Delta], rules: RateRules) -> list[Group]:
+    """Sort the trained tensors by learning rate and decay.
+
+    The groups are called "linear" and "norm", after them the number of the pattern that gave the
+    rate, and " plus" for those that LoRA+ trains faster.
+
+    Raises:
+        ConfigError: A pattern is the path of no trained module.
+    """
+    rates = rules.rates()
+    refuse_idle("network_reg_lrs", rates, deltas)
+    numbers = {pattern: number for number, pattern in enumerate(rates)}
+    groups: dict[str, Group] = {}
+    for path, delta in deltas.items():
+        pattern = first_match(rates, path)
+        place = delta.group if pattern is None else f"{delta.group} reg_lr_{numbers[pattern]}"
+        plus = delta.faster if isinstance(delta, LinearDelta) and rules.ratio != 1 else ()
+        for name, parameter in delta.trained().items():
+            called = place + (Group.FASTER if name in plus else "")
+            group = Group(
+                name=called,
+                parameters=[],
+                own_rate=None if pattern is None else rates[pattern],
+                ratio=rules.ratio if name in plus else 1.0,
+                decays=delta.group != "norm",
+            )
+            groups.setdefault(called, group).parameters.append(parameter)
+    return list(groups.values())
+
+
+def first_match(patterns: Iterable[str], path: str) -> str | None:
+    """Return the first regular expression that is a whole path, or None."""
+    return next((pattern for pattern in patterns if re.fullmatch(pattern, path)), None)
+
+
+def refuse_idle(setting: str, patterns: Collection[str], paths: Collection[str]) -> None:
+    """Check that every pattern is some module's path; a misspelt one would pass unseen.
+
+    Raises:
+        ConfigError: One is none's.
+    """
+    for pattern in patterns:
+        if not any(re.fullmatch(pattern, path) for path in paths):
+            raise ConfigError(
+                f"{setting}: {pattern!r} is the path of none of {len(paths)} trained modules",
+                f"paths look like {', '.join(list(paths)[:: max(1, len(paths) // 3)][:3])}",
+            )
+
+
+def pattern_values(setting: str, text: str) -> dict[str, float]:
+    """Return the numbers of `regex=number,regex=number` by their regular expressions.
+
+    A comma may be part of an expression: what stands before it then has no `=`.
+
+    Raises:
+        ConfigError: Something is no number or no regular expression, or stands alone.
+    """
+    values: dict[str, float] = {}
+    waiting: list[str] = []
+    for piece in filter(None, (part.strip() for part in text.split(","))):
+        waiting.append(piece)
+        pattern, found, value = ",".join(waiting).rpartition("=")
+        if not found:
+            continue
+        waiting = []
+        try:
+            re.compile(pattern)
+            values[pattern.strip()] = float(value)
+        except (ValueError, re.error) as error:
+            raise ConfigError(
+                f"{setting}: {pattern}={value}: {error}", f"write {setting}=regex=number,..."
+            ) from error
+    if waiting:
+        raise ConfigError(
+            f"{setting}: no number behind {','.join(waiting)!r}",
+            f"write {setting}=regex=number,...",
+        )
+    return values

@@ -1,0 +1,82 @@
+"""T-LoRA: a LoRA of which noisy samples train a part only (Soboleva et al., arXiv:2507.05964).
+
+Of r ranks the first floor((1 - sigma)^a (r - least)) + least are in use: the paper's rule, with
+sigma for its t / T. What little a picture drowned in noise tells about its subject is then learnt
+by few ranks, and the others do not overfit to it. A file holds a plain LoRA, and programs that load
+it use all ranks at every sigma, as previews here do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from anima_pipe.adapters.linear import kaiming_uniform, linear_root
+from anima_pipe.adapters.lora import LoraConfig, LoraDelta
+from anima_pipe.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TloraConfig(LoraConfig):
+    """How the T-LoRA of one linear layer is made; otherwise as `LoraConfig`."""
+
+    tlora_min_rank: int = 1
+    """Ranks in use at sigma 1, from 1 up to the rank."""
+    tlora_exponent: float = 1.0
+    """Above 1 the rank falls faster as sigma grows."""
+
+    def __post_init__(self) -> None:
+        # The zero-argument form of super does not know the class that slots make anew.
+        LoraConfig.__post_init__(self)
+        if not 1 <= self.tlora_min_rank <= self.rank:
+            raise ConfigError(
+                f"tlora_min_rank is {self.tlora_min_rank}", f"use 1 to {self.rank}, the rank"
+            )
+        if self.tlora_exponent <= 0:
+            raise ConfigError(f"tlora_exponent is {self.tlora_exponent}", "use 1, or more than 0")
+        if self.pissa:
+            raise ConfigError("T-LoRA does not start from the base", "leave pissa out")
+
+    def start(self, base: nn.Module, generator: torch.Generator) -> TloraDelta:
+        """Return a T-LoRA that changes nothing yet; see `DeltaConfig.create`."""
+        linear = linear_root(base)
+        down = kaiming_uniform(self.rank, linear.in_features, generator)
+        return TloraDelta(down, torch.zeros(linear.out_features, self.rank), self)
+
+
+def ranks_in_use(sigmas: Tensor, config: TloraConfig) -> Tensor:
+    """Return how many ranks each sample trains.
+
+    Args:
+        sigmas: Float[B], in [0, 1].
+        config: The rank, the least of it, and the exponent.
+
+    Returns:
+        Int64[B].
+    """
+    share = (1 - sigmas.float()) ** config.tlora_exponent
+    return (share * (config.rank - config.tlora_min_rank)).floor().long() + config.tlora_min_rank
+
+
+class TloraDelta(LoraDelta):
+    """A LoRA that is told how noisy the samples are; see `Delta.take_sigmas`."""
+
+    config: TloraConfig
+
+    sigmas: Tensor | None = None
+
+    def take_sigmas(self, sigmas: Tensor) -> None:
+        """Use as many ranks in the next pass as these noise levels, Float[B], leave."""
+        self.sigmas = sigmas
+
+    def inner_scale(self, x: Tensor, strength: float) -> float | Tensor:
+        """Return LoRA's factor of the inner activation, zero for the ranks not in use."""
+        scale = super().inner_scale(x, strength)
+        if not self.training:
+            return scale
+        assert self.sigmas is not None, "T-LoRA trains without Adapter.follow_sigmas"
+        counts = ranks_in_use(self.sigmas, self.config).to(x.device)
+        used = torch.arange(self.config.rank, device=x.device) < counts.unsqueeze(1)
+        return scale * used.view(-1, *[1] * (x.ndim - 2), self.config.rank).to(x.dtype)
