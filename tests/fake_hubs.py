@@ -52,6 +52,8 @@ class FakeHub:
     """Content by owner/name/path."""
     faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    tokens: set[str] = field(default_factory=set)
+    """Logins that came with requests."""
     url: str = ""
     released: threading.Event = field(default_factory=threading.Event)
     """Ends what stalls."""
@@ -91,6 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         path = unquote(self.path)
         self.hub.requests.append(f"{self.command} {path} {self.headers.get('Range', '')}")
+        self.hub.tokens.add(self.headers.get("Authorization", "none"))
         fault = self.hub.fault_for(self.command, path)
         if fault and fault.kind == "status":
             self._refuse(fault.status, fault.code)

@@ -127,6 +127,38 @@ def test_an_incomplete_tokenizer_is_no_fault_where_it_would_be_fetched(
     assert "lacks spiece.model; fetched when needed" in ended.stdout
 
 
+def cache_pictures(cache: Path, pictures: Path) -> None:
+    """Fill a cache with the latents of one picture of the demo."""
+    pictures.mkdir()
+    first = min(demo.DEMO_PICTURES.glob("*.txt"))
+    for path in demo.DEMO_PICTURES.glob(f"{first.stem}.*"):
+        shutil.copy(path, pictures)
+    arguments = ["--dataset_config", pictures, "--cache_dir", cache, "--vae", demo.DEMO_VAE]
+    arguments += ["--device", "cpu", "--resolution", 64, "--max_data_loader_n_workers", 0]
+    result = CliRunner().invoke(main, ["cache-latents", *map(str, arguments)])
+    assert result.exit_code == 0, result.stderr
+
+
+def test_caches_are_found_and_counted(tmp_path: Path):
+    cache_pictures(tmp_path / "cache", tmp_path / "pictures")
+
+    ended = doctor("--cache_dir", tmp_path / "cache")
+
+    assert ended.exit_code == 0
+    assert "1 samples in 1 shards, by vae.safetensors" in ended.stdout
+
+
+def test_a_cache_that_cannot_be_read_is_named(tmp_path: Path):
+    cache_pictures(tmp_path / "cache", tmp_path / "pictures")
+    (description,) = (tmp_path / "cache").glob("*/cache.json")
+    description.write_text("{")
+
+    ended = doctor("--cache_dir", tmp_path / "cache")
+
+    assert ended.exit_code == 1
+    assert "cache.json cannot be read" in ended.stdout
+
+
 def test_a_configuration_that_is_wrong_is_refused_as_everywhere(tmp_path: Path):
     (tmp_path / "wrong.toml").write_text("network_dimm = 4\n")
 

@@ -260,6 +260,25 @@ def test_offline_without_a_cache_says_so(hubs: Hubs, t5: Path, monkeypatch: pyte
     assert "HF_HUB_OFFLINE forbids the network" in cause(t5)
 
 
+def test_the_users_token_is_sent(hugging_face: FakeHub, t5: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+
+    ensure_t5_tokenizer(t5, [FIRST])
+
+    assert "Bearer hf_secret" in hugging_face.tokens
+
+
+def test_modelscopes_older_name_of_the_mirror_is_honoured(
+    hubs: Hubs, t5: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("MODELSCOPE_ENDPOINT")
+    monkeypatch.setenv("MODELSCOPE_DOMAIN", hubs.modelscope.url)
+
+    ensure_t5_tokenizer(t5, [SECOND])
+
+    check_t5_tokenizer(t5)
+
+
 def test_modelscope_is_asked_where_hugging_face_fails(
     hugging_face: FakeHub, modelscope: FakeHub, t5: Path
 ):
@@ -279,7 +298,7 @@ def test_where_all_fail_each_is_listed_with_its_cause(
 
     said = cause(t5, FIRST, SECOND)
 
-    assert "T5 tokenizer download failed from both Hugging Face and ModelScope." in said
+    assert "T5 tokenizer download failed from both Hugging Face and ModelScope:" in said
     lines = [line.strip() for line in said.splitlines()]
     assert [line.split(":")[0] for line in lines[1:]] == [
         f"Hugging Face {REPO}@main",
@@ -477,7 +496,7 @@ def test_the_fallback_can_be_switched_off(hubs: Hubs, t5: Path):
     ended = fetch_tokenizer("--t5_tokenizer_dir", t5, "--no-t5_tokenizer_modelscope_fallback")
 
     assert ended.exit_code == 2
-    assert "T5 tokenizer download failed from Hugging Face." in ended.stderr
+    assert "Hugging Face T5 tokenizer download failed:" in ended.stderr
     assert hubs.modelscope.requests == []
 
 

@@ -26,6 +26,7 @@ from anima_pipe.kohya.resolve import resolve
 
 if TYPE_CHECKING:
     from anima_pipe.kohya.resolved import Resolved
+    from anima_pipe.shards.folders import Kind
 
 NAMES: Final = {
     "pretrained_model_name_or_path": "transformer",
@@ -33,6 +34,7 @@ NAMES: Final = {
     "qwen3": "text encoder",
 }
 _OTHER_TORCH: Final = "install torch for this machine (pytorch.org), or compute with --device cpu"
+KINDS: Final[tuple[Kind, ...]] = ("latents", "text")
 BYTES_PER_WEIGHT: Final = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 
@@ -71,7 +73,7 @@ def command(config_file: str | None, cache_dir: str | None, device: str, *, debu
             ("disk", _disk()),
             ("models", _models(options, findings)),
             ("tokenizer", _tokenizer(options, findings)),
-            ("caches", _caches(options.value("cache_dir"), findings)),
+            ("caches", _caches(options, findings)),
             ("self-check", _self_check(device, findings)),
             ("next", _next(findings, config_file)),
         ):
@@ -177,27 +179,34 @@ def _tokenizer(options: Resolved, findings: Findings) -> Iterator[str]:
         yield f"{folder}: whole, its files agree"
 
 
-def _caches(folder: Path, findings: Findings) -> Iterator[str]:
+def _caches(options: Resolved, findings: Findings) -> Iterator[str]:
+    folders: list[Path] = [options.value("cache_dir")]
+    # Where `all` puts them if it is told nothing else.
+    if options.given("cache_dir") is None and options.value("output_dir"):
+        folders.append(options.value("output_dir") / "cache")
+    told = [
+        _cache(cache, kind, findings)
+        for folder in folders
+        for kind in KINDS
+        for cache in sorted(folder.glob(f"{kind}-*"))
+    ]
+    yield from told or [f"none in {' or '.join(map(str, folders))}"]
+
+
+def _cache(folder: Path, kind: Kind, findings: Findings) -> str:
     from anima_pipe.shards.contents import read_shards
     from anima_pipe.shards.folders import read_identity
 
-    found = False
-    for kind in ("latents", "text"):
-        for cache in sorted(folder.glob(f"{kind}-*")):
-            found = True
-            try:
-                identity = read_identity(cache)
-                shards, problems = read_shards(cache, kind)
-            except PipeError as error:
-                findings.broken.append(error.remedy)
-                yield f"cannot be used: {error.problem}"
-                continue
-            samples = len({key for shard in shards for key in shard.keys})
-            damage = f", {len(problems)} problems" if problems else ""
-            made_by = Path(identity.encoder_name).name
-            yield f"{cache}: {samples} samples in {len(shards)} shards, by {made_by}{damage}"
-    if not found:
-        yield f"none in {folder}"
+    try:
+        identity = read_identity(folder)
+        shards, problems = read_shards(folder, kind)
+    except PipeError as error:
+        findings.broken.append(error.remedy)
+        return f"cannot be used: {error.problem}"
+    samples = len({key for shard in shards for key in shard.keys})
+    damage = f", {len(problems)} problems" if problems else ""
+    made_by = Path(identity.encoder_name).name
+    return f"{folder}: {samples} samples in {len(shards)} shards, by {made_by}{damage}"
 
 
 def _self_check(device: str, findings: Findings) -> Iterator[str]:

@@ -23,7 +23,7 @@ from anima_pipe.files import refusals_named, sync_folder
 from anima_pipe.hub.causes import SourceError
 from anima_pipe.hub.clients import fetch_small
 from anima_pipe.hub.locks import locked
-from anima_pipe.hub.sources import Source
+from anima_pipe.hub.sources import Hub, Source
 from anima_pipe.runtime import say, warn
 
 PLAIN_COPY: Final = "https://huggingface.co/google-t5/t5-base"
@@ -213,16 +213,22 @@ def _put_in_place(staging: Path, folder: Path, names: Sequence[str]) -> None:
 
 
 def _all_failed(folder: Path, lacking: Sequence[str], failures: Sequence[_Failure]) -> FetchError:
-    hubs = dict.fromkeys(failure.source.hub.value for failure in failures)
-    both = "" if len(hubs) == 1 else "both "
     lines = [
         f"\n  {failure.source}: {failure.error.cause}\n    Fix: {failure.error.remedy}"
         for failure in failures
     ]
-    return FetchError(
-        f"T5 tokenizer download failed from {both}{' and '.join(hubs)}.{''.join(lines)}",
-        f"or {_by_hand(folder, lacking)}",
-    )
+    hubs = tuple(failure.source.hub for failure in failures)
+    return FetchError(f"{_HEADINGS[hubs]}{''.join(lines)}", f"or {_by_hand(folder, lacking)}")
+
+
+_HEADINGS: Final[dict[tuple[Hub, ...], str]] = {
+    (Hub.HUGGING_FACE,): "Hugging Face T5 tokenizer download failed:",
+    (Hub.MODELSCOPE,): "Failed to download required T5 tokenizer files from ModelScope:",
+    (Hub.HUGGING_FACE, Hub.MODELSCOPE): (
+        "T5 tokenizer download failed from both Hugging Face and ModelScope:"
+    ),
+}
+"""What failed, by the hubs that were asked."""
 
 
 def _by_hand(folder: Path, names: Sequence[str]) -> str:
