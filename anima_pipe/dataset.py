@@ -20,6 +20,8 @@ class SubsetConfig:
     """Suffix of the caption file beside each picture, with its dot."""
     class_tokens: str | None = None
     """Caption of pictures that have no caption file."""
+    metadata_file: Path | None = None
+    """JSON of the pictures to train on, with their captions; None: all pictures of the folder."""
     captions: CaptionRules = field(default_factory=CaptionRules)
     flip_aug: bool = False
     """Train on the mirrored picture too, with probability one half per visit."""

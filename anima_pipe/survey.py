@@ -20,6 +20,7 @@ from anima_pipe.shards.keys import latent_key
 from anima_pipe.source.caption_files import read_caption
 from anima_pipe.source.captions import CaptionRules, render_caption
 from anima_pipe.source.images import find_images
+from anima_pipe.source.metadata_file import read_metadata_file
 from anima_pipe.source.scan import scan_images
 
 DEFAULT_VARIANTS = 8
@@ -33,6 +34,8 @@ class Picture:
     path: Path
     dataset: DatasetConfig
     subset: SubsetConfig
+    caption: str | None = None
+    """By a metadata file; None: the file beside the picture says it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,20 +87,33 @@ def find_pictures(datasets: Sequence[DatasetConfig]) -> list[Picture]:
     """List the pictures of every subset, in a stable order, without opening them.
 
     Raises:
-        DataError: A folder is missing or holds no pictures.
+        DataError: A folder is missing or holds no pictures, or a metadata file cannot be read.
     """
-    pictures: list[Picture] = []
-    for dataset in datasets:
-        for subset in dataset.subsets:
-            paths = find_images(subset.image_dir)
-            if not paths:
-                raise DataError(
-                    f"no pictures in {subset.image_dir}",
-                    "put pictures (png, jpg, webp, ...) directly into the folder, "
-                    "or correct image_dir",
-                )
-            pictures += [Picture(path=p, dataset=dataset, subset=subset) for p in paths]
-    return pictures
+    return [
+        Picture(path=path, dataset=dataset, subset=subset, caption=caption)
+        for dataset in datasets
+        for subset in dataset.subsets
+        for path, caption in _listed(subset)
+    ]
+
+
+def _listed(subset: SubsetConfig) -> list[tuple[Path, str | None]]:
+    """Return a subset's pictures, and what a metadata file says of them."""
+    if subset.metadata_file:
+        described = read_metadata_file(
+            subset.metadata_file,
+            subset.image_dir,
+            separator=subset.captions.caption_separator,
+            enable_wildcard=subset.captions.enable_wildcard,
+        )
+        return [(picture.path, picture.caption) for picture in described]
+    paths = find_images(subset.image_dir)
+    if not paths:
+        raise DataError(
+            f"no pictures in {subset.image_dir}",
+            "put pictures (png, jpg, webp, ...) directly into the folder, or correct image_dir",
+        )
+    return [(path, None) for path in paths]
 
 
 def survey_pictures(
@@ -198,11 +214,13 @@ def uncaptioned(pictures: Iterable[Picture]) -> list[Skipped]:
 
 
 def read_raw_caption(picture: Picture) -> str | None:
-    """Return the caption as its file has it, else the subset's class tokens, else None.
+    """Return the caption of a metadata file or of the file beside it, else the class tokens.
 
     Raises:
         DataError: The file is not UTF-8.
     """
+    if picture.caption is not None:
+        return picture.caption
     subset = picture.subset
     raw = read_caption(
         picture.path, subset.caption_extension, enable_wildcard=subset.captions.enable_wildcard

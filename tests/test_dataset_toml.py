@@ -233,7 +233,7 @@ def test_a_folder_that_is_not_here_may_lie_beside_the_file(folders):
         (one(subset="custom_attributes = { a = 1 }"), ["custom_attributes: is refused"]),
         (
             "datasets = [{ resolution = 512, subsets = [{ metadata_file = 'm.json' }] }]",
-            ["metadata files are not supported yet"],
+            ["metadata_file: there is no file"],
         ),
         (one("resolution = 512, skip_image_resolution = 64"), ["skip_image_resolution"]),
         ("datasets = [", ["is not TOML"]),
@@ -314,7 +314,7 @@ def test_folders_named_for_their_visits_are_one_dataset(folders, caplog):
     options = {"resolution": (512, 512), "train_batch_size": 4, "shuffle_caption": True}
 
     with caplog.at_level(logging.WARNING, logger="anima_pipe"):
-        (dataset,) = load_training_folders(Path("pictures"), options)
+        (dataset,) = load_training_folders(Path("pictures"), None, options)
 
     assert [(s.image_dir.name, s.num_repeats, s.class_tokens) for s in dataset.subsets] == [
         ("10_sks fox", 10, "sks fox"),
@@ -344,6 +344,44 @@ def test_training_folders_serve_where_no_dataset_is_given(folders):
         resolve("cache-latents", {}).require("dataset_config")
 
 
+def test_a_metadata_file_stands_for_the_folders_pictures(folders):
+    (folders / "toml" / "meta.json").write_text("{}")
+    subset = "{ image_dir = 'a', metadata_file = 'meta.json', num_repeats = 3 }"
+    (dataset,) = load(f"datasets = [{{ resolution = 512, subsets = [{subset}] }}]")
+    (subset,) = dataset.subsets
+    assert subset.metadata_file == folders / "toml" / "meta.json"
+    assert (subset.image_dir, subset.num_repeats) == (folders / "a", 3)
+
+
+def test_without_image_dir_a_metadata_files_paths_start_from_its_own_folder(folders):
+    (folders / "toml" / "meta.json").write_text("{}")
+    subset = "{ metadata_file = 'meta.json' }"
+    (dataset,) = load(f"datasets = [{{ resolution = 512, subsets = [{subset}] }}]")
+    assert dataset.subsets[0].image_dir == folders / "toml"
+
+
+def test_two_metadata_files_may_describe_one_folder(folders):
+    for name in ("one.json", "two.json"):
+        (folders / name).write_text("{}")
+    files = ("one.json", "two.json", "one.json")
+    subsets = ", ".join(f"{{ image_dir = 'a', metadata_file = '{name}' }}" for name in files)
+    (dataset,) = load(f"datasets = [{{ resolution = 512, subsets = [{subsets}] }}]")
+    described = [subset.metadata_file for subset in dataset.subsets]
+    assert described == [folders / "one.json", folders / "two.json"]
+
+
+def test_in_json_and_train_data_dir_are_one_dataset(folders):
+    (folders / "meta.json").write_text("{}")
+    given = {"in_json": "meta.json", "resolution": "512", "dataset_repeats": "4"}
+
+    (dataset,) = dataset_configs(resolve("cache-latents", {**given, "train_data_dir": "a"}))
+
+    (subset,) = dataset.subsets
+    assert subset.metadata_file == folders / "meta.json"
+    assert (subset.image_dir, subset.num_repeats) == (folders / "a", 4)
+    resolve("cache-latents", given).require("dataset_config")
+
+
 def test_regularisation_folders_are_refused_unless_kohya_ignores_them_too():
     with pytest.raises(ConfigError, match="reg_data_dir is refused"):
         resolve("train", {"reg_data_dir": "a"})
@@ -362,7 +400,7 @@ def test_regularisation_folders_are_refused_unless_kohya_ignores_them_too():
 def test_what_is_wrong_with_training_folders_is_named(folders, folder, options, problem):
     (folders / "data" / "1_x").mkdir()
     with pytest.raises(ConfigError) as caught:
-        load_training_folders(Path(folder), options)
+        load_training_folders(Path(folder), None, options)
     assert problem in str(caught.value)
 
 

@@ -39,6 +39,7 @@ READ_PATHS: Final = (
     "t5_tokenizer_dir",
     "dataset_config",
     "train_data_dir",
+    "in_json",
     "network_weights",
     "sample_prompts",
 )
@@ -129,7 +130,9 @@ def _examine_train_args(
     resolved, findings = examine(TRAIN, {}, path)
     examined.add(findings)
     examined.warnings += [*resolved.warnings, *_absent(resolved)]
-    has_dataset = FileKind.DATASET in kinds.values() or resolved.value("train_data_dir")
+    has_dataset = FileKind.DATASET in kinds.values() or any(
+        resolved.value(name) for name in ("train_data_dir", "in_json")
+    )
     brought = {"dataset_config"} if has_dataset else set[str]()
     missing = [name for name in REQUIRED if not (name in brought or resolved.value(name))]
     if missing:

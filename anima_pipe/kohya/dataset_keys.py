@@ -119,10 +119,10 @@ _KEYS: Final = (
             "remove the subset",
             flag("is_reg", "These are regularisation pictures."),
         ),
-        *refused(
-            "metadata files are not supported yet",
-            "write captions into text files beside the pictures, and set image_dir",
-            path("metadata_file", "File of captions."),
+        path(
+            "metadata_file",
+            "JSON (or .jsonl) of pictures with captions and tags; relative paths in it start from "
+            "image_dir, or else from the file's own folder.",
         ),
     ),
     _as_option(_ONLY_IN_SUBSETS, "alpha_mask"),

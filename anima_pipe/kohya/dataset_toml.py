@@ -56,6 +56,13 @@ class _Reading:
         self.findings.append(found)
 
 
+class _Source(NamedTuple):
+    """Where a subset's pictures are."""
+
+    folder: Path
+    metadata_file: Path | None = None
+
+
 class ExaminedDatasets(NamedTuple):
     """What a file describes."""
 
@@ -80,17 +87,26 @@ def load_dataset_config(path: Path, fallbacks: Mapping[str, object]) -> list[Dat
     return _settled(examine_dataset_config(path, fallbacks))
 
 
-def load_training_folders(folder: Path, fallbacks: Mapping[str, object]) -> list[DatasetConfig]:
-    """Return the dataset that the folders within a folder make up: Kohya's --train_data_dir.
+def load_training_folders(
+    folder: Path | None, metadata_file: Path | None, fallbacks: Mapping[str, object]
+) -> list[DatasetConfig]:
+    """Return the dataset that Kohya's --train_data_dir and --in_json make up.
 
     Args:
-        folder: Holds folders of pictures named 10_subject.
+        folder: Holds folders of pictures named 10_subject, or what a metadata file describes.
+        metadata_file: See `source.metadata_file`; it wins over the folders' names.
         fallbacks: See `load_dataset_config`.
 
     Raises:
-        ConfigError: There is no such folder within it, or an option is wrong.
+        ConfigError: There is no such folder or file, or an option is wrong.
     """
-    return _settled(examine_training_folders(folder, fallbacks))
+    if metadata_file is None:
+        assert folder is not None, "one of the two was required"
+        return _settled(examine_training_folders(folder, fallbacks))
+    subset = {"metadata_file": str(metadata_file)} | ({"image_dir": str(folder)} if folder else {})
+    table: dict[str, Any] = {"datasets": [{"subsets": [subset]}]}
+    reading = _reading(ConfigFile(path=metadata_file, table=table, lines={}), fallbacks)
+    return _settled(_examined(reading, list(_datasets(reading))))
 
 
 def _settled(examined: ExaminedDatasets) -> list[DatasetConfig]:
@@ -171,7 +187,7 @@ def _folder_datasets(reading: _Reading) -> Iterator[DatasetConfig]:
     }
     levels = [options, sides]
     buckets = _bucket_rules(reading, (), levels)
-    subset = _subset(reading, (), reading.file.path, levels)
+    subset = _subset(reading, (), _Source(reading.file.path), levels)
     if buckets and subset:
         batch_size = _value("batch_size", levels)
         yield DatasetConfig(subsets=(subset,), buckets=buckets, batch_size=batch_size)
@@ -272,30 +288,34 @@ def _subsets(
     reading: _Reading, path: KeyPath, found: object, levels: Levels
 ) -> Iterator[SubsetConfig]:
     """Yield the subsets of one dataset, without those that Kohya leaves out too."""
-    folders: set[Path] = set()
+    sources: set[Path] = set()
     for number, table in enumerate(_tables(reading, (*path, "subsets"), found)):
         own_path = (*path, "subsets", number)
         own = _level(reading, own_path, table, SUBSETS)
         own_levels = (own, *levels)
-        folder = _image_folder(reading, own_path, table, own)
-        if folder is None:
+        source = _source(reading, own_path, table, own)
+        if source is None:
             continue
+        identity = source.metadata_file or source.folder
         if _value("num_repeats", own_levels) < 1:
             reading.warnings.append(f"{_written(own_path)} is left out: num_repeats is below 1")
-        elif folder.resolve() in folders:
-            repeated = f"{_written(own_path)} is left out: its dataset has {folder} already"
+        elif identity.resolve() in sources:
+            repeated = f"{_written(own_path)} is left out: its dataset has {identity} already"
             reading.warnings.append(repeated)
-        elif subset := _subset(reading, own_path, folder, own_levels):
-            folders.add(folder.resolve())
+        elif subset := _subset(reading, own_path, source, own_levels):
+            sources.add(identity.resolve())
             yield subset
 
 
-def _subset(reading: _Reading, path: KeyPath, folder: Path, levels: Levels) -> SubsetConfig | None:
+def _subset(
+    reading: _Reading, path: KeyPath, source: _Source, levels: Levels
+) -> SubsetConfig | None:
     captions = {rule.name: _value(rule.name, levels) for rule in fields(CaptionRules)}
     extension: str = _value("caption_extension", levels)
     try:
         return SubsetConfig(
-            image_dir=folder,
+            image_dir=source.folder,
+            metadata_file=source.metadata_file,
             num_repeats=_value("num_repeats", levels),
             caption_extension=extension if extension.startswith(".") else f".{extension}",
             class_tokens=_value("class_tokens", levels),
@@ -308,22 +328,32 @@ def _subset(reading: _Reading, path: KeyPath, folder: Path, levels: Levels) -> S
         return None
 
 
-def _image_folder(
+def _source(
     reading: _Reading, path: KeyPath, table: Table, own: Mapping[str, object]
-) -> Path | None:
-    """Return the subset's folder, relative to where we are or else to the file."""
-    given = own.get("image_dir")
+) -> _Source | None:
+    """Return where a subset's pictures are; what is missing goes to the findings."""
+    if not {"image_dir", "metadata_file"} & table.keys():
+        reading.object_to(path, "image_dir is missing", "add image_dir, a folder of pictures")
+    folder = _place(reading, (*path, "image_dir"), own.get("image_dir"))
+    metadata_file = _place(reading, (*path, "metadata_file"), own.get("metadata_file"))
+    if folder is None and metadata_file and "image_dir" not in table:
+        folder = metadata_file.parent
+    lacks_metadata = metadata_file is None and "metadata_file" in table
+    return None if folder is None or lacks_metadata else _Source(folder, metadata_file)
+
+
+def _place(reading: _Reading, path: KeyPath, given: object) -> Path | None:
+    """Return a folder, or a metadata file, relative to where we are or else to the file."""
     if not isinstance(given, Path):
-        if not {"image_dir", "metadata_file"} & table.keys():
-            reading.object_to(path, "image_dir is missing", "add image_dir, a folder of pictures")
         return None
+    is_folder = path[-1] == "image_dir"
     candidates = dict.fromkeys(base / given for base in (Path.cwd(), reading.file.path.parent))
     for candidate in candidates:
-        if candidate.is_dir():
+        if candidate.is_dir() if is_folder else candidate.is_file():
             return candidate
     looked = " and ".join(str(candidate) for candidate in candidates)
-    problem = f"there is no folder {looked}"
-    reading.object_to((*path, "image_dir"), problem, "correct the path", here_only=True)
+    problem = f"there is no {'folder' if is_folder else 'file'} {looked}"
+    reading.object_to(path, problem, "correct the path", here_only=True)
     return None
 
 

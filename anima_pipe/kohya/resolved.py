@@ -81,5 +81,4 @@ class Resolved:
         )
 
     def _lacks(self, option: Option) -> bool:
-        served = [option.name, option.or_else] if option.or_else else [option.name]
-        return all(is_blank(self.value(name)) for name in served)
+        return all(is_blank(self.value(name)) for name in (option.name, *option.or_else))

@@ -95,8 +95,8 @@ class Option:
     """Commands that take it."""
     when_missing: str = ""
     """What to say where a command cannot do without it."""
-    or_else: str = ""
-    """An option that serves as well where this one is required."""
+    or_else: tuple[str, ...] = ()
+    """Options of which any serves as well where this one is required."""
     beside_file: bool = False
     """A relative path that is not there may be meant from the folder of the file that names it."""
 
@@ -122,7 +122,7 @@ class RowFields(TypedDict, total=False):
     status: Status
     commands: tuple[str, ...]
     when_missing: str
-    or_else: str
+    or_else: tuple[str, ...]
     beside_file: bool
 
 

@@ -63,8 +63,9 @@ def rule_warnings(resolved: Resolved) -> Iterator[str]:
     if resolved.given("max_train_epochs") and resolved.given("max_train_steps"):
         steps = resolved.written["max_train_steps"]
         yield f"{steps} has no effect beside max_train_epochs"
-    if resolved.given("dataset_config") and (folders := resolved.written.get("train_data_dir")):
-        yield f"{folders} has no effect beside dataset_config"
+    for name in ("train_data_dir", "in_json"):
+        if resolved.given("dataset_config") and resolved.given(name):
+            yield f"{resolved.written[name]} has no effect beside dataset_config"
 
 
 SEED_SHIFT = "anima_flow_shift"

@@ -14,11 +14,12 @@ from anima_pipe.records import PreviewPrompt
 
 
 def dataset_configs(options: Resolved) -> list[DatasetConfig]:
-    """Return the datasets of dataset_config, a file or a folder of pictures, or train_data_dir."""
+    """Return the datasets of dataset_config, or else of train_data_dir and in_json."""
     fallbacks = options.dataset_fallbacks()
     if path := options.value("dataset_config"):
         return load_dataset_config(path, fallbacks)
-    return load_training_folders(options.value("train_data_dir"), fallbacks)
+    folder, metadata_file = options.value("train_data_dir"), options.value("in_json")
+    return load_training_folders(folder, metadata_file, fallbacks)
 
 
 def cache_settings(options: Resolved) -> CacheSettings:

@@ -139,13 +139,6 @@ _SOURCES: Final = group(
     DATASET_GROUP,
     CACHING,
     *refused(
-        "metadata files are not supported yet",
-        "write captions into text files beside the pictures, and give the folder as "
-        "--dataset_config",
-        path("in_json", "Metadata file with captions."),
-        moot_with="dataset_config",
-    ),
-    *refused(
         "regularisation pictures are not supported yet",
         "remove it",
         path("reg_data_dir", "Folder of folders of regularisation pictures."),

@@ -119,7 +119,7 @@ _INPUT_AND_OUTPUT: Final = group(
         "dataset_config",
         "dataset.toml (or .json), or a folder of pictures with captions beside them.",
         beside_file=True,
-        or_else="train_data_dir",
+        or_else=("train_data_dir", "in_json"),
         commands=CACHING,
         when_missing="a dataset is required. Set --dataset_config to a dataset.toml or a folder "
         "of pictures.",
@@ -128,6 +128,12 @@ _INPUT_AND_OUTPUT: Final = group(
         "train_data_dir",
         "Folder of folders of pictures, named 10_subject: visits per epoch, and the caption of "
         "pictures without one; instead of dataset_config.",
+        commands=CACHING,
+    ),
+    path(
+        "in_json",
+        "Metadata file of pictures with captions, their paths relative to train_data_dir; instead "
+        "of dataset_config.",
         commands=CACHING,
     ),
     path(

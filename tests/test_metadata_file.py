@@ -1,0 +1,136 @@
+"""Kohya's metadata files: which pictures they mean, and with which captions."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from anima_pipe.buckets import BucketRules
+from anima_pipe.dataset import DatasetConfig, SubsetConfig
+from anima_pipe.errors import DataError
+from anima_pipe.source.captions import CaptionRules
+from anima_pipe.source.metadata_file import read_metadata_file
+from anima_pipe.survey import find_pictures, survey_captions, survey_pictures, uncaptioned
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    (folder / "deeper").mkdir(parents=True)
+    for name in ("a.png", "b.webp", "deeper/c.png", "unused.png"):
+        Image.new("RGB", (64, 64)).save(folder / name)
+    return folder
+
+
+def metadata(folder: Path, content: Any, name: str = "meta.json") -> Path:
+    file = folder.parent / name
+    file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return file
+
+
+def read(
+    folder: Path, content: Any, *, wildcards: bool = False, name: str = "meta.json"
+) -> dict[str, str | None]:
+    found = read_metadata_file(
+        metadata(folder, content, name), folder, separator=",", enable_wildcard=wildcards
+    )
+    return {picture.path.relative_to(folder).as_posix(): picture.caption for picture in found}
+
+
+def test_paths_are_found_with_and_without_suffix_absolute_and_relative(pictures):
+    content = {
+        "b": {"caption": "two"},
+        str(pictures / "a.png"): {"caption": "one"},
+        "deeper/c": {"caption": "three"},
+    }
+    assert read(pictures, content) == {"a.png": "one", "b.webp": "two", "deeper/c.png": "three"}
+
+
+def test_a_picture_saved_in_another_format_is_found_by_its_stem(pictures):
+    assert read(pictures, {"b.png": {"caption": "two"}}) == {"b.webp": "two"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "wildcards", "caption"),
+    [
+        ({"caption": "a fox"}, False, "a fox"),
+        ({"tags": "fox, snow"}, False, "fox, snow"),
+        ({"tags": ["fox", "snow"]}, False, "fox,snow"),
+        ({"caption": "a fox", "tags": "fox, snow"}, False, "a fox,fox, snow"),
+        ({"caption": "one\ntwo", "tags": "t"}, True, "one,t\ntwo,t"),
+        ({"caption": "one\n\n two ", "tags": "t\nu"}, True, "one,t,u\ntwo,t,u"),
+        ({"caption": "", "tags": ""}, False, None),
+        ({"train_resolution": [512, 512]}, False, None),
+    ],
+)
+def test_tags_follow_the_caption(pictures, entry, wildcards, caption):
+    assert read(pictures, {"a": entry}, wildcards=wildcards) == {"a.png": caption}
+
+
+def test_a_file_of_one_object_a_line_is_read_too(pictures):
+    lines = '{"image_path": "a.png", "caption": "one"}\n\n{"image_path": "b", "tags": "two"}\n'
+    assert read(pictures, lines, name="meta.jsonl") == {"a.png": "one", "b.webp": "two"}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "is not a metadata file"),
+        ({"a": "caption"}, "'a' has no object of its own"),
+        ({}, "describes no picture"),
+        (b"\xff", "is not UTF-8"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_named(pictures, content, problem):
+    file = pictures.parent / "meta.json"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        metadata(pictures, content)
+    with pytest.raises(DataError, match=problem):
+        read_metadata_file(file, pictures, separator=",", enable_wildcard=False)
+
+
+def test_a_missing_file_is_named(pictures):
+    with pytest.raises(DataError, match=r"cannot read .*nowhere\.json"):
+        read_metadata_file(Path("nowhere.json"), pictures, separator=",", enable_wildcard=False)
+
+
+def dataset(folder: Path, file: Path, **subset: Any) -> DatasetConfig:
+    buckets = BucketRules(
+        resolution=(64, 64),
+        min_bucket_reso=32,
+        max_bucket_reso=128,
+        bucket_reso_steps=32,
+        bucket_no_upscale=False,
+    )
+    config = SubsetConfig(image_dir=folder, metadata_file=file, **subset)
+    return DatasetConfig(subsets=(config,), buckets=buckets)
+
+
+def test_only_described_pictures_are_trained_with_their_captions(pictures):
+    file = metadata(pictures, {"a": {"caption": "one, two"}, "gone": {"caption": "three"}})
+    rules = CaptionRules(caption_prefix="sks")
+
+    found = find_pictures([dataset(pictures, file, captions=rules)])
+    survey = survey_pictures(found, caption_variants=None)
+
+    (sample,) = survey.samples
+    assert sample.captions == ("sks one, two",)
+    (skipped,) = survey.skipped
+    assert "gone" in skipped.name
+    assert survey_captions(found, caption_variants=None)[0] == ["", "sks one, two", "sks three"]
+
+
+def test_what_a_metadata_file_leaves_open_is_in_the_file_beside_or_the_class_tokens(pictures):
+    (pictures / "a.txt").write_text("beside")
+    file = metadata(pictures, {"a": {}, "b": {}})
+
+    named = find_pictures([dataset(pictures, file, class_tokens="class")])
+    assert survey_captions(named, caption_variants=None)[0] == ["", "beside", "class"]
+
+    (missing,) = uncaptioned(find_pictures([dataset(pictures, file)]))
+    assert missing.name.endswith("b.webp")
