@@ -92,14 +92,47 @@ def test_a_picture_written_just_now_is_read_again(pictures, cache):
     assert scan(pictures, cache) != before
 
 
-def test_pictures_that_come_and_go_are_remembered_and_forgotten(pictures, cache):
-    first = scan(pictures, cache)
+def memory_of(cache: Path) -> Path:
     (memory,) = (cache / "scan").iterdir()
-    whole = memory.read_bytes()
-    assert scan(pictures[1:], cache) == first[1:]
-    assert len(memory.read_bytes()) < len(whole)
-    assert scan(pictures, cache) == first
-    assert memory.read_bytes() == whole
+    return memory
+
+
+def test_pictures_that_are_gone_are_forgotten(pictures, cache):
+    scan(pictures, cache)
+    gone = pictures.pop()
+    gone.unlink()
+    pictures.append(draw(gone.with_name("other.png"), (0, 0, 9)))
+    scan(pictures, cache)
+    assert gone.name not in memory_of(cache).read_text()
+    assert "other.png" in memory_of(cache).read_text()
+
+
+def test_a_scan_of_some_pictures_does_not_forget_the_others(pictures, cache):
+    before = scan(pictures, cache)
+    touch(pictures[0])
+    scan(pictures[:2], cache)
+    for path in pictures[2:]:
+        replace_unnoticed(path)
+    assert scan(pictures, cache)[1:] == before[1:]
+
+
+def test_what_was_seen_before_an_interrupt_is_remembered(pictures, cache):
+    looked = scan_images(pictures, cache)
+    before = next(looked)
+    looked.close()
+    replace_unnoticed(pictures[0])
+    assert next(scan_images(pictures, cache)) == before
+
+
+def test_pictures_of_several_folders_may_come_in_any_order(pictures, cache, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    mixed = [p for path in pictures for p in (path, draw(other / path.name, (0, 0, 9)))]
+    before = scan(mixed, cache)
+    assert [image.path for image in before] == mixed
+    for path in mixed:
+        replace_unnoticed(path)
+    assert scan(mixed, cache) == before
 
 
 def damages(content: bytes) -> Iterator[bytes]:
@@ -113,20 +146,11 @@ def damages(content: bytes) -> Iterator[bytes]:
 @pytest.mark.parametrize("number", range(5))
 def test_a_damaged_memory_costs_reading_again_and_no_more(pictures, cache, number):
     before = scan(pictures, cache)
-    (memory,) = (cache / "scan").iterdir()
+    memory = memory_of(cache)
     whole = memory.read_bytes()
     memory.write_bytes(list(damages(whole))[number])
     assert scan(pictures, cache) == before
     assert memory.read_bytes() == whole
-
-
-def test_folders_do_not_share_a_memory(pictures, cache, tmp_path):
-    other = tmp_path / "other"
-    other.mkdir()
-    pictures.append(draw(other / "0.png", (200, 0, 0)))
-    first = scan(pictures, cache)
-    assert scan(pictures, cache) == first
-    assert len({image.content for image in first}) == len(pictures)
 
 
 def test_a_memory_that_cannot_be_written_is_done_without(pictures, cache):

@@ -12,10 +12,9 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -55,42 +54,70 @@ def scan_images(
     """Yield size and hash of each picture, in order, or what is wrong with it.
 
     Args:
-        paths: The pictures, those of a folder one after the other.
+        paths: The pictures.
         cache_dir: Where the memory of earlier scans is; None: nothing is remembered.
         rehash: Read every picture, even where nothing about the file has changed.
     """
-    with ThreadPoolExecutor(READING_THREADS) as threads:
-        for folder, members in groupby(paths, key=lambda path: path.parent):
-            memory = _memory_file(cache_dir, folder) if cache_dir else None
-            known = _read_memory(memory) if memory and not rehash else {}
-            seen: dict[str, Seen] = {}
-            tasks = list(_chunks(list(members)))
-            looked = threads.map(_look_at_all, tasks, [known] * len(tasks))
-            for path, found, stamp in (one for task in looked for one in task):
-                if isinstance(found, ImageFile) and stamp is not None:
-                    seen[path.name] = Seen(stamp, found.size, found.content)
-                yield found
-            if memory and seen != known:
-                _write_memory(memory, seen)
+    folders = dict.fromkeys(path.parent for path in paths) if cache_dir else ()
+    memories = {folder: _Memory(cache_dir, folder) for folder in folders if cache_dir}
+    try:
+        with ThreadPoolExecutor(READING_THREADS) as threads:
+            tasks = _chunks(paths)
+            for looks in threads.map(lambda task: _look_at_all(task, memories, rehash), tasks):
+                yield from looks
+    finally:
+        # Also when interrupted: hashing a large dataset again would take long.
+        for memory in memories.values():
+            memory.save()
 
 
-_Look: TypeAlias = tuple[Path, ImageFile | DataError, Stamp | None]
-"""A picture, what it is, and the stamp to remember it by; None: not to be remembered."""
+class _Memory:
+    """What is known of one folder's pictures."""
+
+    def __init__(self, cache_dir: Path, folder: Path) -> None:
+        # Of the absolute path: `pictures` means another folder from elsewhere.
+        name = hashlib.blake2b(os.fsencode(folder.absolute()), digest_size=8).hexdigest()
+        self._file = cache_dir / "scan" / f"{name}.json"
+        self._folder = folder
+        self._known = _read_memory(self._file)
+        self._news: dict[str, Seen] = {}
+
+    def recall(self, name: str, stamp: Stamp | None) -> Seen | None:
+        """Return what an earlier scan found, if the file is still the same."""
+        known = self._known.get(name)
+        return known if known and known.stamp == stamp else None
+
+    def note(self, name: str, seen: Seen) -> None:
+        """Remember a picture; several threads may do so."""
+        if self._known.get(name) != seen:
+            self._news[name] = seen
+
+    def save(self) -> None:
+        """Write it down if there is anything new, without pictures that are gone."""
+        if self._news:
+            whole = self._known | self._news
+            there = {name: seen for name, seen in whole.items() if _stamp(self._folder / name)}
+            _write_memory(self._file, there)
 
 
-def _look_at_all(paths: Iterable[Path], known: dict[str, Seen]) -> list[_Look]:
-    return [_look(path, known.get(path.name)) for path in paths]
+def _look_at_all(
+    paths: Iterable[Path], memories: Mapping[Path, _Memory], rehash: bool
+) -> list[ImageFile | DataError]:
+    return [_look(path, memories.get(path.parent), rehash) for path in paths]
 
 
-def _look(path: Path, known: Seen | None) -> _Look:
+def _look(path: Path, memory: _Memory | None, rehash: bool) -> ImageFile | DataError:
     before = _stamp(path)
-    if known and known.stamp == before:
-        return path, ImageFile(path=path, size=known.size, content=known.content), before
+    known = memory.recall(path.name, before) if memory and not rehash else None
+    if known:
+        return ImageFile(path=path, size=known.size, content=known.content)
     try:
         image = read_image_file(path)
     except DataError as error:
-        return path, error, None
-    return path, image, before if _is_settled(before) and _stamp(path) == before else None
+        return error
+    if memory and before and _is_settled(before) and _stamp(path) == before:
+        memory.note(path.name, Seen(before, image.size, image.content))
+    return image
 
 
 def _stamp(path: Path) -> Stamp | None:
@@ -101,19 +128,13 @@ def _stamp(path: Path) -> Stamp | None:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def _is_settled(stamp: Stamp | None) -> bool:
-    return stamp is not None and time.time_ns() - stamp[1] > SETTLED_SECONDS * 1e9
+def _is_settled(stamp: Stamp) -> bool:
+    return time.time_ns() - stamp[1] > SETTLED_SECONDS * 1e9
 
 
 def _chunks(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
     for start in range(0, len(paths), PICTURES_PER_TASK):
         yield paths[start : start + PICTURES_PER_TASK]
-
-
-def _memory_file(cache_dir: Path, folder: Path) -> Path:
-    # Of the absolute path: `pictures` means another folder from elsewhere.
-    name = hashlib.blake2b(os.fsencode(folder.absolute()), digest_size=8).hexdigest()
-    return cache_dir / "scan" / f"{name}.json"
 
 
 def _read_memory(file: Path) -> dict[str, Seen]:
