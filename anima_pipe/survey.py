@@ -201,7 +201,7 @@ def uncaptioned(pictures: Iterable[Picture]) -> list[Skipped]:
         if picture.subset.class_tokens is None:
             by_subset.setdefault(picture.subset, []).append(picture)
     for subset, members in by_subset.items():
-        without = [p for p in members if read_raw_caption(p) is None]
+        without = [p for p in members if _lacks_caption(p)]
         if len(without) == len(members):
             raise DataError(
                 f"none of the {len(members)} pictures in {subset.image_dir} has a caption file "
@@ -211,6 +211,14 @@ def uncaptioned(pictures: Iterable[Picture]) -> list[Skipped]:
         reason = f"no caption file ending in {subset.caption_extension}: the caption is empty"
         missing += [Skipped(name=str(p.path), reason=reason) for p in without]
     return missing
+
+
+def _lacks_caption(picture: Picture) -> bool:
+    """Tell whether there is none; one that cannot be read is not missing, it is left out."""
+    try:
+        return read_raw_caption(picture) is None
+    except DataError:
+        return False
 
 
 def read_raw_caption(picture: Picture) -> str | None:
