@@ -104,9 +104,10 @@ def test_a_text_file_is_refused(tmp_path):
     assert "safetensors" in problem_with(path)
 
 
-def test_a_missing_tensor_is_named(weights, write):
-    del weights["encoder.middle.1.proj.bias"]
-    assert "lacks encoder.middle.1.proj.bias" in problem_with(write(weights))
+@pytest.mark.parametrize("name", ["encoder.conv1.weight", "encoder.middle.1.proj.bias"])
+def test_a_missing_tensor_is_named(weights, write, name):
+    del weights[name]
+    assert f"lacks {name}" in problem_with(write(weights))
 
 
 def test_an_unexpected_tensor_is_named(weights, write):

@@ -34,11 +34,9 @@ _DIFFUSERS_NAMES = (
     (r"(middle\.[02]|samples\.\d+)\.conv2\.", r"\1.residual.6."),
     (r"\.conv_shortcut\.", ".shortcut."),
 )
-# Names that Wan's and diffusers' files have; the VAEs of Flux and Wan 2.2 have one each, not both.
-_MARKS = (
-    {"encoder.conv1.weight", "encoder.downsamples.0.residual.0.gamma"},
-    {"encoder.conv_in.weight", "encoder.down_blocks.0.norm1.gamma"},
-)
+# One name of each naming that no other model has: it tells the naming and the prefix.
+_NATIVE_MARK = "encoder.downsamples.0.residual.0.gamma"
+_DIFFUSERS_MARK = "encoder.down_blocks.0.norm1.gamma"
 _DIFFUSERS_STAGE = re.compile(r"^decoder\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.")
 # Mixing over time; with one frame the network never calls them.
 _TEMPORAL = re.compile(r"^(encoder\.down|decoder\.up)samples\.\d+\.time_conv\.(weight|bias)$")
@@ -105,7 +103,7 @@ def _by_native_names(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[st
     """Return the tensors that matter for pictures, without prefix, by Wan's names."""
     prefix = _prefix(path, tensors.keys())
     named = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    if "encoder.conv_in.weight" in named:
+    if _DIFFUSERS_MARK in named:
         stages = [match for name in named if (match := _DIFFUSERS_STAGE.match(name))]
         blocks = len({stage[3] for stage in stages if stage[2] == "resnets"})
         named = {native_name(name, blocks): tensor for name, tensor in named.items()}
@@ -114,7 +112,7 @@ def _by_native_names(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[st
 
 def _prefix(path: Path, names: AbstractSet[str]) -> str:
     for prefix in PREFIXES:
-        if any(names >= {prefix + name for name in marks} for marks in _MARKS):
+        if not names.isdisjoint({prefix + _NATIVE_MARK, prefix + _DIFFUSERS_MARK}):
             return prefix
     raise wrong_kind(path, WANTED, names)
 
@@ -142,7 +140,7 @@ def _read_config(path: Path, tensors: Mapping[str, torch.Tensor]) -> VaeConfig:
             f"Anima's has {LATENT_CHANNELS} and shrinks by {PIXELS_PER_LATENT}",
             "give the VAE of Wan 2.1, Qwen-Image or Anima's release",
         )
-    width = tensors["encoder.conv1.weight"].shape[0]
+    width = tensors[_NATIVE_MARK].numel()
     return VaeConfig(
         width=width,
         multipliers=tuple(widths[-1] // width for widths in stages),

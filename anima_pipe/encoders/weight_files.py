@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from anima_pipe.errors import CheckpointError
 
@@ -27,6 +30,7 @@ _KINDS = (
     ("self_attn.q_norm", "a Qwen3 language model"),
     ("self_attn.q_proj", "a language model"),
 )
+_REMEDY = "give the file of the release, whole and not converted by another program"
 LISTED_NAMES = 4
 """How many tensors an error names before it says how many more there are."""
 
@@ -43,10 +47,6 @@ def mapped_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} does not exist", "check the path")
     if path.suffix in {".pth", ".pt", ".ckpt"}:
         return _unpickled(path)
-    # Not at the top: the names alone cost nothing, torch's loader of files does.
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -101,12 +101,7 @@ def listed(names: Collection[str]) -> str:
     return f"{first} and {more} more" if more > 0 else first
 
 
-_REMEDY = "give the file of the release, whole and not converted by another program"
-
-
 def _unpickled(path: Path) -> dict[str, torch.Tensor]:
-    from pickle import UnpicklingError
-
     try:
         # weights_only refuses anything that could run code.
         loaded: object = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
