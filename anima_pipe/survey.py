@@ -17,9 +17,10 @@ from anima_pipe.dataset import DatasetConfig, SubsetConfig
 from anima_pipe.errors import DataError
 from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, Skipped
 from anima_pipe.shards.keys import latent_key
-from anima_pipe.source.caption_files import read_caption
+from anima_pipe.source.caption_files import read_caption, read_json_caption
 from anima_pipe.source.captions import CaptionRules, render_caption
 from anima_pipe.source.images import find_images
+from anima_pipe.source.json_captions import GroupedCaption
 from anima_pipe.source.metadata_file import read_metadata_file
 from anima_pipe.source.scan import scan_images
 
@@ -221,18 +222,20 @@ def _lacks_caption(picture: Picture) -> bool:
         return False
 
 
-def read_raw_caption(picture: Picture) -> str | None:
+def read_raw_caption(picture: Picture) -> GroupedCaption | str | None:
     """Return the caption of a metadata file or of the file beside it, else the class tokens.
 
     Raises:
-        DataError: The file is not UTF-8.
+        DataError: The file is not UTF-8, or is to be JSON and is not.
     """
     if picture.caption is not None:
         return picture.caption
-    subset = picture.subset
-    raw = read_caption(
-        picture.path, subset.caption_extension, enable_wildcard=subset.captions.enable_wildcard
-    )
+    subset, extension = picture.subset, picture.subset.caption_extension
+    if extension.lower().endswith(".json"):
+        raw = read_json_caption(picture.path, extension)
+    else:
+        wildcards = subset.captions.enable_wildcard
+        raw = read_caption(picture.path, extension, enable_wildcard=wildcards)
     return subset.class_tokens if raw is None else raw
 
 
@@ -249,13 +252,15 @@ def picture_captions(picture: Picture, variants: int | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_variant(raw, rules, index) for index in range(variants)))
 
 
-def _variant(raw: str, rules: CaptionRules, index: int) -> str:
+def _variant(raw: GroupedCaption | str, rules: CaptionRules, index: int) -> str:
     """Render one variant of a caption.
 
     It is drawn from the caption and the variant's number alone, so that runs with other seeds
     find their texts in the cache.
     """
     rng = random.Random(f"{index}\x1f{raw}")  # noqa: S311 - not a secret
+    if isinstance(raw, GroupedCaption):
+        return raw.render(rules, rng)
     return render_caption(raw, rules, rng=rng)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from anima_pipe.errors import DataError
+from anima_pipe.source.json_captions import GroupedCaption, parse_json_caption
 
 FACE_NUMBERS = 4
 """A face crop is named <name>_<centre x>_<centre y>_<width>_<height>; captions say <name> only."""
@@ -34,6 +35,18 @@ def read_caption(image: Path, extension: str, *, enable_wildcard: bool) -> str |
             lines = [line.strip() for line in _read_text(candidate).split("\n")]
             lines = [line for line in lines if line]
             return "\n".join(lines if enable_wildcard else lines[:1])
+    return None
+
+
+def read_json_caption(image: Path, extension: str) -> GroupedCaption | str | None:
+    """Read the caption of a picture from the JSON file beside it; None if there is none.
+
+    Raises:
+        DataError: The file is not JSON in UTF-8, cannot be read, or holds no caption.
+    """
+    for candidate in _candidates(image, extension):
+        if candidate.is_file():
+            return parse_json_caption(_read_text(candidate), f"caption file {candidate}")
     return None
 
 

@@ -89,7 +89,8 @@ _CAPTIONS: Final = group(
     CACHING,
     text(
         "caption_extension",
-        "Ending of the caption file beside each picture.",
+        "Ending of the caption file beside each picture; .json holds captions by category, as "
+        "other trainers for Anima write them.",
         default=".txt",
         default_note="The seed's; Kohya's own .caption is seldom what people have.",
         aliases=("caption_extention",),

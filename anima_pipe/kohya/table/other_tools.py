@@ -23,7 +23,7 @@ _LORA_SCRIPTS: Final[Mapping[str, str]] = {
     "lora_type": "set network_module to networks.lora_anima or networks.lokr_anima",
     "lycoris_algo": "set network_module to networks.lora_anima or networks.lokr_anima",
     "lokr_factor": 'write network_args = ["lokr_factor=8"]',
-    "prefer_json_caption": "set caption_extension",
+    "prefer_json_caption": 'set caption_extension to ".json"',
     "enable_preview": "set sample_prompts and sample_every_n_steps",
     "positive_prompts": "write the prompt into the file of sample_prompts",
     "negative_prompts": "write it behind --n in the file of sample_prompts",
