@@ -56,7 +56,10 @@ class ProgressBar:
         if moment.loss is not None:
             self._bar.set_postfix(epoch=moment.epoch, loss=f"{self._loss.add(moment.loss):.4f}")
             self._bar.update()
-        if moment.is_last:
+
+    def close(self) -> None:
+        """Leave the bar as it stands, and what follows to the next line."""
+        if self._bar is not None:
             self._bar.close()
 
 
@@ -95,5 +98,7 @@ class TensorBoardLog:
         add("epoch", moment.epoch, moment.step)
         for group, rate in moment.learning_rates.items():
             add(f"lr/{group}", rate, moment.step)
-        if moment.is_last:
-            self._writer.close()
+
+    def close(self) -> None:
+        """Write what is still held back."""
+        self._writer.close()

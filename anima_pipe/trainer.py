@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from datetime import timedelta
+from typing import Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, broadcast
+from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs, broadcast
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -35,6 +36,19 @@ class Hook(Protocol):
 
     def at(self, moment: Moment) -> None:
         """Act; called when it is due, on the main process alone."""
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """A hook that has something to put away when the run ends, be it by an error."""
+
+    def close(self) -> None:
+        """Put it away."""
+        ...
+
+
+PATIENCE = timedelta(days=7)
+"""How long a process waits for another: one may encode a large dataset, or draw previews."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +77,7 @@ def start_accelerate(mixed_precision: str, *, cpu: bool = False) -> Accelerator:
     return Accelerator(
         mixed_precision=mixed_precision,
         cpu=cpu,
-        kwargs_handlers=[AutocastKwargs(enabled=False)],
+        kwargs_handlers=[AutocastKwargs(enabled=False), InitProcessGroupKwargs(timeout=PATIENCE)],
     )
 
 
@@ -123,6 +137,14 @@ class Trainer:
 
     def run(self, steps_done: int = 0) -> Moment:
         """Train on to the planned number of steps, or until stopped; return where that ended."""
+        try:
+            return self._run(steps_done)
+        finally:
+            for hook in self.hooks:
+                if isinstance(hook, Closing):
+                    hook.close()
+
+    def _run(self, steps_done: int) -> Moment:
         self.module.train()
         moment = self._tell(steps_done)
         for window in self.batches.starting_at(steps_done):
