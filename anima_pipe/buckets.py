@@ -6,8 +6,9 @@ half up, so does this module, in the same order: an exact fraction would break t
 
 from __future__ import annotations
 
+import random
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isqrt, sqrt
 
@@ -102,6 +103,24 @@ def choose_bucket(rules: BucketRules, *, image_size: tuple[int, int]) -> BucketC
         resized = _covering(bucket, image_size)
     left, top = ((whole - part) // 2 for whole, part in zip(resized, bucket, strict=True))
     return BucketChoice(bucket=bucket, resized=resized, crop=(left, top))
+
+
+def random_crops(choice: BucketChoice, count: int, *, seed: str) -> tuple[BucketChoice, ...]:
+    """Return a picture's choice with crops at random places instead of the middle.
+
+    Args:
+        choice: With any crop.
+        count: Places to draw, at least 1. The first ones do not depend on how many follow.
+        seed: Of the draws: the same for the same picture, so that its latents are found again.
+
+    Returns:
+        At most `count` choices, each once; a single one where nothing is cut off.
+    """
+    rng = random.Random(f"crop\x1f{seed}")  # noqa: S311 - not a secret
+    # As in Kohya, every place is equally likely, both edges among them.
+    slack = [whole - part for whole, part in zip(choice.resized, choice.bucket, strict=True)]
+    crops = [(rng.randint(0, slack[0]), rng.randint(0, slack[1])) for _ in range(count)]
+    return tuple(replace(choice, crop=crop) for crop in dict.fromkeys(crops))
 
 
 def predefined_buckets(rules: BucketRules) -> tuple[tuple[int, int], ...]:

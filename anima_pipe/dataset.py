@@ -25,6 +25,8 @@ class SubsetConfig:
     captions: CaptionRules = field(default_factory=CaptionRules)
     flip_aug: bool = False
     """Train on the mirrored picture too, with probability one half per visit."""
+    random_crop: bool = False
+    """Crop at one of several places instead of the middle, another one at every visit."""
     resize_interpolation: str | None = None
     """Resampling filter by Kohya's name; None: area to shrink, lanczos to enlarge."""
 

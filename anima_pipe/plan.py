@@ -25,7 +25,7 @@ class PlannedSample:
 
     name: str
     latents: tuple[str, ...]
-    """Keys of its orientations; one is drawn per visit."""
+    """Keys of its crops and orientations; one is drawn per visit."""
     texts: tuple[str, ...]
     """Keys of its caption variants; one is drawn per visit."""
     group: tuple[int, int, int]
@@ -34,6 +34,8 @@ class PlannedSample:
     repeats: int
     dropout_rate: float
     dropout_every_n_epochs: int
+    crops: int = 1
+    """How many crops the latents are of, each in as many orientations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,10 +111,12 @@ def describe(plan: Plan) -> list[str]:
     visits = sum(sample.repeats for sample in plan.samples)
     buckets = Counter(sample.group[1:] for sample in plan.samples)
     variants = sum(len(sample.texts) for sample in plan.samples)
-    mirrored = sum(len(sample.latents) > 1 for sample in plan.samples)
+    mirrored = sum(len(sample.latents) > sample.crops for sample in plan.samples)
+    crops = sum(sample.crops for sample in plan.samples if sample.crops > 1)
     lines = [
         f"images      {len(plan.samples)}, {visits} visits per epoch"
-        + (f", {mirrored} also mirrored" if mirrored else ""),
+        + (f", {mirrored} also mirrored" if mirrored else "")
+        + (f", {crops} random crops" if crops else ""),
         f"captions    {variants} variants",
         f"batches     {plan.batches_per_epoch()} per epoch",
     ]
@@ -132,6 +136,7 @@ def _planned(sample: Sample, survey: Survey) -> PlannedSample:
         repeats=subset.num_repeats,
         dropout_rate=subset.captions.caption_dropout_rate,
         dropout_every_n_epochs=subset.captions.caption_dropout_every_n_epochs,
+        crops=len(sample.latent_keys) // (2 if subset.flip_aug else 1),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from anima_pipe.buckets import choose_bucket
+from anima_pipe.buckets import choose_bucket, random_crops
 from anima_pipe.dataset import DatasetConfig, SubsetConfig
 from anima_pipe.errors import DataError
 from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, Skipped
@@ -47,7 +47,7 @@ class Sample:
     image: ImageFile
     choice: BucketChoice
     latent_keys: tuple[str, ...]
-    """One per orientation: as it is, and mirrored where flip_aug asks for it."""
+    """One per crop and orientation: as it is, and mirrored where flip_aug asks for it."""
     captions: tuple[str, ...]
     """Distinct final texts, one of which is drawn per visit; empty where they were not read."""
 
@@ -121,6 +121,7 @@ def survey_pictures(
     pictures: Sequence[Picture],
     *,
     caption_variants: int | None,
+    crop_variants: int = 1,
     cache_dir: Path | None = None,
     rehash: bool = False,
 ) -> Survey:
@@ -130,6 +131,7 @@ def survey_pictures(
         pictures: From `find_pictures`.
         caption_variants: Texts per caption; None: 1 where nothing varies, else 8; 0: captions are
             not read.
+        crop_variants: Crops per picture where random_crop asks for them.
         cache_dir: Where earlier scans are remembered; pictures that have not changed since are not
             read again. None: nothing is remembered.
         rehash: Read every picture nevertheless.
@@ -154,7 +156,7 @@ def survey_pictures(
         except DataError as error:
             skipped.append(Skipped(name=str(picture.path), reason=error.problem))
             continue
-        requests = _latent_requests(picture.subset, image, choice)
+        requests = _latent_requests(picture.subset, image, choice, crop_variants)
         latents.update((request.key, request) for request in requests)
         keys = tuple(request.key for request in requests)
         samples.append(
@@ -265,8 +267,13 @@ def _variant(raw: GroupedCaption | str, rules: CaptionRules, index: int) -> str:
 
 
 def _latent_requests(
-    subset: SubsetConfig, image: ImageFile, choice: BucketChoice
+    subset: SubsetConfig, image: ImageFile, centred: BucketChoice, crop_variants: int
 ) -> list[LatentRequest]:
+    choices = (
+        random_crops(centred, crop_variants, seed=image.content)
+        if subset.random_crop
+        else (centred,)
+    )
     orientations = (False, True) if subset.flip_aug else (False,)
     interpolation = subset.resize_interpolation
     return [

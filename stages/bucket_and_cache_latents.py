@@ -18,7 +18,7 @@ from anima_pipe.kohya.resolved import Resolved
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentSummary:
-    """Counts of latents; with flip_aug a picture has two."""
+    """Counts of latents; with flip_aug or random_crop a picture has several."""
 
     encoded: int
     reused: int
@@ -49,6 +49,7 @@ def run(options: Resolved) -> LatentSummary:
     survey = survey_pictures(
         find_pictures(dataset_configs(options)),
         caption_variants=0,
+        crop_variants=options.value("crop_variants"),
         cache_dir=settings.cache.folder,
         rehash=options.value("rehash"),
     )

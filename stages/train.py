@@ -101,6 +101,7 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Pla
     survey = survey_pictures(
         pictures,
         caption_variants=data.caption_variants,
+        crop_variants=data.crop_variants,
         cache_dir=data.cache.folder,
         rehash=data.rehash,
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import anima_pipe
+from commands import anima_pipe, write_dataset
 
 from anima_pipe.errors import CacheError
 from anima_pipe.shards import open_cache
@@ -109,3 +109,19 @@ def test_an_environment_that_makes_no_sense_is_an_error(data, monkeypatch, numbe
     ended = anima_pipe("encode-text", **data)
     assert ended.code == 2
     assert f"RANK={number} of WORLD_SIZE={processes}" in ended.said
+
+
+def test_random_crops_are_cached_as_latents_of_their_own(pictures, tmp_path):
+    # Areas whose sides fit the pictures' aspect badly, so that there is something to cut off.
+    dataset = write_dataset(tmp_path / "dataset.toml", pictures, random_crop=True)
+    dataset.write_text(dataset.read_text().replace("enable_bucket = true", "enable_bucket = false"))
+    data: Options = {"dataset_config": dataset, "cache_dir": tmp_path / "cache"}
+    two, _ = run("cache-latents", data, crop_variants=2)
+    three, _ = run("cache-latents", data, crop_variants=3)
+    assert three["reused"] == two["encoded"]
+    latents = open_cache(tmp_path / "cache").latents
+    crops = [(latents.metadata(key)["image"], *latents.metadata(key)["crop"]) for key in latents]
+    assert len(set(crops)) == len(latents) == two["encoded"] + three["encoded"]
+    assert len({image for image, *_ in crops}) < two["encoded"]
+    nothing, _ = run("cache-latents", data, crop_variants=3)
+    assert (nothing["encoded"], nothing["reused"]) == (0, len(latents))

@@ -68,6 +68,7 @@ keep_tokens = 3
   [[datasets.subsets]]
   image_dir = "a"
   flip_aug = true
+  random_crop = true
   resize_interpolation = "box"
 """
 
@@ -91,6 +92,7 @@ def test_keys_are_inherited_from_general_and_from_the_dataset(folders):
     (again,) = second.subsets
     assert again.captions.keep_tokens == 3
     assert again.flip_aug
+    assert again.random_crop
     assert again.resize_interpolation == "area"
     assert {subset.caption_extension for subset in (dogs, cats, again)} == {".caption"}
 
@@ -226,7 +228,6 @@ def test_a_folder_that_is_not_here_may_lie_beside_the_file(folders):
         ("datasets = [{ resolution = 512, subsets = [{}] }]", ["image_dir is missing"]),
         (one(subset="is_reg = true"), ["is_reg: is refused: regularisation pictures"]),
         (one(subset="alpha_mask = true"), ["alpha_mask: is refused: masks"]),
-        (one(subset="random_crop = true"), ["random_crop: is refused"]),
         (one(subset="color_aug = true"), ["cannot be cached"]),
         (one(subset="face_crop_aug_range = [1.0, 3.0]"), ["face_crop_aug_range: is refused"]),
         (one("resolution = 512, validation_split = 0.1"), ["validation_split: is refused"]),

@@ -15,7 +15,7 @@ from anima_pipe.errors import CacheError, DataError
 from anima_pipe.plan import EMPTY_CAPTION, Plan, PlannedSample, describe, make_plan
 from anima_pipe.shards.keys import text_key
 from anima_pipe.source.captions import CaptionRules
-from anima_pipe.survey import find_pictures, survey_captions, survey_pictures, uncaptioned
+from anima_pipe.survey import Survey, find_pictures, survey_captions, survey_pictures, uncaptioned
 
 RULES = BucketRules(
     resolution=(64, 64), min_bucket_reso=32, max_bucket_reso=128, bucket_reso_steps=16
@@ -37,12 +37,16 @@ def dataset(folder: Path, batch_size: int = 2, **subset: object) -> DatasetConfi
     )
 
 
-def surveyed(*datasets: DatasetConfig):
-    return survey_pictures(find_pictures(datasets), caption_variants=None)
+def surveyed(*datasets: DatasetConfig, crop_variants: int = 1) -> Survey:
+    pictures = find_pictures(datasets)
+    return survey_pictures(pictures, caption_variants=None, crop_variants=crop_variants)
 
 
 def planned(*datasets: DatasetConfig, seed: int = 0) -> Plan:
-    survey = surveyed(*datasets)
+    return planned_of(surveyed(*datasets), seed)
+
+
+def planned_of(survey: Survey, seed: int = 0) -> Plan:
     texts = [text_key(caption) for caption in survey.captions]
     return make_plan(survey, survey.latents, texts, seed=seed)
 
@@ -90,6 +94,45 @@ def test_a_mirrored_picture_has_two_latents_and_both_are_drawn(folder):
     assert all(len(sample.latents) == 2 for sample in plan.samples)
     seen = {v.latent for e in range(16) for batch in plan.epoch(e) for v in batch}
     assert seen == {key for sample in plan.samples for key in sample.latents}
+
+
+def test_a_picture_cropped_at_random_has_several_latents_of_its_bucket_and_all_are_drawn(folder):
+    survey = surveyed(dataset(folder, random_crop=True), crop_variants=4)
+    tall = next(sample for sample in survey.samples if sample.picture.path.name == "4.png")
+    crops = [survey.latents[key].choice for key in tall.latent_keys]
+    assert len({choice.crop for choice in crops}) == len(crops) > 1
+    for choice in crops:
+        assert (choice.bucket, choice.resized) == (tall.choice.bucket, tall.choice.resized)
+        for start, part, whole in zip(choice.crop, choice.bucket, choice.resized, strict=True):
+            assert 0 <= start <= whole - part
+    plan = planned_of(survey)
+    seen = {v.latent for e in range(40) for batch in plan.epoch(e) for v in batch}
+    assert seen == set(survey.latents)
+    assert "random crops" in "\n".join(describe(plan))
+    assert "mirrored" not in "\n".join(describe(plan))
+
+
+def test_more_crops_need_only_the_new_ones_encoded(folder):
+    few, many = (
+        set(surveyed(dataset(folder, random_crop=True), crop_variants=n).latents) for n in (2, 5)
+    )
+    assert few < many
+
+
+def test_a_picture_of_which_nothing_is_cut_off_has_one_crop(folder):
+    survey = surveyed(dataset(folder, random_crop=True), crop_variants=4)
+    square = next(sample for sample in survey.samples if sample.picture.path.name == "0.png")
+    assert square.latent_keys == surveyed(dataset(folder)).samples[0].latent_keys
+
+
+def test_crops_are_mirrored_too(folder):
+    survey = surveyed(dataset(folder, random_crop=True, flip_aug=True), crop_variants=3)
+    requests = list(survey.latents.values())
+    assert {(r.choice.crop, r.image.path) for r in requests if r.flipped} == {
+        (r.choice.crop, r.image.path) for r in requests if not r.flipped
+    }
+    text = "\n".join(describe(planned_of(survey)))
+    assert "5 also mirrored" in text
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])

@@ -151,6 +151,7 @@ def _needed(
         survey = survey_pictures(
             find_pictures(dataset_configs(options)),
             caption_variants=options.value("caption_variants"),
+            crop_variants=options.value("crop_variants"),
             cache_dir=cache_dir,
         )
         if survey.skipped:

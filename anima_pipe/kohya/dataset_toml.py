@@ -321,6 +321,7 @@ def _subset(
             class_tokens=_value("class_tokens", levels),
             captions=CaptionRules(**captions),
             flip_aug=_value("flip_aug", levels),
+            random_crop=_value("random_crop", levels),
             resize_interpolation=_value("resize_interpolation", levels),
         )
     except ConfigError as error:

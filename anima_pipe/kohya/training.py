@@ -60,6 +60,7 @@ class DataSettings:
     fills_gaps: bool
     """Whether what the caches lack is encoded first; else it is an error."""
     caption_variants: int | None
+    crop_variants: int
     rehash: bool
     """Whether pictures are read again although nothing about their files has changed."""
     strict: bool
@@ -203,6 +204,7 @@ def _data(options: Resolved) -> DataSettings:
         text=settings.text_settings(options) if knows_text else None,
         fills_gaps=fills_gaps,
         caption_variants=options.value("caption_variants"),
+        crop_variants=options.value("crop_variants"),
         rehash=options.value("rehash"),
         strict=options.value("strict"),
     )

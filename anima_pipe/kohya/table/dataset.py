@@ -60,6 +60,7 @@ _PICTURES: Final = group(
     ),
     flag("bucket_no_upscale", "Leave pictures smaller than the resolution at their own size."),
     flag("flip_aug", "Show each picture mirrored at half of its visits."),
+    flag("random_crop", "Crop at random places instead of the middle, crop_variants of them."),
     text(
         "resize_interpolation",
         "Resampling filter; not set: area to shrink, lanczos to enlarge.",
@@ -72,9 +73,8 @@ _PICTURES: Final = group(
         flag("color_aug", "Shift hue or gamma at random."),
     ),
     *refused(
-        "crops that differ between visits are not supported yet",
-        "remove it; pictures are cropped around their middle",
-        flag("random_crop", "Crop at a random place instead of the middle."),
+        "crops around faces are not supported yet",
+        "remove it; pictures are cropped around their middle, or use random_crop",
         text("face_crop_aug_range", "Crop around a face that the file's name locates."),
     ),
     *refused(
@@ -215,6 +215,12 @@ _CACHES: Final = group(
         "Different renderings cached of each caption; not set: 1 where nothing varies, else 8.",
         minimum=1,
         commands=(TEXT, TRAIN, ALL),
+    ),
+    integer(
+        "crop_variants",
+        "Crops cached of each picture where random_crop is set.",
+        default=4,
+        minimum=1,
     ),
     flag(
         "rehash",
