@@ -74,6 +74,11 @@ def setup_messages(*, verbose: bool = False) -> None:
     LOGGER.propagate = False
 
 
+def speak_of_errors_only() -> None:
+    """Leave messages to the first of several processes that would all say the same."""
+    LOGGER.setLevel(logging.ERROR)
+
+
 def say(message: str) -> None:
     """Tell the user something worth a line."""
     LOGGER.info(message)
@@ -134,6 +139,29 @@ def choose_device(wanted: str = "auto") -> torch.device:
             f"device {wanted!r} cannot be used: {reason}", "leave --device at auto, or use cpu"
         ) from error
     return device
+
+
+def claim_device(wanted: str) -> None:
+    """Make a GPU that is asked for by its number the one that accelerate takes.
+
+    Raises:
+        ConfigError: The device asked for is not there, or several processes would share it.
+    """
+    if wanted in ("auto", "cpu"):
+        return
+    import torch
+
+    device = choose_device(wanted)
+    if not wanted.startswith("cuda:"):
+        return
+    processes = launched_rank().processes
+    if processes > 1:
+        raise ConfigError(
+            f"device {wanted!r} names one GPU for {processes} processes",
+            "leave --device at auto: each process takes its own; --gpu_ids of accelerate launch "
+            "chooses among them",
+        )
+    torch.cuda.set_device(device)
 
 
 def _own_gpu(gpus: int) -> int:

@@ -55,17 +55,22 @@ def run(options: Resolved) -> TrainSummary:
     from anima_pipe.interrupts import stop_request
     from anima_pipe.kohya.model_files import with_tokenizer
     from anima_pipe.kohya.training import train_settings
+    from anima_pipe.runtime import claim_device, speak_of_errors_only
     from anima_pipe.tracking import loss_ends
     from anima_pipe.trainer import agree_on_seed, start_accelerate
 
     started = time.monotonic()
     if options.value("auto_cache"):
         options = with_tokenizer(options).options
+    claim_device(options.value("device"))
     accelerator = start_accelerate(
         options.value("mixed_precision"), cpu=options.value("device") == "cpu"
     )
+    if not accelerator.is_main_process:
+        speak_of_errors_only()
     settings = train_settings(options, agree_on_seed(accelerator))
     make_folder(settings.save.folder)
+    check_model_files(settings)
     plan, cache = prepare_data(settings, accelerator)
     batches = prepare_batches(settings, plan, cache, accelerator)
     transformer, adapter = prepare_model(settings.model, accelerator.device)
@@ -74,6 +79,7 @@ def run(options: Resolved) -> TrainSummary:
     states = prepare_states(settings, trainer, adapter)
     with stop_request() as trainer.should_stop:
         end = trainer.run(resume_if_asked(settings, states, trainer))
+    accelerator.end_training()
     first_loss, final_loss = loss_ends(trainer.losses)
     return TrainSummary(
         steps=end.step,
@@ -84,6 +90,26 @@ def run(options: Resolved) -> TrainSummary:
         contact_sheet=str(previews.sheet_path) if previews else None,
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def check_model_files(settings: TrainSettings) -> None:
+    """Find out in seconds, not after hours of encoding, that a file is missing or another one.
+
+    Raises:
+        CheckpointError: It is.
+    """
+    from anima_pipe.adapters.files import read_adapter_file
+    from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
+    from anima_pipe.model import read_transformer_config
+
+    read_transformer_config(settings.model.transformer)
+    started_from = [settings.model.start_from] if settings.model.start_from else []
+    for adapter in (*started_from, *(path for path, _ in settings.model.base_weights)):
+        read_adapter_file(adapter)
+    if latents := settings.data.latents:
+        vae_fingerprint(latents.vae)
+    if text := settings.data.text:
+        text_fingerprint(text.qwen, text.t5_tokenizer_dir)
 
 
 def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Plan, Cache]:
@@ -112,7 +138,8 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Pla
         # The first process fills the caches; the others wait, and find nothing missing.
         with accelerator.main_process_first():
             latents = fill_latents(survey.latents, data.latents)
-            texts = fill_text([*survey.captions, *prompt_texts(prompts)], data.text)
+            wanted = dict.fromkeys([*survey.captions, *prompt_texts(prompts)])
+            texts = fill_text(list(wanted), data.text)
         report_fill("latents", latents)
         report_fill("texts", texts)
         survey = survey.without(latents.failed)
