@@ -286,5 +286,6 @@ def _latent_requests(
             flipped=flipped,
             interpolation=interpolation,
         )
+        for choice in choices
         for flipped in orientations
     ]
