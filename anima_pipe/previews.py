@@ -93,8 +93,8 @@ class Previews:
     def due(self, moment: Moment) -> bool:
         """Tell whether previews are due."""
         config = self.config
-        if moment.step == 0:
-            return config.at_first
+        if not moment.after_step:
+            return config.at_first and moment.step == 0
         return moment.is_last or moment.falls_on(config.every_n_steps, config.every_n_epochs)
 
     def at(self, moment: Moment) -> None:

@@ -127,9 +127,14 @@ class Moment:
     stopping: bool = False
     """The run was asked to stop after this step."""
 
+    @property
+    def after_step(self) -> bool:
+        """Whether a step was just done; not so before the first one of a run or a resumption."""
+        return self.loss is not None
+
     def falls_on(self, every_n_steps: int | None, every_n_epochs: int | None) -> bool:
         """Tell whether something due every so many steps or epochs is due now."""
-        if self.step == 0:
+        if not self.after_step:
             return False
         by_step = bool(every_n_steps) and self.step % every_n_steps == 0
         by_epoch = bool(every_n_epochs) and self.ends_epoch and self.epoch % every_n_epochs == 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -12,6 +13,7 @@ from typing import Final, Protocol
 import torch
 
 from anima_pipe.adapters import Adapter, save_adapter
+from anima_pipe.adapters.files import check_style
 from anima_pipe.records import Moment
 
 
@@ -46,13 +48,29 @@ EPOCH: Final = r"-(\d{6})"
 
 
 class Saver:
-    """The hook that saves the adapter when it is due, and at the end."""
+    """The hook that saves the adapter when it is due, and at the end.
+
+    Args:
+        adapter: What is saved.
+        config: Where, how and when.
+        weights: Puts other weights in place while the file is written, such as an average.
+
+    Raises:
+        ConfigError: The style cannot express the adapter.
+    """
 
     reads_weights = True
 
-    def __init__(self, adapter: Adapter, config: SaveConfig) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        config: SaveConfig,
+        weights: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        check_style(adapter, config.style)
         self.adapter = adapter
         self.config = config
+        self.weights = weights
 
     def due(self, moment: Moment) -> bool:
         """Tell whether a file is due."""
@@ -74,13 +92,14 @@ class Saver:
     def _save(self, path: Path, moment: Moment) -> None:
         place = {"ss_steps": str(moment.step), "ss_epoch": str(moment.epoch)}
         metadata = {**self.config.metadata, **place}
-        save_adapter(
-            self.adapter,
-            path,
-            style=self.config.style,
-            dtype=self.config.dtype,
-            metadata=metadata,
-        )
+        with self.weights():
+            save_adapter(
+                self.adapter,
+                path,
+                style=self.config.style,
+                dtype=self.config.dtype,
+                metadata=metadata,
+            )
 
 
 class Rotation(Protocol):

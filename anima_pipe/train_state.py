@@ -92,7 +92,7 @@ class StateSaver:
     def due(self, moment: Moment) -> bool:
         """Tell whether a state is due."""
         config = self.config
-        if moment.step == 0:
+        if not moment.after_step:
             return False
         if moment.is_last:
             return config.at_end or moment.stopping

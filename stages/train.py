@@ -8,7 +8,7 @@ Costs   the transformer's memory in the run's precision, plus the adapter and it
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from anima_pipe.cli.stage_command import stage_command
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from anima_pipe.adapters import Adapter
     from anima_pipe.batches import Batches
+    from anima_pipe.ema import Ema
     from anima_pipe.kohya.training import ModelSettings, TrainSettings
     from anima_pipe.model import AnimaTransformer
     from anima_pipe.plan import Plan
@@ -76,7 +77,7 @@ def run(options: Resolved) -> TrainSummary:
     transformer, adapter = prepare_model(settings.model, accelerator.device)
     previews = prepare_previews(settings, transformer, cache, accelerator.device)
     trainer = prepare_trainer(settings, batches, transformer, adapter, previews, accelerator)
-    states = prepare_states(settings, trainer, adapter)
+    states = prepare_states(settings, trainer, adapter, prepare_ema(settings, trainer, adapter))
     with stop_request() as trainer.should_stop:
         end = trainer.run(resume_if_asked(settings, states, trainer))
     accelerator.end_training()
@@ -276,7 +277,23 @@ def prepare_trainer(
     )
 
 
-def prepare_states(settings: TrainSettings, trainer: Trainer, adapter: Adapter) -> StateSaver:
+def prepare_ema(settings: TrainSettings, trainer: Trainer, adapter: Adapter) -> Ema | None:
+    """Add the hooks that keep and save the adapter's average, where it is asked for."""
+    from anima_pipe.ema import Ema
+    from anima_pipe.saving import Saver
+
+    if settings.ema_decay is None:
+        return None
+    ema = Ema(adapter, settings.ema_decay)
+    beside = replace(settings.save, name=f"{settings.save.name}-ema")
+    # First: what is saved in a step includes that step.
+    trainer.hooks[:0] = [ema, Saver(adapter, beside, ema.in_place)]
+    return ema
+
+
+def prepare_states(
+    settings: TrainSettings, trainer: Trainer, adapter: Adapter, ema: Ema | None
+) -> StateSaver:
     """Add the hook that saves the run's state; return it."""
     from anima_pipe.kohya.identity import made_with
     from anima_pipe.train_state import RunParts, StateSaver
@@ -284,6 +301,8 @@ def prepare_states(settings: TrainSettings, trainer: Trainer, adapter: Adapter) 
     stateful: dict[str, Stateful] = {"optimizer": trainer.optimizer, "schedule": trainer.schedule}
     if trainer.accelerator.scaler is not None:
         stateful["scaler"] = trainer.accelerator.scaler
+    if ema is not None:
+        stateful["ema"] = ema
     identity = made_with(settings, trainer.batches, trainer.config.max_train_steps)
     parts = RunParts(adapter=adapter, stateful=stateful, made_with=identity)
     saver = StateSaver(parts, settings.states.config)

@@ -43,6 +43,7 @@ def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> di
         "mixed_precision": settings.mixed_precision,
         "gradient_checkpointing": settings.model.gradient_checkpointing,
         "batches_per_step": batches.window_size,
+        "ema_decay": settings.ema_decay,
         "seed": settings.seed,
         "torch": torch.__version__.partition("+")[0],
     }

@@ -137,6 +137,8 @@ class TrainSettings:
     schedule: ScheduleConfig
     length: LengthSettings
     save: SaveConfig
+    ema_decay: float | None
+    """Of the adapter's average that is saved beside it; None: no average."""
     previews: PreviewSettings | None
     log_folder: Path | None
     """Of TensorBoard; None: no log."""
@@ -186,6 +188,7 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
             accumulation=options.value("gradient_accumulation_steps"),
         ),
         save=_save(options),
+        ema_decay=_ema_decay(options),
         previews=_previews(options),
         log_folder=_log_folder(options),
         as_text="  \n".join(f"{name} = {options.value(name)}" for name in options.defaults),
@@ -364,6 +367,17 @@ def _save(options: Resolved) -> SaveConfig:
         keep_epochs=options.value("save_last_n_epochs"),
         metadata=_metadata(options),
     )
+
+
+def _ema_decay(options: Resolved) -> float | None:
+    decay: float | None = options.value("ema_decay")
+    kind: str = options.value("optimizer_type")
+    if decay is not None and find_optimizer(kind).averages:
+        raise ConfigError(
+            f"ema_decay ({options.given('ema_decay')}) beside {kind}, which averages by itself",
+            "remove ema_decay; what is saved is the optimizer's average",
+        )
+    return decay
 
 
 def _previews(options: Resolved) -> PreviewSettings | None:

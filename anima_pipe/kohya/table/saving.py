@@ -53,6 +53,12 @@ _SAVING: Final = group(
         "Leave trained norms out of a file whose format cannot hold them.",
         commands=(EXPORT,),
     ),
+    path(
+        "merge",
+        "Bake the adapter into this full checkpoint; the output is a checkpoint too.",
+        commands=(EXPORT,),
+    ),
+    number("merge_strength", "Multiplies what is baked.", default=1.0, commands=(EXPORT,)),
     text(
         "save_model_as",
         "Kind of file.",
@@ -67,6 +73,12 @@ _SAVING: Final = group(
         "a number of saves for the whole run is not supported yet",
         "use save_every_n_epochs",
         integer("save_n_epoch_ratio", "Saves in the whole run.", asks_nothing=(0,)),
+    ),
+    number(
+        "ema_decay",
+        "Save a moving average of the adapter beside it, as NAME-ema; 0.99 to 0.9999.",
+        minimum=0,
+        maximum=0.999999,
     ),
     flag("save_state", "Save what resuming needs beside each adapter, and at the end."),
     flag("save_state_on_train_end", "Save what resuming needs at the end."),

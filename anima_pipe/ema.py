@@ -1,0 +1,63 @@
+"""An exponential moving average of the adapter, saved beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from anima_pipe.adapters import Adapter
+from anima_pipe.errors import ConfigError
+from anima_pipe.records import Moment
+
+
+class Ema:
+    """The hook that keeps the average: after every step, a + (1 - decay) (weights - a).
+
+    Over the first steps the decay is lower, (1 + n) / (10 + n) in step n, so that the start, where
+    the adapter changes nothing, does not weigh on a short run's average.
+
+    Args:
+        adapter: What is averaged.
+        decay: In [0, 1); 0.99 to 0.9999 by the length of the run.
+    """
+
+    reads_weights = False
+
+    def __init__(self, adapter: Adapter, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ConfigError(f"ema_decay is {decay}", "use 0.99 to 0.9999, and less than 1")
+        self.adapter = adapter
+        self.decay = decay
+        self.averages = {name: value.clone() for name, value in adapter.state_dict().items()}
+
+    def due(self, moment: Moment) -> bool:
+        """Tell whether there was a step."""
+        return moment.after_step
+
+    def at(self, moment: Moment) -> None:
+        """Take in the weights after a step."""
+        decay = min(self.decay, (1 + moment.step) / (10 + moment.step))
+        for name, value in self.adapter.state_dict().items():
+            self.averages[name].lerp_(value, 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Generator[None]:
+        """Put the average in the place of the weights for a while."""
+        trained = {name: value.clone() for name, value in self.adapter.state_dict().items()}
+        self.adapter.load_state_dict(self.averages)
+        try:
+            yield
+        finally:
+            self.adapter.load_state_dict(trained)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averages by the tensors' names."""
+        return dict(self.averages)
+
+    def load_state_dict(self, state_dict: dict[str, torch.Tensor], /) -> None:
+        """Take the averages back."""
+        for name, average in self.averages.items():
+            average.copy_(state_dict[name])
