@@ -89,6 +89,16 @@ def save_adapter(
     return write_deltas(adapter.deltas, path, style, dtype, stamped, drop_norms=drop_norms)
 
 
+def check_style(adapter: Adapter, style: str) -> None:
+    """Make sure, before training rather than at the first save, that a style can express it.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    for place, delta in adapter.deltas.items():
+        _expressed(delta, place, style)
+
+
 def write_deltas(
     deltas: Mapping[str, Delta],
     path: str | os.PathLike[str],
