@@ -126,6 +126,27 @@ def test_what_only_this_machine_lacks_is_a_warning():
     assert "warning: d.toml line 4: datasets[0].subsets[0].image_dir" in ended.stdout
 
 
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ('network_args = ["rank_dropuot=0.1"]\n', "t.toml line 1: adapter kind 'lora' has no"),
+        ('network_args = ["lokr_factor=8"]\n', "'lora' has no setting 'lokr_factor'"),
+        ('optimizer_type = "AdamV"\n', "t.toml line 1: unknown optimizer_type 'AdamV'"),
+        ('optimizer_args = ["beta=0.9"]\n', "t.toml line 1: optimizer_args do not fit AdamW"),
+    ],
+)
+def test_arguments_are_checked_by_the_parts_that_take_them(text: str, part: str):
+    ended = config("check", write("t.toml", text))
+    assert ended.exit_code == 1
+    assert part in ended.stdout
+
+
+def test_a_package_that_is_not_installed_is_a_warning():
+    ended = config("check", write("t.toml", 'optimizer_type = "not_installed.Fast"\n'))
+    assert ended.exit_code == 0
+    assert "warning: t.toml line 1: optimizer Fast is in the package not_installed" in ended.stdout
+
+
 def test_what_has_no_effect_and_what_is_left_to_the_command_line_are_warnings():
     ended = config("check", write("t.toml", TRAIN_ARGS + "cache_latents = true\n"))
     assert ended.exit_code == 0

@@ -333,7 +333,7 @@ def test_lines_that_the_objections_name_are_those_of_the_file(tmp_path):
     convert_text(tmp_path, HALF_SET.old)
 
     lines = (tmp_path / "new" / "train_args.toml").read_text().splitlines()
-    (objection,) = [line for line in lines if "lokr_factor is not of networks.lora_anima" in line]
+    (objection,) = [line for line in lines if "has no setting 'lokr_factor'" in line]
     number = int(objection.split("train_args.toml line ")[1].split(":")[0])
     assert lines[number - 1] == 'network_args = ["lokr_factor=4"]'
 

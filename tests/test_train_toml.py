@@ -204,11 +204,6 @@ def test_a_dataset_file_here_and_beside_the_config_is_warned_of(tmp_path, monkey
     assert resolve("train", {}, file).warnings == ()
 
 
-def test_arguments_of_another_adapter_are_refused_at_once(tmp_path):
-    problem = problem_of(tmp_path, 'network_args = ["lokr_factor=8"]\n')
-    assert "line 1: network_args: lokr_factor is not of networks.lora_anima" in problem
-
-
 def test_a_caching_stage_reads_the_training_file_but_not_its_refusals(tmp_path):
     file = write(
         tmp_path, 'vae = "v"\nblocks_to_swap = 20\nlearning_rate = 1e-4\nresolution = 512\n'

@@ -127,8 +127,11 @@ def file_kind(path: Path) -> FileKind:
 def _examine_train_args(
     path: Path, kinds: Mapping[Path, FileKind], examined: _Examined
 ) -> Resolved:
+    # It imports torch, which is not needed to explain a key.
+    from anima_pipe.kohya.parts import part_findings
+
     resolved, findings = examine(TRAIN, {}, path)
-    examined.add(findings)
+    examined.add([*findings, *part_findings(resolved)])
     examined.warnings += [*resolved.warnings, *_absent(resolved)]
     has_dataset = FileKind.DATASET in kinds.values() or any(
         resolved.value(name) for name in ("train_data_dir", "in_json")

@@ -19,20 +19,6 @@ def rule_findings(resolved: Resolved) -> Iterator[Finding]:
             remedy="set lr_warmup_steps to 0, or lr_scheduler to constant_with_warmup",
         )
     yield from _schedule_free_findings(resolved)
-    yield from _network_args_findings(resolved)
-
-
-def _network_args_findings(resolved: Resolved) -> Iterator[Finding]:
-    item = resolved.written.get("network_args")
-    if item is None or not isinstance(item.value, dict):
-        return
-    lokr = ", ".join(name for name in item.value if str(name).startswith("lokr_"))
-    if lokr and resolved.value("network_module") == "networks.lora_anima":
-        yield Finding(
-            place=item.place,
-            problem=f"{item.spelling}: {lokr} is not of networks.lora_anima",
-            remedy="remove it, or set network_module to networks.lokr_anima",
-        )
 
 
 def _schedule_free_findings(resolved: Resolved) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from anima_pipe.errors import ConfigError
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
 from anima_pipe.flow_loss import WEIGHTINGS, LossConfig, ObjectiveConfig
 from anima_pipe.kohya import settings
+from anima_pipe.kohya.findings import raise_findings
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rules import SEED_SHIFT
 from anima_pipe.noise import NoiseConfig
@@ -157,7 +158,10 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
         ConfigError: Something required is not set, or a setting cannot be honoured.
         DataError: A folder of the dataset is missing.
     """
+    from anima_pipe.kohya.parts import part_findings
+
     options.require("pretrained_model_name_or_path", "dataset_config", "output_dir")
+    raise_findings([*part_findings(options)])
     states = _states(options)
     seed: int | None = options.value("seed")
     if seed is None:
