@@ -190,6 +190,11 @@ def bias_change(bias: Tensor, tensors: Tensors) -> Tensor:
     return torch.zeros_like(bias)
 
 
+def parameter_change(name: str, parameter: Tensor, tensors: Tensors) -> Tensor:
+    """Return the change at strength 1 of the parameter "weight" or "bias"; see `weight_change`."""
+    return (weight_change if name == "weight" else bias_change)(parameter, tensors)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
     """A file that was written, and how far it is from what was trained."""
@@ -229,8 +234,25 @@ def export_adapter(
     deltas = deltas_of(file, anima_paths())
     if drop_norms:
         deltas = {module: delta for module, delta in deltas.items() if delta.group != "norm"}
+    return write_verified(deltas, target, style, dtype or file.dtype, file.metadata)
+
+
+def write_verified(
+    deltas: Mapping[str, Delta],
+    target: str | os.PathLike[str],
+    style: str,
+    dtype: torch.dtype | None,
+    metadata: Mapping[str, str],
+) -> Export:
+    """Write deltas to a file that gets its name when it is verified; see `write_deltas`.
+
+    Raises:
+        CheckpointError: It fails its verification.
+        ConfigError: The style cannot express something.
+        OutputError: It cannot be written.
+    """
     with published(Path(target)) as unfinished:
-        write_deltas(deltas, unfinished, style, dtype or file.dtype, file.metadata)
+        write_deltas(deltas, unfinished, style, dtype, metadata)
         difference = verify_export(unfinished, deltas)
         keys = len(load_file(unfinished))
     return Export(path=Path(target), keys=keys, largest_difference=difference)
@@ -292,7 +314,7 @@ def change_error(delta: Delta, tensors: Tensors) -> float:
     zeros = {name: torch.zeros(()).expand(shape) for name, shape in delta.shapes.items()}
     error = 0.0
     for name, trained in delta.weight_changes(zeros).items():
-        filed = (weight_change if name == "weight" else bias_change)(zeros[name], tensors)
+        filed = parameter_change(name, zeros[name], tensors)
         largest = _largest(trained)
         difference = _largest(filed - trained.cpu())
         error = max(error, difference / largest if largest else difference and math.inf)

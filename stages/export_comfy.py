@@ -1,8 +1,8 @@
 """Stage 5: write the adapter as inference programs load it, and verify what was written.
 
-Reads   an adapter file of any style
+Reads   an adapter file of any style; with --merge a full checkpoint besides
 Writes  one .safetensors file; ComfyUI's style unless told otherwise
-Costs   seconds
+Costs   seconds; baking takes as long as copying the checkpoint, and memory for one tensor
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ class ExportSummary:
     verified: bool
     """The file, applied by ComfyUI's published rules, changes the weights as the adapter does."""
     largest_difference: float
-    """Of all layers, relative to the largest change of the layer."""
+    """Of all layers, relative to the largest change of the layer; of a checkpoint, to the largest
+    weight of the layer."""
 
 
 def run(options: Resolved) -> ExportSummary:
     """Write the file and compare it with what was trained."""
     options.require("input", "output")
+    if options.value("merge"):
+        return bake(options)
     from anima_pipe.comfy import export_adapter
     from anima_pipe.runtime import torch_dtype
 
@@ -50,6 +53,31 @@ def run(options: Resolved) -> ExportSummary:
         keys=export.keys,
         verified=True,
         largest_difference=export.largest_difference,
+    )
+
+
+def bake(options: Resolved) -> ExportSummary:
+    """Write a checkpoint with the adapter in its weights, checked against ComfyUI's rules."""
+    from anima_pipe.bake import bake_adapter
+    from anima_pipe.runtime import torch_dtype
+
+    precision: str | None = options.value("save_precision")
+    baked = bake_adapter(
+        options.value("input"),
+        options.value("merge"),
+        options.value("output"),
+        strength=options.value("merge_strength"),
+        dtype=torch_dtype(precision) if precision else None,
+    )
+    say(
+        f"baked  {baked.path}: {baked.changed} of {baked.keys} tensors changed; largest difference "
+        f"from what ComfyUI makes of them {baked.largest_difference:.1e}"
+    )
+    return ExportSummary(
+        output=str(baked.path),
+        keys=baked.keys,
+        verified=True,
+        largest_difference=baked.largest_difference,
     )
 
 

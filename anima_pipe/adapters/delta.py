@@ -99,6 +99,11 @@ class Delta(nn.Module, ABC):
             tensors["alpha"] = torch.tensor(self.alpha, dtype=torch.float32)
         return tensors
 
+    def change_norm(self) -> float:
+        """Return the norm of what the tensors add, at strength 1 and before DoRA rescales it."""
+        changes = self.weight_changes({}).values()
+        return sum(change.detach().norm().item() ** 2 for change in changes) ** 0.5
+
     def plain_lora(self) -> tuple[Tensor, Tensor] | None:
         """Return down and up, whose product up @ down is the change at strength 1.
 

@@ -203,10 +203,14 @@ class LinearDelta(Delta):
         more = base(x * (gain - 1).to(x.dtype))
         return (more if bias is None else more - bias) + self.added(x * gain.to(x.dtype), 1.0)
 
+    def change_norm(self) -> float:
+        """Return the norm of the matrices' product; see `Delta.change_norm`."""
+        return self.product().detach().norm().item()
+
     @torch.no_grad()
     def limit_norm(self, largest: float) -> None:
         """Scale the matrices down, all by one factor, until their change has this norm at most."""
-        norm = self.product().norm().item()
+        norm = self.change_norm()
         if norm > largest:
             matrices = self.matrices().values()
             for matrix in matrices:

@@ -35,6 +35,15 @@ COMMANDS: Final = {
     "export-comfy": Entry(
         "stages.export_comfy:command", "Stage 5: write and verify the file for ComfyUI."
     ),
+    "info": Entry("anima_pipe.cli.adapter_files:info", "What is in an adapter file."),
+    "convert": Entry(
+        "anima_pipe.cli.adapter_files:convert", "An adapter file in another style or dtype."
+    ),
+    "merge": Entry("anima_pipe.cli.adapter_files:merge", "Several adapters added up into one."),
+    "resize": Entry("anima_pipe.cli.adapter_files:resize", "An adapter of a smaller rank."),
+    "extract": Entry(
+        "anima_pipe.cli.adapter_files:extract", "The adapter between two checkpoints."
+    ),
     "all": Entry("anima_pipe.cli.all_stages:command", "The five stages in turn."),
     "doctor": Entry("anima_pipe.cli.doctor:command", "What is there, and what to do next."),
     "cache": Entry("anima_pipe.cli.cache:command", "Look into a cache, check it, thin it out."),

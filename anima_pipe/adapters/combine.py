@@ -1,0 +1,147 @@
+"""Making one adapter of several, and a smaller one of one; no model is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anima_pipe.adapters.delta import Delta
+from anima_pipe.adapters.linear import LinearDelta
+from anima_pipe.adapters.loha import LohaDelta, as_lora
+from anima_pipe.adapters.lora import LoraConfig, LoraDelta
+from anima_pipe.adapters.low_rank import leading_factors, svd_of_product, truncated
+from anima_pipe.adapters.norm import NormDelta
+from anima_pipe.adapters.registry import kind_name
+from anima_pipe.errors import ConfigError
+
+Part = tuple[Delta, float]
+"""A delta and its strength."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How large the LoRA of a layer may be; at least one of the two."""
+
+    rank: int | None = None
+    """At most."""
+    energy: float | None = None
+    """The share of the change's squared norm to keep, in (0, 1]; the rank follows, per layer."""
+
+    def __post_init__(self) -> None:
+        if self.rank is None and self.energy is None:
+            raise ConfigError("neither a rank nor an energy is given", "give --rank or --energy")
+        if self.rank is not None and self.rank < 1:
+            raise ConfigError(f"rank is {self.rank}", "use 1 or more")
+        if self.energy is not None and not 0 < self.energy <= 1:
+            raise ConfigError(f"energy is {self.energy}", "use a share up to 1, such as 0.99")
+
+    def rank_of(self, values: Tensor) -> int:
+        """Return the rank to keep of falling singular values, Float[k]; 1 at least."""
+        kept = len(values) if self.rank is None else min(self.rank, len(values))
+        if self.energy is not None:
+            sums = values.double().square().cumsum(0)
+            # Rounding must not ask for a direction more than holds all there is.
+            enough = (sums >= self.energy * sums[-1] * (1 - 1e-9)).nonzero()[0].item()
+            kept = min(kept, int(enough) + 1)
+        return max(kept, 1)
+
+
+@torch.no_grad()
+def merge_adapters(
+    adapters: Sequence[tuple[Mapping[str, Delta], float]], size: Size | None = None
+) -> dict[str, Delta]:
+    """Return one adapter that changes a model as several do together.
+
+    Args:
+        adapters: The deltas by module path, and the strength of them all.
+        size: None: the ranks add up and nothing is lost; else the best LoRA of that size.
+
+    Raises:
+        ConfigError: A kind cannot be merged, or not without a size.
+    """
+    parts: dict[str, list[Part]] = {}
+    for deltas, strength in adapters:
+        for path, delta in deltas.items():
+            parts.setdefault(path, []).append((delta, strength))
+    return {path: _merged(path, of_module, size) for path, of_module in parts.items()}
+
+
+@torch.no_grad()
+def resize_adapter(deltas: Mapping[str, Delta], size: Size) -> dict[str, Delta]:
+    """Return the best LoRA of a size for each linear layer; norms stay as they are.
+
+    Raises:
+        ConfigError: A kind cannot be resized.
+    """
+    return {path: _merged(path, [(delta, 1.0)], size) for path, delta in deltas.items()}
+
+
+def lora_of_matrix(change: Tensor, size: Size, generator: torch.Generator) -> LoraDelta:
+    """Return the best LoRA of a size for a change, Float32[out, in]."""
+    if size.energy is None and size.rank is not None:
+        return _lora(*leading_factors(change, size.rank, generator))
+    left, values, right = torch.linalg.svd(change, full_matrices=False)
+    return _lora(*truncated(left, values, right, size.rank_of(values)))
+
+
+def _merged(path: str, parts: Sequence[Part], size: Size | None) -> Delta:
+    """Return one delta in place of all those of a module."""
+    for delta, _strength in parts:
+        if delta.has_dora:
+            raise ConfigError(
+                f"{path} is of kind {kind_name(delta)} with DoRA, whose change depends on the base",
+                "bake it into the base: export-comfy --merge",
+            )
+    if all(isinstance(delta, NormDelta) for delta, _strength in parts):
+        return _norm_sum(parts)
+    if not all(isinstance(delta, LinearDelta) for delta, _strength in parts):
+        raise ConfigError(
+            f"{path} is a norm in one adapter and a linear layer in another",
+            "merge adapters of one model",
+        )
+    factors = [_factors(delta, strength) for delta, strength in parts]
+    found = [pair for pair in factors if pair is not None]
+    if len(found) == len(parts):
+        up = torch.cat([up for up, _down in found], dim=1)
+        down = torch.cat([down for _up, down in found])
+        if size is None:
+            return _lora(up, down)
+        left, values, right = svd_of_product(up, down)
+        return _lora(*truncated(left, values, right, size.rank_of(values)))
+    if size is None:
+        kinds = sorted({kind_name(delta) for delta, _strength in parts})
+        raise ConfigError(
+            f"{path} is of kind {', '.join(kinds)}, which has no exact sum of that kind",
+            "give --rank, for the best LoRA of that rank",
+        )
+    change = sum(
+        (delta.weight_changes({})["weight"] * strength for delta, strength in parts),
+        torch.zeros(()),
+    )
+    return lora_of_matrix(change, size, torch.Generator().manual_seed(0))
+
+
+def _factors(delta: Delta, strength: float) -> tuple[Tensor, Tensor] | None:
+    """Return up and down with everything folded in, or None where that takes a full matrix."""
+    if isinstance(delta, LohaDelta):
+        down, up = as_lora(list(delta.factors))
+        return up * (delta.config.scale * strength), down
+    plain = delta.plain_lora()
+    return None if plain is None else (plain[1] * strength, plain[0])
+
+
+def _lora(up: Tensor, down: Tensor) -> LoraDelta:
+    """Return the LoRA whose change is up @ down."""
+    return LoraDelta(down.contiguous(), up.contiguous(), LoraConfig(rank=down.shape[0]))
+
+
+def _norm_sum(parts: Sequence[Part]) -> NormDelta:
+    """Return the sum of the changes of a norm."""
+    sums: dict[str, Tensor] = {}
+    for delta, strength in parts:
+        for name, change in delta.weight_changes({}).items():
+            sums[name] = sums.get(name, torch.zeros(())) + change * strength
+    return NormDelta(sums["weight"], sums.get("bias"))

@@ -1,0 +1,148 @@
+"""The adapter that leads from one checkpoint to another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from anima_pipe.adapters.combine import Size, lora_of_matrix
+from anima_pipe.adapters.delta import Delta
+from anima_pipe.adapters.lokr import LokrConfig, LokrDelta, factorize
+from anima_pipe.adapters.low_rank import leading_factors
+from anima_pipe.adapters.norm import NormDelta
+from anima_pipe.errors import CheckpointError
+from anima_pipe.model.weight_file import (
+    BYTES_PER_NUMBER,
+    StoredTensor,
+    copy_tensors,
+    read_header,
+)
+
+PREFIXES: Final = ("model.diffusion_model.", "diffusion_model.", "net.")
+"""What may stand before the paths of a checkpoint."""
+
+NOT_LAYERS: Final = ("embed",)
+"""Last names of modules whose weight is a table and not a linear layer's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extracted:
+    """What was found between two checkpoints."""
+
+    deltas: dict[str, Delta]
+    left_out: list[str]
+    """Tensors that differ and that no adapter kind can express."""
+    depths: dict[str, int]
+    """The numbers of layers of the model, by the path of their list."""
+
+
+@torch.no_grad()
+def extract_adapter(
+    base: Path, tuned: Path, size: Size, *, lokr_factor: int | None = None
+) -> Extracted:
+    """Return the adapter that changes one checkpoint into another, nearly.
+
+    One pair of tensors is in memory at a time. Layers that are the same are left out.
+
+    Args:
+        base: The checkpoint to start from.
+        tuned: The one to arrive at.
+        size: Of the LoRA of each linear layer.
+        lokr_factor: Give the best LoKr of whole factors instead, of this factor; size is not used.
+
+    Raises:
+        CheckpointError: A file cannot be read or is quantised, or they are of two models.
+    """
+    first, second = _transformer_tensors(base), _transformer_tensors(tuned)
+    other = sorted(
+        name
+        for name in first.keys() | second.keys()
+        if name not in first or name not in second or first[name].shape != second[name].shape
+    )
+    if other:
+        raise CheckpointError(
+            f"{base} and {tuned} differ in {len(other)} tensors' names or shapes: "
+            f"{', '.join(other[:5])}",
+            "give two checkpoints of one model",
+        )
+    generator = torch.Generator().manual_seed(0)
+    deltas: dict[str, Delta] = {}
+    left_out: list[str] = []
+    for name, stored in first.items():
+        change = read_tensor(tuned, second[name]) - read_tensor(base, stored)
+        module, _, parameter = name.rpartition(".")
+        if not change.any():
+            continue
+        if parameter != "weight" or change.ndim > 2 or module.endswith(NOT_LAYERS):
+            left_out.append(name)
+        elif change.ndim == 1:
+            deltas[module] = NormDelta(change, None)
+        elif lokr_factor is None:
+            deltas[module] = lora_of_matrix(change, size, generator)
+        else:
+            deltas[module] = nearest_lokr(change, lokr_factor, generator)
+    return Extracted(deltas=deltas, left_out=left_out, depths=depths_of(first))
+
+
+def nearest_lokr(change: Tensor, factor: int, generator: torch.Generator) -> LokrDelta:
+    """Return the LoKr of two whole factors nearest to a change.
+
+    With the blocks of the change as rows, a Kronecker product is a matrix of rank 1 (Van Loan and
+    Pitsianis, 1993).
+
+    Args:
+        change: Float32[out, in].
+        factor: As lokr_factor.
+        generator: For the approximation of rank 1.
+    """
+    (out_l, out_k), (in_m, in_n) = (factorize(size, factor) for size in change.shape)
+    blocks = change.view(out_l, out_k, in_m, in_n).transpose(1, 2).reshape(out_l * in_m, -1)
+    up, down = leading_factors(blocks, 1, generator)
+    first, second = up.reshape(out_l, in_m), down.reshape(out_k, in_n)
+    return LokrDelta([first], [second], LokrConfig(rank=1, lokr_factor=factor))
+
+
+def read_tensor(path: Path, stored: StoredTensor) -> Tensor:
+    """Return one tensor of a file in fp32.
+
+    Raises:
+        CheckpointError: It is quantised.
+    """
+    if stored.dtype not in BYTES_PER_NUMBER:
+        raise CheckpointError(
+            f"{path} holds tensors of type {stored.dtype}", "use a file that is not quantised"
+        )
+    tensor = torch.empty(stored.shape)
+    copy_tensors(path, {"": stored}, {"": tensor})
+    return tensor
+
+
+def without_prefix(name: str) -> str:
+    """Return a checkpoint's name of a tensor as the released model has it."""
+    return name.removeprefix(next((p for p in PREFIXES if name.startswith(p)), ""))
+
+
+def depths_of(names: Iterable[str]) -> dict[str, int]:
+    """Return the lengths of a model's lists of layers, of the names of its tensors."""
+    lengths: dict[str, int] = {}
+    for name in names:
+        if match := re.match(r"((?:.*\.)?blocks)\.(\d+)\.", name):
+            lengths[match[1]] = max(lengths.get(match[1], 0), int(match[2]) + 1)
+    return lengths
+
+
+def _transformer_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a checkpoint's transformer by their names without a prefix."""
+    tensors = read_header(path)
+    prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in tensors)), "")
+    return {
+        name.removeprefix(prefix): stored
+        for name, stored in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,201 @@
+"""Baking an adapter into a full checkpoint, tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import torch
+from torch import Tensor
+
+from anima_pipe.adapters.delta import Delta
+from anima_pipe.adapters.extract import depths_of, read_tensor, without_prefix
+from anima_pipe.adapters.files import AdapterFile, deltas_of, read_adapter_file
+from anima_pipe.comfy import anima_paths, parameter_change
+from anima_pipe.errors import CheckpointError, ConfigError
+from anima_pipe.files import published
+from anima_pipe.model.weight_file import BYTES_PER_NUMBER, StoredTensor, read_header
+
+STORED_NAMES: Final = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPES: Final = {name: dtype for dtype, name in STORED_NAMES.items()} | {"F64": torch.float64}
+CHUNK_BYTES: Final = 16 * 2**20
+"""How much is copied at once of a tensor that does not change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baked:
+    """A checkpoint that was written."""
+
+    path: Path
+    keys: int
+    """Tensors in the file."""
+    changed: int
+    """Those that the adapter changed."""
+    largest_difference: float
+    """Of all changed weights from what ComfyUI makes of the adapter's tensors, relative to the
+    weight's largest element, after rounding."""
+
+
+@torch.no_grad()
+def bake_adapter(
+    source: str | os.PathLike[str],
+    checkpoint: Path,
+    target: Path,
+    strength: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> Baked:
+    """Write a checkpoint with an adapter's changes in its weights, under the names it had.
+
+    One tensor is in memory at a time, its change and both in fp32. Every changed tensor is
+    compared with what ComfyUI's rules make of the adapter before the file gets its name.
+
+    Args:
+        source: An adapter file of any style.
+        checkpoint: The base. Tensors that do not change are copied, those of other parts too.
+        target: The file to write.
+        strength: Multiplies the changes.
+        dtype: Of the floating-point tensors written; None: each in its own.
+
+    Raises:
+        CheckpointError: A file cannot be read, is quantised, or they are of two models.
+        OutputError: The target cannot be written.
+    """
+    if target.resolve() == checkpoint.resolve():
+        raise ConfigError(f"{target} is the base itself", "give another --output")
+    adapter = read_adapter_file(source)
+    deltas = deltas_of(adapter, anima_paths())
+    stored = read_header(checkpoint)
+    changes = _changes_by_tensor(adapter, deltas, checkpoint, stored)
+    layout = {name: _written_as(tensor, dtype) for name, tensor in stored.items()}
+    largest = 0.0
+    with (
+        published(target) as unfinished,
+        unfinished.open("wb") as out,
+        checkpoint.open("rb") as base,
+    ):
+        out.write(_header(stored, layout))
+        for name, tensor in sorted(stored.items(), key=lambda item: item[1].start):
+            if name not in changes and layout[name] == tensor.dtype:
+                _copy_bytes(base, tensor, out)
+                continue
+            weight = read_tensor(checkpoint, tensor)
+            delta = changes.get(name)
+            if delta is None:
+                _write(out, weight.to(DTYPES[layout[name]]))
+                continue
+            baked = (weight + strength * _change(delta, name, weight)).to(DTYPES[layout[name]])
+            _write(out, baked)
+            expected = weight + strength * _by_comfyui(delta, name, weight)
+            largest = max(largest, _difference(baked, expected))
+        _refuse_difference(largest, layout, changes)
+    return Baked(path=target, keys=len(stored), changed=len(changes), largest_difference=largest)
+
+
+def _change(delta: Delta, name: str, weight: Tensor) -> Tensor:
+    """Return the change of one tensor, as it trained."""
+    parameter = name.rpartition(".")[2]
+    return delta.weight_changes({parameter: weight})[parameter]
+
+
+def _difference(baked: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, relative to the largest element expected."""
+    largest = expected.abs().max()
+    return ((baked.float() - expected).abs().max() / largest).item() if largest else 0.0
+
+
+def _write(target: BinaryIO, tensor: Tensor) -> None:
+    """Append a tensor's bytes."""
+    target.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def _changes_by_tensor(
+    adapter: AdapterFile,
+    deltas: Mapping[str, Delta],
+    checkpoint: Path,
+    stored: Mapping[str, StoredTensor],
+) -> dict[str, Delta]:
+    """Return the delta of each tensor that changes, by its name in the checkpoint.
+
+    Raises:
+        CheckpointError: The adapter is of a model of another depth, width or kind.
+    """
+    names = {without_prefix(name): name for name in stored}
+    own = depths_of(names)
+    for path, count in adapter.depths.items():
+        if own.get(path, count) != count:
+            raise CheckpointError(
+                f"{adapter.path} was trained on a model with {count} {path}, {checkpoint} has "
+                f"{own[path]}",
+                "use the base model that it was trained on; an adapter fits one depth only",
+            )
+    changes: dict[str, Delta] = {}
+    for path, delta in deltas.items():
+        for parameter, shape in delta.shapes.items():
+            name = names.get(f"{path}.{parameter}")
+            if name is None or stored[name].shape != shape:
+                found = "nothing" if name is None else stored[name].shape
+                raise CheckpointError(
+                    f"{adapter.path} changes {path}.{parameter} of shape {shape}, but {checkpoint} "
+                    f"has {found} there",
+                    "use the base model that it was trained on",
+                )
+            changes[name] = delta
+    return changes
+
+
+def _by_comfyui(delta: Delta, name: str, weight: Tensor) -> Tensor:
+    """Return the change of a tensor by ComfyUI's rules, from what a file would hold."""
+    return parameter_change(name.rpartition(".")[2], weight, delta.file_tensors())
+
+
+def _refuse_difference(
+    largest: float, layout: Mapping[str, str], changes: Mapping[str, Delta]
+) -> None:
+    """Check that what was written differs from ComfyUI's weights by rounding alone."""
+    coarsest = max((torch.finfo(DTYPES[layout[name]]).eps for name in changes), default=1.0)
+    if largest > max(coarsest, 1e-5):
+        raise CheckpointError(
+            f"a baked weight is off by {largest:.1e} of its size from what ComfyUI makes of it",
+            "do not bake this adapter; report this with the file",
+        )
+
+
+def _written_as(tensor: StoredTensor, dtype: torch.dtype | None) -> str:
+    """Return the dtype that a tensor gets, as safetensors spells it."""
+    if dtype is None or tensor.dtype not in BYTES_PER_NUMBER:
+        return tensor.dtype
+    return STORED_NAMES[dtype]
+
+
+def _header(stored: Mapping[str, StoredTensor], layout: Mapping[str, str]) -> bytes:
+    """Return the first bytes of the file, the tensors in the order of the source."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for name, tensor in sorted(stored.items(), key=lambda item: item[1].start):
+        size = tensor.stop - tensor.start
+        if layout[name] != tensor.dtype:
+            size = prod(tensor.shape) * BYTES_PER_NUMBER[layout[name]]
+        entries[name] = {
+            "dtype": layout[name],
+            "shape": tensor.shape,
+            "data_offsets": [place, place + size],
+        }
+        place += size
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    padded = text.ljust(-(-len(text) // 8) * 8)
+    return len(padded).to_bytes(8, "little") + padded
+
+
+def _copy_bytes(source: BinaryIO, tensor: StoredTensor, target: BinaryIO) -> None:
+    """Copy a tensor as it is, piece by piece."""
+    source.seek(tensor.start)
+    left = tensor.stop - tensor.start
+    while left:
+        piece = source.read(min(left, CHUNK_BYTES))
+        target.write(piece)
+        left -= len(piece)

@@ -1,0 +1,285 @@
+"""Commands on adapter files: look into one, convert, merge, resize, extract."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from anima_pipe.cli.ending import ending_of
+from anima_pipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from anima_pipe.adapters.contents import ContentsRow
+    from anima_pipe.adapters.delta import Delta
+    from anima_pipe.adapters.files import AdapterFile
+
+SETTINGS: dict[str, Any] = {
+    "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+}
+STYLES = ("comfy", "kohya", "diffusers")
+
+_input = click.option(
+    "--input", "source", type=click.Path(path_type=Path), required=True, help="An adapter file."
+)
+_output = click.option(
+    "--output", type=click.Path(path_type=Path), required=True, help="The file to write."
+)
+_style = click.option(
+    "--save_format",
+    type=click.Choice(STYLES),
+    default="comfy",
+    show_default=True,
+    help="Whose names the tensors get.",
+)
+_precision = click.option(
+    "--save_precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "float"]),
+    help="Dtype of the tensors. [default: the finest of the input]",
+)
+_rank = click.option("--rank", type=int, help="The largest rank of a layer.")
+_energy = click.option(
+    "--energy",
+    type=float,
+    help="Share of each layer's squared norm to keep, such as 0.99; the rank follows.",
+)
+
+
+@click.command("info", help="Say what is in an adapter file.", **SETTINGS)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def info(source: Path, *, as_json: bool) -> None:
+    """Print the contents of one file."""
+
+    def work() -> int:
+        from anima_pipe.adapters.contents import describe
+
+        file, deltas = _read(source)
+        rows = describe(deltas)
+        facts = {
+            "file": str(source),
+            "dtype": str(file.dtype).removeprefix("torch."),
+            "model_depths": file.depths,
+            "modules": len(deltas),
+            "parameters": sum(row.parameters for row in rows),
+            "metadata": dict(file.metadata),
+        }
+        if as_json:
+            click.echo(json.dumps({**facts, "blocks": [asdict(row) for row in rows]}, indent=2))
+            return 0
+        for name, fact in facts.items():
+            if isinstance(fact, Mapping):
+                click.echo(f"{name}")
+                for key, value in fact.items():
+                    click.echo(f"  {key} = {value}")
+            else:
+                click.echo(f"{name:<12}{fact}")
+        click.echo("\n".join(_table(rows)))
+        return 0
+
+    sys.exit(ending_of(work))
+
+
+@click.command("convert", help="Write an adapter in another style or dtype, verified.", **SETTINGS)
+@_input
+@_output
+@_style
+@_precision
+@click.option("--drop_norms", is_flag=True, help="Leave out norms that the style cannot hold.")
+def convert(
+    source: Path, output: Path, save_format: str, save_precision: str | None, *, drop_norms: bool
+) -> None:
+    """Convert one file."""
+
+    def work() -> int:
+        from anima_pipe.comfy import export_adapter
+        from anima_pipe.runtime import torch_dtype
+
+        dtype = torch_dtype(save_precision) if save_precision else None
+        export = export_adapter(source, output, save_format, dtype, drop_norms=drop_norms)
+        click.echo(
+            f"{output}: {export.keys} tensors, largest difference {export.largest_difference:.1e}"
+        )
+        return 0
+
+    sys.exit(ending_of(work))
+
+
+@click.command("merge", help="Add several adapters up into one.", **SETTINGS)
+@click.argument("sources", nargs=-1, required=True, metavar="FILE[:STRENGTH]...")
+@_output
+@_style
+@_precision
+@_rank
+@_energy
+def merge(
+    sources: tuple[str, ...],
+    output: Path,
+    save_format: str,
+    save_precision: str | None,
+    rank: int | None,
+    energy: float | None,
+) -> None:
+    """Merge files, each at its strength: without a size exactly, the ranks adding up."""
+
+    def combine() -> tuple[dict[str, Delta], AdapterFile]:
+        from anima_pipe.adapters.combine import Size, merge_adapters
+
+        read = [(_read(path), strength) for path, strength in map(_strength, sources)]
+        size = Size(rank=rank, energy=energy) if rank or energy else None
+        first = read[0][0][0]
+        for (file, _deltas), _strength_of_file in read[1:]:
+            _refuse_other_model(first, file)
+        return merge_adapters(
+            [(deltas, strength) for (_file, deltas), strength in read], size
+        ), first
+
+    sys.exit(ending_of(lambda: _write(combine, output, save_format, save_precision)))
+
+
+@click.command("resize", help="Make an adapter smaller: a LoRA by SVD, per layer.", **SETTINGS)
+@_input
+@_output
+@_style
+@_precision
+@_rank
+@_energy
+def resize(
+    source: Path,
+    output: Path,
+    save_format: str,
+    save_precision: str | None,
+    rank: int | None,
+    energy: float | None,
+) -> None:
+    """Resize one file."""
+
+    def shrink() -> tuple[dict[str, Delta], AdapterFile]:
+        from anima_pipe.adapters.combine import Size, resize_adapter
+
+        file, deltas = _read(source)
+        return resize_adapter(deltas, Size(rank=rank, energy=energy)), file
+
+    sys.exit(ending_of(lambda: _write(shrink, output, save_format, save_precision)))
+
+
+@click.command("extract", help="The adapter that leads from one checkpoint to another.", **SETTINGS)
+@click.option("--base", type=click.Path(path_type=Path), required=True, help="To start from.")
+@click.option("--tuned", type=click.Path(path_type=Path), required=True, help="To arrive at.")
+@_output
+@_style
+@click.option(
+    "--save_precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "float"]),
+    default="bf16",
+    show_default=True,
+    help="Dtype of the tensors.",
+)
+@_rank
+@_energy
+@click.option("--lokr_factor", type=int, help="Give LoKr of whole factors, with this factor.")
+def extract(
+    base: Path,
+    tuned: Path,
+    output: Path,
+    save_format: str,
+    save_precision: str,
+    rank: int | None,
+    energy: float | None,
+    lokr_factor: int | None,
+) -> None:
+    """Extract from two files."""
+
+    def work() -> int:
+        from anima_pipe.adapters.combine import Size
+        from anima_pipe.adapters.extract import extract_adapter
+        from anima_pipe.adapters.files import DEPTHS_KEY
+        from anima_pipe.comfy import write_verified
+        from anima_pipe.runtime import torch_dtype, warn
+
+        size = Size(rank=1) if lokr_factor else Size(rank=rank, energy=energy)
+        found = extract_adapter(base, tuned, size, lokr_factor=lokr_factor)
+        if found.left_out:
+            warn(
+                f"{len(found.left_out)} tensors differ and are in no adapter: "
+                f"{', '.join(found.left_out[:5])}"
+            )
+        if not found.deltas:
+            raise ConfigError(f"{tuned} differs from {base} in no layer", "give two other files")
+        metadata = {DEPTHS_KEY: json.dumps(found.depths)}
+        dtype = torch_dtype(save_precision)
+        export = write_verified(found.deltas, output, save_format, dtype, metadata)
+        click.echo(f"{output}: {len(found.deltas)} modules, {export.keys} tensors")
+        return 0
+
+    sys.exit(ending_of(work))
+
+
+def _write(
+    make: Callable[[], tuple[dict[str, Delta], AdapterFile]],
+    output: Path,
+    save_format: str,
+    save_precision: str | None,
+) -> int:
+    """Write what `make` returns, with the metadata and dtype of the file that it came from."""
+    from anima_pipe.comfy import write_verified
+    from anima_pipe.runtime import torch_dtype
+
+    deltas, file = make()
+    dtype = torch_dtype(save_precision) if save_precision else file.dtype
+    export = write_verified(deltas, output, save_format, dtype, file.metadata)
+    ranks = sorted({delta.rank for delta in deltas.values() if delta.rank is not None})
+    click.echo(
+        f"{output}: {len(deltas)} modules, ranks {', '.join(map(str, ranks))}, "
+        f"{export.keys} tensors, largest difference {export.largest_difference:.1e}"
+    )
+    return 0
+
+
+def _read(path: Path) -> tuple[AdapterFile, dict[str, Delta]]:
+    from anima_pipe.adapters.files import deltas_of, read_adapter_file
+    from anima_pipe.comfy import anima_paths
+
+    file = read_adapter_file(path)
+    return file, deltas_of(file, anima_paths())
+
+
+def _strength(argument: str) -> tuple[Path, float]:
+    """Split FILE:STRENGTH; a colon may be part of the path."""
+    path, found, strength = argument.rpartition(":")
+    try:
+        return (Path(path), float(strength)) if found else (Path(argument), 1.0)
+    except ValueError:
+        return Path(argument), 1.0
+
+
+def _refuse_other_model(first: AdapterFile, other: AdapterFile) -> None:
+    """Check that two adapters are of models of one depth, where both say it."""
+    if first.depths and other.depths and first.depths != other.depths:
+        raise ConfigError(
+            f"{first.path} is of a model with {first.depths}, {other.path} of one with "
+            f"{other.depths}",
+            "merge adapters of one base model",
+        )
+
+
+def _table(rows: list[ContentsRow]) -> list[str]:
+    """Return the lines of a table, one per block and kind."""
+    width = max(len(row.place) for row in rows)
+    lines = [f"{'place':<{width}}  {'kind':<16}modules  rank      alpha     parameters  norm"]
+    for row in rows:
+        ranks, alphas = (_several(numbers) for numbers in (row.ranks, row.alphas))
+        lines.append(
+            f"{row.place:<{width}}  {row.kind:<16}{row.modules:>7}  {ranks:<10}{alphas:<10}"
+            f"{row.parameters:>10,}  {row.norm:.4g}"
+        )
+    return lines
+
+
+def _several(numbers: tuple[float, ...]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
