@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from commands import anima_pipe, demo_pictures, files_in, write_dataset
+from commands import MODEL, anima_pipe, demo_pictures, files_in, write_dataset
 
 from anima_pipe.cli.main import main
 from anima_pipe.runtime import LOGGER
-from anima_pipe.shards import open_cache
+from anima_pipe.shards import LatentWriter, open_cache
 from anima_pipe.shards.index import index_path
 
 
@@ -81,6 +81,39 @@ def test_verify_names_what_is_damaged_until_it_is_encoded_anew(folder, cached):
         assert key in result.stdout
     anima_pipe("cache-latents", **(cached | {"cache_dir": folder})).ok()
     assert cache("verify", "--cache_dir", folder).exit_code == 0
+
+
+def test_samples_encoded_again_are_what_is_cached(folder, cached):
+    encoders = [f"--{name}={MODEL[name]}" for name in ("vae", "qwen3", "t5_tokenizer_dir")]
+    place = ("--cache_dir", folder, "--dataset_config", cached["dataset_config"])
+    result = cache("verify", *place, *encoders, "--reencode", 2, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("2 encoded again, 0 differ; values by 0 at most") == 2
+
+
+def test_a_sample_that_its_encoder_never_made_is_found_by_encoding_again(folder, cached):
+    (old,) = folder.glob("latents-*")
+    identity = json.loads((old / "cache.json").read_text())
+    latents = {key: value for key, value in tensors_in(folder).items() if value.ndim == 3}
+    forged = next(iter(latents))
+    shutil.rmtree(old)
+    with LatentWriter(folder, identity["fingerprint"], identity["dtype"], "forger") as writer:
+        for key, latent in latents.items():
+            writer.add(key, latent + 0.5 * (key == forged), {})
+    assert cache("verify", "--cache_dir", folder).exit_code == 0
+
+    place = ("--cache_dir", folder, "--dataset_config", cached["dataset_config"])
+    encoder = ("--vae", MODEL["vae"], "--device", "cpu")
+    result = cache("verify", *place, *encoder, "--reencode", len(latents))
+    assert result.exit_code == 1
+    assert f"sample {forged}: its encoder makes something else" in result.stdout
+    assert f"{len(latents)} encoded again, 1 differ" in result.stdout
+
+
+def test_encoding_again_without_an_encoder_is_an_error(folder):
+    result = cache("verify", "--cache_dir", folder, "--reencode", 1)
+    assert result.exit_code == 2
+    assert "--vae" in result.stderr
 
 
 def test_gc_changes_nothing_unless_told_to_delete(folder, some):

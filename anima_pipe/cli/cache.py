@@ -17,6 +17,7 @@ from anima_pipe.kohya.check import FileKind, file_kind
 from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import TEXT as ENCODE_TEXT
+from anima_pipe.kohya.rows import TRAIN
 
 if TYPE_CHECKING:
     from anima_pipe.shards.folders import Kind
@@ -63,7 +64,20 @@ def stats(cache_dir: Path, *, as_json: bool) -> None:
 
 @command.command("verify")
 @_cache_dir
-def verify(cache_dir: Path) -> None:
+@click.option("--reencode", type=int, metavar="N", help="Also encode N samples again, and compare.")
+@click.option(
+    "--config_file",
+    "--config-file",
+    help="train_args.toml that names the encoders and the dataset of --reencode.",
+)
+@click.option("--dataset_config", "--dataset-config", help="Where the pictures are.")
+@click.option("--vae", help="What made the latents.")
+@click.option("--qwen3", help="What made the texts, with --t5_tokenizer_dir.")
+@click.option("--t5_tokenizer_dir", "--t5-tokenizer-dir", help="Folder of the T5 tokenizer.")
+@click.option("--device", help="Where to encode: auto, cpu, cuda, cuda:1, mps.")
+def verify(
+    cache_dir: Path, reencode: int | None, config_file: str | None, **given: str | None
+) -> None:
     """Read every sample and compare its checksum; end with 1 if something is wrong.
 
     What is damaged is noted, and encoded anew by the next caching run that needs it. A lost or
@@ -71,25 +85,11 @@ def verify(cache_dir: Path) -> None:
     """
 
     def work() -> int:
-        from anima_pipe.shards.latents import LATENTS
-        from anima_pipe.shards.statistics import cache_statistics
-        from anima_pipe.shards.store import Store
-        from anima_pipe.shards.text import TEXT
-
-        wrong = 0
-        for folder in cache_statistics(cache_dir):
-            name = f"{folder.identity.fingerprint}-{folder.identity.dtype}"
-            if folder.identity.kind == "latents":
-                found = Store(LATENTS, cache_dir, name).verify()
-            else:
-                found = Store(TEXT, cache_dir, name).verify()
-            # The statistics have rebuilt lost sidecars already, and may name the same samples.
-            problems = list(dict.fromkeys(map(str, [*folder.problems, *found])))
-            for problem in problems:
-                click.echo(problem)
-            verdict = f"{len(problems)} problems" if problems else "all whole"
-            click.echo(f"{folder.folder.name}: {folder.samples} samples, {verdict}")
-            wrong += len(problems)
+        wrong = _compare_checksums(cache_dir)
+        if reencode:
+            place = {"cache_dir": str(cache_dir), **given}
+            options = resolve(TRAIN, place, Path(config_file) if config_file else None)
+            wrong += _compare_encoded(options, reencode)
         return PROBLEMS_FOUND if wrong else 0
 
     sys.exit(ending_of(work))
@@ -131,6 +131,45 @@ def collect(files: Sequence[Path], cache_dir: Path, config_file: Path | None, de
         return 0
 
     sys.exit(ending_of(work))
+
+
+def _compare_checksums(cache_dir: Path) -> int:
+    """Read every sample; return how many problems were found."""
+    from anima_pipe.shards.latents import LATENTS
+    from anima_pipe.shards.statistics import cache_statistics
+    from anima_pipe.shards.store import Store
+    from anima_pipe.shards.text import TEXT
+
+    wrong = 0
+    for folder in cache_statistics(cache_dir):
+        name = f"{folder.identity.fingerprint}-{folder.identity.dtype}"
+        if folder.identity.kind == "latents":
+            found = Store(LATENTS, cache_dir, name).verify()
+        else:
+            found = Store(TEXT, cache_dir, name).verify()
+        # The statistics have rebuilt lost sidecars already, and may name the same samples.
+        problems = list(dict.fromkeys(map(str, [*folder.problems, *found])))
+        for problem in problems:
+            click.echo(problem)
+        verdict = f"{len(problems)} problems" if problems else "all whole"
+        click.echo(f"{folder.folder.name}: {folder.samples} samples, {verdict}")
+        wrong += len(problems)
+    return wrong
+
+
+def _compare_encoded(options: Resolved, count: int) -> int:
+    """Encode samples again; return how many are no longer what is cached."""
+    from anima_pipe.cli.reencoding import reencode
+
+    comparisons = reencode(options, count)
+    for one in comparisons:
+        for key in one.different:
+            click.echo(f"{one.folder.name}, sample {key}: its encoder makes something else of it")
+        click.echo(
+            f"{one.folder.name}: {one.compared} encoded again, {len(one.different)} differ; "
+            f"values by {one.largest:.2g} at most"
+        )
+    return sum(len(one.different) for one in comparisons)
 
 
 def _needed(
