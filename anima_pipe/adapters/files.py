@@ -263,7 +263,8 @@ def _expressed(delta: Delta, place: str, style: str) -> dict[str, Tensor]:
         return {"lora_A.weight": plain[0], "lora_B.weight": plain[1]}
     raise ConfigError(
         f"style {style} cannot express {place}, which is of kind {kind_name(delta)}",
-        "drop the norms (the picture will differ) or train with train_norm off"
+        "drop the norms when exporting (--drop_norms; the picture will differ), or train without "
+        "them (--no-train_norm)"
         if delta.group == "norm"
         else "save in style comfy",
     )
