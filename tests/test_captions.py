@@ -121,3 +121,53 @@ def test_the_warmup_never_takes_tags_away_again(count, least, warmup):
 def test_a_caption_of_one_line_is_left_alone_without_rules(raw):
     one_line = raw.replace("\n", " ")
     assert render_with(one_line) == one_line
+
+
+BEFORE = "masterpiece, best quality, highres, year 2025, safe, 1girl, lum, urusei yatsura, @moko"
+SENTENCES = "A fox girl sits, smiling, in the snow. She wears a scarf, a red one."
+
+
+def sections(caption: str, seed: int = 0, **rules: object) -> str:
+    kept = CaptionRules(shuffle_caption=True, keep_sections=True, **rules)
+    return render_caption(caption, kept, rng=Random(seed))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sections_and_sentences_stay_in_place_while_general_tags_are_shuffled(seed):
+    general = [f"tag {number}" for number in range(8)]
+    text = sections(f"{BEFORE}, {', '.join(general)}. {SENTENCES}", seed)
+    assert text.startswith(f"{BEFORE}, tag ")
+    assert text.endswith(f". {SENTENCES}")
+    shuffled = text.removeprefix(f"{BEFORE}, ").removesuffix(f". {SENTENCES}").split(", ")
+    assert sorted(shuffled) == general
+    assert shuffled != general
+
+
+@pytest.mark.parametrize(
+    ("caption", "kept"),
+    [
+        ("masterpiece, score_7_up, 2girls, a, b, c", "masterpiece, score_7_up, 2girls"),
+        ("1girl, @one, @two, a, b, c", "1girl, @one, @two"),
+        ("newest, explicit, multiple boys, a, 1girl, b", "newest, explicit, multiple boys"),
+    ],
+)
+def test_known_tags_at_the_start_and_artists_are_kept(caption, kept):
+    seen = {sections(caption, seed) for seed in range(20)}
+    assert len(seen) > 1
+    assert all(text.startswith(f"{kept}, ") for text in seen)
+
+
+def test_a_full_stop_within_a_tag_does_not_begin_a_sentence():
+    seen = {sections("@moko, dr. stone, no. 6, st. louis", seed) for seed in range(30)}
+    assert len(seen) == 6
+
+
+def test_keep_tokens_can_keep_more_than_the_sections():
+    seen = {sections("1girl, lum, a, b, c", seed, keep_tokens=2) for seed in range(20)}
+    assert all(text.startswith("1girl, lum, ") for text in seen)
+
+
+def test_dropped_general_tags_leave_sections_and_sentences():
+    rules = {"caption_tag_dropout_rate": 1.0}
+    assert sections(f"@moko, a, b. {SENTENCES}", **rules) == f"@moko. {SENTENCES}"
+    assert sections(f"a, b. {SENTENCES}", **rules) == SENTENCES

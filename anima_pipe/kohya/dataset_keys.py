@@ -58,6 +58,7 @@ _SUBSET_KEYS: Final = (
     "shuffle_caption",
     "keep_tokens",
     "keep_tokens_separator",
+    "keep_sections",
     "secondary_separator",
     "caption_separator",
     "enable_wildcard",

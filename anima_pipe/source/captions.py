@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from math import floor
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
     from random import Random
 
 _CHOICE = re.compile(r"\{([^}]+)\}")
+_SENTENCES = re.compile(r"\.\s+(?=[\"'“(]?[A-Z])")
+_LEADING_TAG = re.compile(
+    r"masterpiece|(?:best|amazing|great|high|good|normal|average|low|bad|worst) quality"
+    r"|(?:very )?(?:aesthetic|displeasing)|score_\d+(?:_up)?"
+    r"|highres|absurdres|lowres|incredibly absurdres"
+    r"|year \d{4}|newest|recent|mid|early|old"
+    r"|safe|general|sensitive|questionable|nsfw|explicit"
+    r"|\d+\+?(?:girl|boy|other)s?|multiple (?:girls|boys|others)|no humans|solo",
+    re.IGNORECASE,
+)
+"""Tags of quality, file, year and safety, and the count, as Anima's captions begin."""
+
 # Doubled braces stand for themselves; Unicode never assigns these two, so no caption has them.
 _OPENING, _CLOSING = "\ufdd0", "\ufdd1"
 
@@ -37,6 +50,14 @@ class CaptionRules:
     """How many tags at the start are neither shuffled nor dropped."""
     keep_tokens_separator: str = ""
     """Mark between kept, free and (after a second mark) kept tags; where it is, it wins."""
+    keep_sections: bool = False
+    """Leave what stands before and behind the general tags in place; not one of Kohya's rules.
+
+    Anima's captions read `quality, meta, year, safety, count, character, series, @artist, general
+    tags. Sentences.` Before: everything up to the last @artist, or else up to the last of the known
+    tags at the start (characters and series are told from general tags by an @artist behind them
+    only). Behind: everything from the first end of a sentence that a capital letter follows.
+    """
     secondary_separator: str | None = None
     """Mark that holds tags together as one, replaced by caption_separator at the end."""
     enable_wildcard: bool = False
@@ -104,6 +125,8 @@ class _Tags:
     front: list[str]
     free: list[str]
     end: list[str]
+    sentences: str = ""
+    """What follows the tags, from the full stop on."""
 
 
 def render_caption(
@@ -136,6 +159,7 @@ def render_caption(
             rng.shuffle(free)
         free = _without_dropped_tags(free, rules.caption_tag_dropout_rate, rng)
         text = f"{rules.caption_separator} ".join([*tags.front, *free, *tags.end])
+        text = f"{text}{tags.sentences}" if text else tags.sentences.lstrip(". ")
     if rules.secondary_separator:
         text = text.replace(rules.secondary_separator, rules.caption_separator)
     return text
@@ -174,8 +198,21 @@ def _split(text: str, rules: CaptionRules) -> _Tags:
         ]
         front, free, end = parts if len(parts) > 2 else (*parts, [])
         return _Tags(front=front, free=free, end=end)
+    if rules.keep_sections:
+        return _split_by_sections(text, rules)
     tags = _tags_of(text, rules)
     return _Tags(front=tags[: rules.keep_tokens], free=tags[rules.keep_tokens :], end=[])
+
+
+def _split_by_sections(text: str, rules: CaptionRules) -> _Tags:
+    """Take a caption in Anima's order apart: free are the general tags."""
+    stop = _SENTENCES.search(text)
+    end = stop.start() if stop else len(text)
+    tags = _tags_of(text[:end], rules)
+    artists = [number for number, tag in enumerate(tags, start=1) if tag.startswith("@")]
+    known = sum(1 for _ in takewhile(_LEADING_TAG.fullmatch, tags))
+    kept = max(rules.keep_tokens, artists[-1] if artists else known)
+    return _Tags(front=tags[:kept], free=tags[kept:], end=[], sentences=text[end:].rstrip())
 
 
 def _tags_of(text: str, rules: CaptionRules) -> list[str]:

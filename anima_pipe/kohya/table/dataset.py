@@ -103,6 +103,11 @@ _CAPTIONS: Final = group(
         "Marks the tags before it (and after a second one) as staying in place.",
         default="",
     ),
+    flag(
+        "keep_sections",
+        "Shuffle and drop general tags only; what Anima's order puts before them, and sentences "
+        "behind them, stay in place.",
+    ),
     text("secondary_separator", "Joins tags that stay together when shuffled."),
     flag("enable_wildcard", "Expand {a|b} in captions, and draw one line of several."),
     text("caption_prefix", "Put before every caption."),
