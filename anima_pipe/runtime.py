@@ -141,19 +141,17 @@ def choose_device(wanted: str = "auto") -> torch.device:
     return device
 
 
-def claim_device(wanted: str) -> None:
-    """Make a GPU that is asked for by its number the one that accelerate takes.
+def claim_device(wanted: str) -> torch.device:
+    """Choose the device and, where it is a GPU by its number, make it the one accelerate takes.
 
     Raises:
         ConfigError: The device asked for is not there, or several processes would share it.
     """
-    if wanted in ("auto", "cpu"):
-        return
     import torch
 
     device = choose_device(wanted)
     if not wanted.startswith("cuda:"):
-        return
+        return device
     processes = launched_rank().processes
     if processes > 1:
         raise ConfigError(
@@ -162,6 +160,7 @@ def claim_device(wanted: str) -> None:
             "chooses among them",
         )
     torch.cuda.set_device(device)
+    return device
 
 
 def _own_gpu(gpus: int) -> int:

@@ -17,11 +17,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from anima_pipe.batches import Batches, Window
-from anima_pipe.errors import PipeError
+from anima_pipe.errors import ConfigError, PipeError
 from anima_pipe.flow_loss import ObjectiveConfig, add_noise, draw, sample_losses, velocity_target
 from anima_pipe.optimizers import averaged_weights, step_size
 from anima_pipe.records import Batch, Moment
-from anima_pipe.runtime import derive_seed
+from anima_pipe.runtime import derive_seed, launched_rank
 
 
 class Hook(Protocol):
@@ -73,12 +73,22 @@ def start_accelerate(mixed_precision: str, *, cpu: bool = False) -> Accelerator:
     Args:
         mixed_precision: no, bf16 or fp16.
         cpu: Stay on the CPU although there is a GPU.
+
+    Raises:
+        ConfigError: Several processes were started that cannot join.
     """
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=mixed_precision,
         cpu=cpu,
         kwargs_handlers=[AutocastKwargs(enabled=False), InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+    launched = launched_rank().processes
+    if accelerator.num_processes != launched:
+        raise ConfigError(
+            f"{launched} processes were started, but on {accelerator.device} they cannot join",
+            "start one process",
+        )
+    return accelerator
 
 
 def agree_on_seed(accelerator: Accelerator) -> int:

@@ -63,10 +63,8 @@ def run(options: Resolved) -> TrainSummary:
     started = time.monotonic()
     if options.value("auto_cache"):
         options = with_tokenizer(options).options
-    claim_device(options.value("device"))
-    accelerator = start_accelerate(
-        options.value("mixed_precision"), cpu=options.value("device") == "cpu"
-    )
+    device = claim_device(options.value("device"))
+    accelerator = start_accelerate(options.value("mixed_precision"), cpu=device.type == "cpu")
     if not accelerator.is_main_process:
         speak_of_errors_only()
     settings = train_settings(options, agree_on_seed(accelerator))
