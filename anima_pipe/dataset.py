@@ -38,3 +38,10 @@ class DatasetConfig:
     subsets: tuple[SubsetConfig, ...]
     buckets: BucketRules
     batch_size: int = 1
+    skip_image_resolution: tuple[int, int] | None = None
+    """Pictures of no more than this area, in pixels, are left out."""
+
+    def leaves_out(self, image_size: tuple[int, int]) -> bool:
+        """Tell whether a picture of this (width, height) is too small to be trained on."""
+        limit = self.skip_image_resolution
+        return limit is not None and image_size[0] * image_size[1] <= limit[0] * limit[1]

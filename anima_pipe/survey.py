@@ -16,6 +16,7 @@ from anima_pipe.buckets import choose_bucket, random_crops
 from anima_pipe.dataset import DatasetConfig, SubsetConfig
 from anima_pipe.errors import DataError
 from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, Skipped
+from anima_pipe.runtime import say
 from anima_pipe.shards.keys import latent_key
 from anima_pipe.source.caption_files import read_caption, read_json_caption
 from anima_pipe.source.captions import CaptionRules, render_caption
@@ -146,11 +147,15 @@ def survey_pictures(
     samples: list[Sample] = []
     latents: dict[str, LatentRequest] = {}
     skipped: list[Skipped] = []
+    too_small = 0
     images = scan_images([picture.path for picture in pictures], cache_dir, rehash=rehash)
     for picture, image in zip(pictures, images, strict=True):
         try:
             if isinstance(image, DataError):
                 raise image
+            if picture.dataset.leaves_out(image.size):
+                too_small += 1
+                continue
             captions = () if caption_variants == 0 else picture_captions(picture, caption_variants)
             choice = choose_bucket(picture.dataset.buckets, image_size=image.size)
         except DataError as error:
@@ -162,9 +167,12 @@ def survey_pictures(
         samples.append(
             Sample(picture=picture, image=image, choice=choice, latent_keys=keys, captions=captions)
         )
+    if too_small:
+        say(f"{too_small} of {len(pictures)} pictures are left out by skip_image_resolution")
     if not samples:
+        reason = f"; the first: {skipped[0].reason}" if skipped else ", they are all too small"
         raise DataError(
-            f"none of the {len(pictures)} pictures can be used; the first: {skipped[0].reason}",
+            f"none of the {len(pictures)} pictures can be used{reason}",
             "mend the files, or point image_dir to other pictures",
         )
     return Survey(

@@ -236,7 +236,7 @@ def test_a_folder_that_is_not_here_may_lie_beside_the_file(folders):
             "datasets = [{ resolution = 512, subsets = [{ metadata_file = 'm.json' }] }]",
             ["metadata_file: there is no file"],
         ),
-        (one("resolution = 512, skip_image_resolution = 64"), ["skip_image_resolution"]),
+        (one("resolution = 512, skip_image_resolution = 'x'"), ["skip_image_resolution: 'x' is"]),
         ("datasets = [", ["is not TOML"]),
     ],
 )
@@ -381,6 +381,18 @@ def test_in_json_and_train_data_dir_are_one_dataset(folders):
     assert subset.metadata_file == folders / "meta.json"
     assert (subset.image_dir, subset.num_repeats) == (folders / "a", 4)
     resolve("cache-latents", given).require("dataset_config")
+
+
+def test_skip_image_resolution_is_of_a_dataset():
+    first, second = load(
+        "general = { resolution = 512, skip_image_resolution = 64 }\n"
+        "datasets = [{ subsets = [{ image_dir = 'a' }] }, "
+        "{ skip_image_resolution = [128, 32], subsets = [{ image_dir = 'a' }] }]\n"
+    )
+    assert (first.skip_image_resolution, second.skip_image_resolution) == ((64, 64), (128, 32))
+    assert first.leaves_out((4096, 1))
+    assert not first.leaves_out((4097, 1))
+    assert not load(one())[0].leaves_out((1, 1))
 
 
 def test_regularisation_folders_are_refused_unless_kohya_ignores_them_too():

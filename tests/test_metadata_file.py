@@ -1,6 +1,7 @@
 """Kohya's metadata files: which pictures they mean, and with which captions."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,17 @@ def test_what_a_metadata_file_leaves_open_is_in_the_file_beside_or_the_class_tok
 
     (missing,) = uncaptioned(find_pictures([dataset(pictures, file)]))
     assert missing.name.endswith("b.webp")
+
+
+def test_pictures_of_no_more_than_an_area_are_left_out_without_a_complaint(pictures):
+    Image.new("RGB", (64, 65)).save(pictures / "larger.png")
+    file = metadata(pictures, {"a": {"caption": "one"}, "larger": {"caption": "two"}})
+    small = replace(dataset(pictures, file), skip_image_resolution=(64, 64))
+
+    survey = survey_pictures(find_pictures([small]), caption_variants=None)
+
+    assert [sample.picture.path.name for sample in survey.samples] == ["larger.png"]
+    assert survey.skipped == ()
+    every = replace(small, skip_image_resolution=(512, 512))
+    with pytest.raises(DataError, match="none of the 2 pictures can be used, they are all too"):
+        survey_pictures(find_pictures([every]), caption_variants=None)

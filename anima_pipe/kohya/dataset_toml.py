@@ -95,10 +95,7 @@ def load_training_folders(
     Args:
         folder: Holds folders of pictures named 10_subject, or what a metadata file describes.
         metadata_file: See `source.metadata_file`; it wins over the folders' names.
-        fallbacks: See `load_dataset_config`.
-
-    Raises:
-        ConfigError: There is no such folder or file, or an option is wrong.
+        fallbacks: See `load_dataset_config`, also for what it raises.
     """
     if metadata_file is None:
         assert folder is not None, "one of the two was required"
@@ -189,8 +186,7 @@ def _folder_datasets(reading: _Reading) -> Iterator[DatasetConfig]:
     buckets = _bucket_rules(reading, (), levels)
     subset = _subset(reading, (), _Source(reading.file.path), levels)
     if buckets and subset:
-        batch_size = _value("batch_size", levels)
-        yield DatasetConfig(subsets=(subset,), buckets=buckets, batch_size=batch_size)
+        yield _dataset((subset,), buckets, levels)
 
 
 def _datasets(reading: _Reading) -> Iterator[DatasetConfig]:
@@ -208,8 +204,18 @@ def _datasets(reading: _Reading) -> Iterator[DatasetConfig]:
         buckets = _bucket_rules(reading, path, levels)
         subsets = tuple(_subsets(reading, path, dataset_table.get("subsets"), levels))
         if buckets and subsets:
-            batch_size = _value("batch_size", levels)
-            yield DatasetConfig(subsets=subsets, buckets=buckets, batch_size=batch_size)
+            yield _dataset(subsets, buckets, levels)
+
+
+def _dataset(
+    subsets: tuple[SubsetConfig, ...], buckets: BucketRules, levels: Levels
+) -> DatasetConfig:
+    return DatasetConfig(
+        subsets=subsets,
+        buckets=buckets,
+        batch_size=_value("batch_size", levels),
+        skip_image_resolution=_value("skip_image_resolution", levels),
+    )
 
 
 def _tables(reading: _Reading, path: KeyPath, found: object) -> list[Table]:

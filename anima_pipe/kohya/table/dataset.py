@@ -77,10 +77,9 @@ _PICTURES: Final = group(
         "remove it; pictures are cropped around their middle, or use random_crop",
         text("face_crop_aug_range", "Crop around a face that the file's name locates."),
     ),
-    *refused(
-        "choosing pictures by size is not supported yet",
-        "remove it, or move small pictures out of the folder",
-        size("skip_image_resolution", "Leave out pictures of no more than this area."),
+    size(
+        "skip_image_resolution",
+        "Leave out pictures of no more than this area, in pixels before any resizing.",
     ),
 )
 
