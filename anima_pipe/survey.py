@@ -170,16 +170,20 @@ def survey_pictures(
     if too_small:
         say(f"{too_small} of {len(pictures)} pictures are left out by skip_image_resolution")
     if not samples:
-        reason = f"; the first: {skipped[0].reason}" if skipped else ", they are all too small"
-        raise DataError(
-            f"none of the {len(pictures)} pictures can be used{reason}",
-            "mend the files, or point image_dir to other pictures",
-        )
+        raise _none_left(pictures, skipped)
     return Survey(
         datasets=tuple(dict.fromkeys(picture.dataset for picture in pictures)),
         samples=tuple(samples),
         latents=latents,
         skipped=tuple(skipped),
+    )
+
+
+def _none_left(pictures: Sequence[Picture], skipped: Sequence[Skipped]) -> DataError:
+    reason = f"; the first: {skipped[0].reason}" if skipped else ", they are all too small"
+    return DataError(
+        f"none of the {len(pictures)} pictures can be used{reason}",
+        "mend the files, or point image_dir to other pictures",
     )
 
 
