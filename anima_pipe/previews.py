@@ -25,8 +25,8 @@ Decode = Callable[[torch.Tensor], torch.Tensor]
 
 LATENT_CHANNELS = 16
 VAE_STRIDE = 8
-DECODE_TILE = 128
-"""Side of the tiles that large latents are decoded in: 1024 pixels."""
+DECODE_TILE = 1024
+"""Side of the tiles that larger pictures are decoded in, in pixels."""
 SHEET_CELL = 320
 """Longest side of a picture on the contact sheet, in pixels."""
 SHEET_MARGIN = 8
