@@ -20,7 +20,7 @@ def dataset(pictures: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def cached(dataset: Path) -> dict[str, object]:
-    """Options that name the dataset and its caches, which are complete. Not to be changed."""
+    """Options that name the dataset and its caches, which are complete; more may be added."""
     names = {"dataset_config": dataset, "cache_dir": dataset.parent / "cache"}
     anima_pipe("cache-latents", **names).ok()
     anima_pipe("encode-text", **names).ok()

@@ -1,0 +1,94 @@
+"""Training by two processes is training by one that takes twice the batches for a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from commands import (
+    MODEL,
+    ROOT,
+    SCRIPTS,
+    TRAINING,
+    Ended,
+    anima_pipe,
+    files_in,
+    options,
+    run_apart,
+    tensors_of,
+)
+
+LAUNCH = (
+    *(SCRIPTS / "accelerate", "launch", "--multi_gpu", "--num_processes", "2"),
+    # Any free port: other runs may be going on.
+    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+    *("--main_process_port", "0", ROOT / "anima_train_network.py"),
+)
+"""What starts two processes; without GPUs they join on the processor."""
+
+
+@dataclass
+class Both:
+    """Two processes, and one in their place."""
+
+    folder: Path
+    two: Ended
+    one: Ended
+
+
+@pytest.fixture(scope="module")
+def both(
+    cached: dict[str, object], dataset: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Both:
+    folder = tmp_path_factory.mktemp("two")
+    threes = folder / "threes.toml"
+    # Three batches in an epoch: the second step of each has one for the first process alone.
+    threes.write_text(dataset.read_text().replace("batch_size = 2", "batch_size = 3"))
+    (folder / "prompts.txt").write_text("fox --w 64 --h 64 --s 2 --l 1\n")
+    shared = {
+        **cached,
+        "dataset_config": threes,
+        "max_train_steps": 3,
+        "sample_prompts": folder / "prompts.txt",
+        "network_dropout": 0.1,
+    }
+    given = {**MODEL, **TRAINING, **shared, "device": "cpu", "output_dir": folder / "two"}
+    summary = folder / "summary.json"
+    two = run_apart(*LAUNCH, *options(**given, summary_json=summary), summary=summary)
+    one = anima_pipe(
+        "train",
+        folder / "one.json",
+        output_dir=folder / "one",
+        gradient_accumulation_steps=2,
+        **shared,
+    )
+    return Both(folder=folder, two=two.ok(), one=one.ok())
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains_on_twice_the_batches(both: Both):
+    two, one = tensors_of(both.two), tensors_of(both.one)
+
+    assert two.keys() == one.keys()
+    assert all(torch.allclose(two[name], one[name], rtol=1e-4, atol=1e-6) for name in one)
+    assert both.two.summary is not None
+    assert both.one.summary is not None
+    for loss in ("first_loss", "final_loss"):
+        assert both.two.summary[loss] == pytest.approx(both.one.summary[loss], rel=1e-5)
+    assert both.two.summary["steps"] == both.one.summary["steps"] == 3
+
+
+@pytest.mark.slow
+def test_two_processes_leave_the_files_of_one(both: Both):
+    assert files_in(both.folder / "two") == files_in(both.folder / "one")
+    assert "sample/fox.png" in files_in(both.folder / "two")
+
+
+@pytest.mark.slow
+def test_two_processes_speak_with_one_voice(both: Both):
+    assert both.two.said.count("images      6") == 1
+    assert both.two.said.count("all 6 already cached") == 1
+    assert "2 processes" in both.two.said
+    assert "destroy_process_group" not in both.two.said
