@@ -405,8 +405,8 @@ def test_regularisation_folders_are_refused_unless_kohya_ignores_them_too():
 @pytest.mark.parametrize(
     ("folder", "options", "problem"),
     [
-        ("a", {"resolution": (512, 512)}, "a: there is no folder named like 10_subject in it"),
-        ("nowhere", {"resolution": (512, 512)}, "nowhere: there is no folder named like"),
+        ("a", {"resolution": (512, 512)}, "there is no folder named like 10_subject in a"),
+        ("nowhere", {"resolution": (512, 512)}, "10_subject in nowhere"),
         ("data", {}, "resolution is required"),
     ],
 )

@@ -133,7 +133,7 @@ def examine_training_folders(folder: Path, fallbacks: Mapping[str, object]) -> E
     reading = _reading(ConfigFile(path=folder, table=table, lines={}), fallbacks)
     reading.warnings.extend(left_out)
     if not subsets:
-        problem = "there is no folder named like 10_subject in it"
+        problem = f"there is no folder named like 10_subject in {folder}"
         remedy = "name the folders so, or give a folder of pictures itself as --dataset_config"
         reading.object_to((), problem, remedy, here_only=not folder.is_dir())
         return _examined(reading, [])
