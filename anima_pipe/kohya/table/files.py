@@ -29,7 +29,7 @@ _MODELS: Final = group(
         "pretrained_model_name_or_path",
         "Anima's transformer, a .safetensors file.",
         aliases=("anima_transformer", "dit_path"),
-        commands=(TRAIN, EXPORT, ALL),
+        commands=TRAINING,
         when_missing="Anima transformer path is required. Set --anima_transformer or "
         "--pretrained_model_name_or_path.",
     ),
