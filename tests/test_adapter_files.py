@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from anima_pipe.adapters import Adapter, create_adapter, load_adapter, save_adapter
+from anima_pipe.comfy import export_adapter
 from anima_pipe.errors import CheckpointError, ConfigError, OutputError
 
 Q_PROJ = "blocks.0.self_attn.q_proj"
@@ -396,3 +397,15 @@ def test_a_norm_with_a_bias_keeps_both_in_its_file(tmp_path):
 
     assert set(load_file(path)) == {"diffusion_model.norm.w_norm", "diffusion_model.norm.b_norm"}
     assert_same(loaded.state_dict(), adapter.state_dict())
+
+
+@pytest.mark.parametrize("style", ["comfy", "kohya"])
+@pytest.mark.parametrize("flag", ["dora", "rs_lora"])
+def test_how_a_lora_was_scaled_travels_in_the_metadata_through_every_style(tmp_path, flag, style):
+    path = saved(tmp_path, adapter=trained_adapter(**{flag: True}))
+
+    export = export_adapter(path, tmp_path / "b.safetensors", style)
+
+    with safe_open(export.path, framework="pt") as file:
+        flags = {key for key in file.metadata() if key in {"adapter_dora", "adapter_rs_lora"}}
+    assert flags == {f"adapter_{flag}"}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from anima_pipe.adapters.adapter import Adapter
 from anima_pipe.adapters.delta import Delta, root_module
 from anima_pipe.adapters.inject import depths, walk
+from anima_pipe.adapters.linear import LinearDelta
 from anima_pipe.adapters.registry import (
     FOREIGN_TENSORS,
     delta_class_of,
@@ -273,7 +274,13 @@ def _expressed(delta: Delta, place: str, style: str) -> dict[str, Tensor]:
 def _own_metadata(deltas: Mapping[str, Delta], style: str) -> dict[str, str]:
     """Return what every adapter file says of itself."""
     ranked = [delta for delta in deltas.values() if delta.rank is not None]
+    linear = [delta for delta in deltas.values() if isinstance(delta, LinearDelta)]
+    flags = {
+        "adapter_dora": any(delta.has_dora for delta in linear),
+        "adapter_rs_lora": any(delta.config.rs_lora for delta in linear),
+    }
     return {
+        **{name: "true" for name, is_set in flags.items() if is_set},
         "format": "pt",
         "adapter_kind": "+".join(sorted({kind_name(delta) for delta in deltas.values()})),
         "adapter_style": style,
