@@ -7,8 +7,9 @@ Without options, on a processor instead of a GPU: 8 pictures, 256 pixels, 2 work
 The pictures are JPEGs of 2000x3000 pixels; the VAE is the full-size architecture with random
 weights. The stage decodes, resizes, encodes and writes shards, in a process of its own. Alone, the
 VAE encodes as many pictures of the same sizes that lie in memory, in batches of the same size. Both
-run twice, in turns, and the faster one counts. "filling" leaves out what the stage takes to start,
-to hash the files and to load the VAE: a second or two, which counts the less the more pictures.
+run twice, in turns, and the faster one counts. "filling" leaves out starting and hashing, but holds
+what it takes to import torch and to load the VAE: seconds that count the less the more pictures. It
+takes a core for the decoders beside those that the VAE works on.
 """
 
 from __future__ import annotations
