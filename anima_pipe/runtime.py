@@ -72,6 +72,8 @@ def setup_messages(*, verbose: bool = False) -> None:
     LOGGER.handlers[:] = [handler]
     LOGGER.setLevel(logging.DEBUG if verbose else logging.INFO)
     LOGGER.propagate = False
+    # Where it is installed it warns, at every start, of kernels for 4-bit models: none are here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def speak_of_errors_only() -> None:
