@@ -60,3 +60,9 @@ def preview_prompts(options: Resolved) -> list[PreviewPrompt]:
 def prompt_texts(prompts: Iterable[PreviewPrompt]) -> list[str]:
     """Return the texts that drawing the prompts needs."""
     return [text for prompt in prompts for text in (prompt.prompt, prompt.negative)]
+
+
+def learning_rate(options: Resolved) -> float:
+    """Return the adapter's learning rate; unet_lr wins, as in Kohya."""
+    rate: float | None = options.value("unet_lr")
+    return options.value("learning_rate") if rate is None else rate

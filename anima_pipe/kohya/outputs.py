@@ -1,0 +1,155 @@
+"""From resolved options to what a run writes: adapters, states, previews, logs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from anima_pipe.errors import ConfigError
+from anima_pipe.kohya import settings
+from anima_pipe.kohya.resolved import Resolved
+from anima_pipe.optimizers import find_optimizer
+from anima_pipe.previews import PreviewConfig
+from anima_pipe.records import PreviewPrompt
+from anima_pipe.runtime import torch_dtype
+from anima_pipe.saving import SaveConfig
+from anima_pipe.train_state import StateConfig, latest_state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewSettings:
+    """What is drawn while training, and with which VAE."""
+
+    prompts: tuple[PreviewPrompt, ...]
+    vae: Path
+    config: PreviewConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateSettings:
+    """When a run's state is saved, and which one it goes on from."""
+
+    config: StateConfig
+    resume: Path | None
+    resume_allow: tuple[str, ...]
+    """What may differ from what the state was made with."""
+
+
+def state_settings(options: Resolved) -> StateSettings:
+    """Return when states are saved, and the one that the run goes on from.
+
+    Raises:
+        ConfigError: The latest state is asked for, and there is none.
+    """
+    saves: bool = options.value("save_state")
+    config = StateConfig(
+        folder=options.value("output_dir"),
+        name=output_name(options),
+        every_n_steps=options.value("save_every_n_steps") if saves else None,
+        every_n_epochs=options.value("save_every_n_epochs") if saves else None,
+        at_end=saves or options.value("save_state_on_train_end"),
+        keep_steps=options.value("save_last_n_steps_state") or options.value("save_last_n_steps"),
+        keep_epochs=options.value("save_last_n_epochs_state")
+        or options.value("save_last_n_epochs"),
+    )
+    resume: str | None = options.value("resume")
+    found = latest_state(config.folder, config.name) if resume == "latest" else resume
+    return StateSettings(
+        config=config,
+        resume=Path(found) if found else None,
+        resume_allow=tuple(options.value("resume_allow") or ()),
+    )
+
+
+def output_name(options: Resolved) -> str:
+    """Kohya's name for a run without one is "last"."""
+    return options.value("output_name") or "last"
+
+
+def save_config(options: Resolved) -> SaveConfig:
+    """Return when adapters are saved, where, and in which style."""
+    precision: str | None = options.value("save_precision")
+    return SaveConfig(
+        folder=options.value("output_dir"),
+        name=output_name(options),
+        every_n_steps=options.value("save_every_n_steps"),
+        every_n_epochs=options.value("save_every_n_epochs"),
+        dtype=torch_dtype(precision) if precision else None,
+        style=options.value("save_format"),
+        keep_steps=options.value("save_last_n_steps"),
+        keep_epochs=options.value("save_last_n_epochs"),
+        metadata=_metadata(options),
+    )
+
+
+def ema_decay(options: Resolved) -> float | None:
+    """Return the decay of the adapter's average; None: no average.
+
+    Raises:
+        ConfigError: The optimizer averages by itself.
+    """
+    decay: float | None = options.value("ema_decay")
+    kind: str = options.value("optimizer_type")
+    if decay is not None and find_optimizer(kind).averages:
+        raise ConfigError(
+            f"ema_decay ({options.given('ema_decay')}) beside {kind}, which averages by itself",
+            "remove ema_decay; what is saved is the optimizer's average",
+        )
+    return decay
+
+
+def preview_settings(options: Resolved) -> PreviewSettings | None:
+    """Return what is drawn and when; None: nothing.
+
+    Raises:
+        ConfigError: Previews are asked for without prompts, or a prompt cannot be read.
+    """
+    prompts = settings.preview_prompts(options)
+    times = ("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first")
+    asked = next((name for name in times if options.value(name)), None)
+    if not prompts:
+        if asked:
+            raise ConfigError(
+                f"{asked} is set ({options.given(asked)}), but there are no prompts to draw",
+                "set sample_prompts to a file with one prompt a line",
+            )
+        return None
+    options.require("vae")
+    config = PreviewConfig(
+        folder=options.value("output_dir") / "sample",
+        name=output_name(options),
+        at_first=options.value("sample_at_first"),
+        every_n_steps=options.value("sample_every_n_steps"),
+        every_n_epochs=options.value("sample_every_n_epochs"),
+    )
+    return PreviewSettings(prompts=tuple(prompts), vae=options.value("vae"), config=config)
+
+
+def log_folder(options: Resolved) -> Path | None:
+    """Return the run's own folder for TensorBoard; None: no log."""
+    if options.value("log_with") == "none":
+        return None
+    name = options.value("log_prefix") or output_name(options)
+    return options.value("logging_dir") / f"{name}_{time.strftime('%Y%m%d_%H%M%S')}"
+
+
+def _metadata(options: Resolved) -> dict[str, str]:
+    """Return what a saved file says of the run; names only, no paths."""
+    base: Path = options.value("pretrained_model_name_or_path")
+    facts: dict[str, object] = {
+        "ss_output_name": output_name(options),
+        "ss_network_module": options.value("network_module"),
+        "ss_network_dim": options.value("network_dim"),
+        "ss_network_alpha": options.value("network_alpha"),
+        "ss_learning_rate": settings.learning_rate(options),
+        "ss_lr_scheduler": options.value("lr_scheduler"),
+        "ss_optimizer": options.value("optimizer_type"),
+        "ss_mixed_precision": options.value("mixed_precision"),
+        "ss_gradient_accumulation_steps": options.value("gradient_accumulation_steps"),
+        "ss_timestep_sampling": options.value("timestep_sampling"),
+        "ss_base_model_version": "anima",
+        "ss_sd_model_name": base.name,
+        "ss_training_comment": options.value("training_comment"),
+    }
+    return {name: str(value) for name, value in facts.items() if value is not None}
