@@ -442,6 +442,20 @@ def test_a_place_for_results_that_cannot_be_written_is_an_error(
     assert file.read_text() == "mine"
 
 
+@pytest.mark.parametrize("place", ["logging_dir", "summary_json"])
+def test_a_place_for_records_that_cannot_be_written_is_an_error_before_the_work(
+    place: str, cached: dict[str, object], tmp_path: Path
+):
+    (tmp_path / "a file").write_text("mine")
+    given = {"log_with": "tensorboard", "logging_dir": tmp_path / "logs"}
+    given[place] = tmp_path / "a file" / "within"
+
+    run = anima_pipe("train", output_dir=tmp_path / "out", **cached, **given)
+
+    assert_one_error(run, str(tmp_path / "a file"))
+    assert files_in(tmp_path) == {"a file"}
+
+
 LIMITED = """
 import resource, signal, sys
 from anima_pipe.cli.main import main
@@ -463,6 +477,17 @@ def test_a_disk_that_is_full_when_the_adapter_is_saved_is_an_error_and_leaves_no
     assert files_in(tmp_path / "out") == set()
 
 
+def read_until(words: str, process: subprocess.Popen[str]) -> str:
+    """Return what a process says on standard error until it has said those words."""
+    assert process.stderr is not None
+    said = ""
+    while words not in said:
+        read = process.stderr.read(1)
+        assert read, said
+        said += read
+    return said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["cache-latents", "encode-text"])
 def test_ctrl_c_ends_a_stage_with_one_line_and_leaves_no_shard_that_looks_finished(
@@ -482,13 +507,10 @@ def test_ctrl_c_ends_a_stage_with_one_line_and_leaves_no_shard_that_looks_finish
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Whatever runs these tests in the background may have Ctrl-C ignored, and so would they.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    assert run.stderr is not None
-    said = ""
-    while "0%|" not in said:
-        read = run.stderr.read(1)
-        assert read, said
-        said += read
+    said = read_until("0%|", run)
     run.send_signal(signal.SIGINT)
     said += run.communicate(timeout=60)[1]
 
@@ -496,6 +518,33 @@ def test_ctrl_c_ends_a_stage_with_one_line_and_leaves_no_shard_that_looks_finish
     assert "Traceback" not in said
     assert said.endswith("interrupted\n")
     assert shards_in(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_lets_the_training_within_all_finish_its_step_and_save(
+    pictures: Path, tmp_path: Path
+):
+    given = {"dataset_config": pictures, "output_dir": tmp_path / "out", "device": "cpu"}
+    training = {"max_train_steps": 100_000, "resolution": 128, "min_bucket_reso": 64}
+    run = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "anima_pipe.cli", "all", "--no-sample_at_first"),
+            *options(**given, **training),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    said = read_until("epoch=1", run)
+    # As a terminal does: to all processes that it runs.
+    os.killpg(run.pid, signal.SIGINT)
+    said += run.communicate(timeout=60)[1]
+
+    assert run.returncode == 2
+    assert "Traceback" not in said
+    (state,) = (tmp_path / "out").glob("*-state")
+    assert said.rstrip().endswith(f"go on with the same command and --resume {state}")
 
 
 def test_debug_shows_the_traceback_too(dataset: Path, tmp_path: Path):

@@ -121,7 +121,8 @@ def test_processes_share_the_batches_and_their_weights_sum_to_the_mean(
         real = [share for window in shares for share in window.shares if share.weight > 0]
         seen += [name for share in real for name in share.batch.names]
         # Averaged over the processes, each batch counts one over the window's batches.
-        assert {share.weight / processes for share in real} == {1 / len(real)}
+        weights = [share.weight / processes for share in real]
+        assert weights == pytest.approx([1 / len(real)] * len(real))
     assert sorted(seen) == sorted(str(number) for number in range(count))
 
 
