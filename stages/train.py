@@ -69,6 +69,8 @@ def run(options: Resolved) -> TrainSummary:
         speak_of_errors_only()
     settings = train_settings(options, agree_on_seed(accelerator))
     make_folder(settings.save.folder)
+    if settings.log_folder:
+        make_folder(settings.log_folder.parent)
     check_model_files(settings)
     plan, cache = prepare_data(settings, accelerator)
     batches = prepare_batches(settings, plan, cache, accelerator)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from anima_pipe import demo
+from anima_pipe.cli.ending import INTERRUPTED
 from anima_pipe.cli.stage_command import stage_command
 from anima_pipe.errors import PipeError
 from anima_pipe.hub.home import recorded_models
@@ -118,19 +119,34 @@ def _run_stage(name: str, given: Given, folder: Path) -> dict[str, Any]:
 
     Raises:
         StageFailedError: It ended with an error.
+        KeyboardInterrupt: It was interrupted.
     """
     summary_file = folder / "summaries" / f"{name}.json"
     arguments = [name, *command_line(name, {**given, "summary_json": summary_file})]
     say(f"\n$ anima-pipe {shlex.join(arguments)}")
     # The arguments are the user's own, handed on without a shell.
     program = [sys.executable, "-m", "anima_pipe.cli"]
-    ended = subprocess.run([*program, *arguments], check=False)  # noqa: S603
-    if ended.returncode != 0:
+    code = _ending_of(subprocess.Popen([*program, *arguments]))  # noqa: S603
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code != 0:
         raise StageFailedError(
             f"stage {name} failed",
             "mend what it says above and run the same command again: finished work is kept",
         )
     return json.loads(summary_file.read_text(encoding="utf-8"))
+
+
+def _ending_of(stage: subprocess.Popen[bytes]) -> int:
+    """Wait for a stage; return its exit code.
+
+    A Ctrl-C reaches the stage as well, and how to end is for it to decide: training first saves.
+    """
+    while True:
+        try:
+            return stage.wait()
+        except KeyboardInterrupt:
+            continue
 
 
 def command_line(name: str, given: Given) -> list[str]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from typing import Final
 
 import click
 
 from anima_pipe.errors import PipeError
 from anima_pipe.runtime import setup_messages
+
+INTERRUPTED: Final = 130
+"""Exit code of what Ctrl-C ended, as shells have it."""
 
 
 def ending_of(work: Callable[[], int], *, debug: bool = False) -> int:
@@ -28,4 +32,4 @@ def ending_of(work: Callable[[], int], *, debug: bool = False) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
-        return 130
+        return INTERRUPTED

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from anima_pipe.cli.ending import ending_of
-from anima_pipe.files import write_atomically
+from anima_pipe.files import make_folder, write_atomically
 from anima_pipe.kohya.options import options_of
 from anima_pipe.kohya.output_config import config_text
 from anima_pipe.kohya.resolve import Resolved, resolve
@@ -112,8 +112,10 @@ def run_stage(
             return 0
         for warning in options.warnings:
             warn(warning)
-        summary = run(options)
-        write_summary(summary, options.value("summary_json"))
+        summary_json: Path | None = options.value("summary_json")
+        if summary_json:
+            make_folder(summary_json.parent)
+        write_summary(run(options), summary_json)
         return 0
 
     return ending_of(work, debug=bool(given.get("debug")))
