@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -175,3 +176,18 @@ def tensors_of(ended: Ended) -> dict[str, torch.Tensor]:
 def files_in(folder: Path) -> set[str]:
     """Return every file under a folder, hidden and temporary ones too, by relative path."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_one_error(ended: Ended, *words: str) -> None:
+    """Check the form that every error has: what is wrong, then what to do."""
+    assert ended.code == 2, ended.said
+    assert "Traceback" not in ended.said + ended.printed
+    errors = re.findall(r"^error: .*", ended.said, flags=re.MULTILINE)
+    assert len(errors) == 1, ended.said
+    assert len(re.findall(r"^ +Fix: \S", ended.said, flags=re.MULTILINE)) >= 1, ended.said
+    assert [word for word in words if str(word) not in ended.said] == [], ended.said
+
+
+def shards_in(folder: Path) -> list[str]:
+    """Return shards under a folder, and temporary files."""
+    return [name for name in files_in(folder) if name.endswith((".tar", ".tmp"))]

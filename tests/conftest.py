@@ -25,3 +25,9 @@ def cached(dataset: Path) -> dict[str, object]:
     anima_pipe("cache-latents", **names).ok()
     anima_pipe("encode-text", **names).ok()
     return names
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stay out of the repository: caches are made in the current folder unless told otherwise."""
+    monkeypatch.chdir(tmp_path)

@@ -1,10 +1,6 @@
 """What is wrong with the input is one clear error, exit code 2, and nothing half-written."""
 
-import os
-import re
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,40 +10,19 @@ import torch
 from commands import (
     MODEL,
     TAKES,
-    TRAINING,
-    Ended,
     anima_pipe,
+    assert_one_error,
     demo_pictures,
     files_in,
-    options,
     run_apart,
+    shards_in,
     write_dataset,
 )
 from safetensors.torch import save_file
 
 from anima_pipe import demo
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stay out of the repository: caches are made in the current folder unless told otherwise."""
-    monkeypatch.chdir(tmp_path)
-
-
-def assert_one_error(ended: Ended, *words: str) -> None:
-    """Check the form that every error has: what is wrong, then what to do."""
-    assert ended.code == 2, ended.said
-    assert "Traceback" not in ended.said + ended.printed
-    errors = re.findall(r"^error: .*", ended.said, flags=re.MULTILINE)
-    assert len(errors) == 1, ended.said
-    assert len(re.findall(r"^ +Fix: \S", ended.said, flags=re.MULTILINE)) >= 1, ended.said
-    assert [word for word in words if str(word) not in ended.said] == [], ended.said
-
-
-def shards_in(folder: Path) -> list[str]:
-    """Return shards under a folder, and temporary files."""
-    return [name for name in files_in(folder) if name.endswith((".tar", ".tmp"))]
-
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 STAGES_BY_FILE = [(stage, name) for stage in TAKES if stage != "all" for name in TAKES[stage]]
 
@@ -321,230 +296,6 @@ def test_a_missing_folder_is_an_error(stage: str, tmp_path: Path):
 
     assert_one_error(anima_pipe(stage, dataset_config=dataset, **output), str(missing))
     assert_one_error(anima_pipe(stage, dataset_config=missing, **output), str(missing))
-
-
-# Configuration
-
-
-def test_an_unknown_key_of_train_args_is_named_with_file_line_and_the_nearest_name(
-    cached: dict[str, object], tmp_path: Path
-):
-    config = tmp_path / "train_args.toml"
-    config.write_text("[network]\nnetwork_dim = 4\n\n[training]\nlearning_rat = 1e-4\n")
-
-    run = anima_pipe("train", config_file=config, output_dir=tmp_path / "out", **cached)
-
-    assert_one_error(run, "train_args.toml line 5", "learning_rat", "did you mean learning_rate?")
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_unknown_option_is_named_with_the_nearest(tmp_path: Path):
-    ended = run_apart(sys.executable, "-m", "anima_pipe.cli", "train", "--learning_rat", "1")
-
-    assert ended.code == 2
-    assert "No such option" in ended.said
-    assert "--learning_rat" in ended.said
-    assert "--learning_rate" in ended.said
-    assert "Traceback" not in ended.said
-
-
-def test_an_unknown_command_is_named():
-    ended = run_apart(sys.executable, "-m", "anima_pipe.cli", "trian")
-
-    assert ended.code == 2
-    assert "trian" in ended.said
-    assert "Traceback" not in ended.said
-
-
-def test_a_config_file_that_is_not_toml_is_named(cached: dict[str, object], tmp_path: Path):
-    config = tmp_path / "train_args.toml"
-    config.write_text("network_dim: 4\n")
-
-    run = anima_pipe("train", config_file=config, output_dir=tmp_path / "out", **cached)
-
-    assert_one_error(run, str(config))
-
-
-@pytest.mark.parametrize("stage", ["cache-latents", "encode-text", "train"])
-def test_an_unknown_key_of_dataset_toml_is_named_with_its_line(
-    stage: str, pictures: Path, tmp_path: Path
-):
-    dataset = write_dataset(tmp_path / "dataset.toml", pictures, num_repeat=2)
-    output = {"output_dir": tmp_path / "out"} if stage == "train" else {}
-
-    ended = anima_pipe(stage, dataset_config=dataset, **output)
-
-    assert_one_error(ended, "dataset.toml line 10", "num_repeat", "num_repeats")
-
-
-def test_a_file_of_prompts_that_does_not_exist_is_named(cached: dict[str, object], tmp_path: Path):
-    missing = tmp_path / "prompts.txt"
-
-    for stage, output in (("encode-text", {}), ("train", {"output_dir": tmp_path / "out"})):
-        assert_one_error(
-            anima_pipe(stage, sample_prompts=missing, **output, **cached), str(missing)
-        )
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-@pytest.mark.parametrize("stage", ["cache-latents", "encode-text", "train"])
-def test_a_device_that_is_not_there_is_an_error(stage: str, dataset: Path, tmp_path: Path):
-    output = {"output_dir": tmp_path / "out"} if stage == "train" else {}
-    names = {"dataset_config": dataset, "cache_dir": tmp_path / "cache"}
-
-    ended = anima_pipe(stage, device="cuda", **names, **output)
-
-    assert_one_error(ended, "device 'cuda' cannot be used")
-    assert shards_in(tmp_path) == []
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_a_device_that_is_not_there_is_an_error_with_complete_caches_too(
-    cached: dict[str, object], tmp_path: Path
-):
-    run = anima_pipe("train", device="cuda", output_dir=tmp_path / "out", **cached)
-
-    assert_one_error(run, "device 'cuda' cannot be used")
-    assert files_in(tmp_path) == set()
-
-
-def test_norms_cannot_be_saved_for_diffusers_which_is_told_before_training(
-    cached: dict[str, object], tmp_path: Path
-):
-    run = anima_pipe("train", output_dir=tmp_path, save_format="diffusers", **cached)
-
-    assert_one_error(run, "diffusers", "norm")
-    assert "loss=" not in run.said
-    assert files_in(tmp_path) == set()
-
-
-# The place for the results
-
-
-@pytest.mark.parametrize("stage", ["cache-latents", "encode-text", "train", "export-comfy"])
-def test_a_place_for_results_that_cannot_be_written_is_an_error(
-    stage: str, cached: dict[str, object], tmp_path: Path
-):
-    file = tmp_path / "a file"
-    file.write_text("mine")
-    lora(tmp_path / "adapter.safetensors")
-    place: dict[str, object] = {
-        "cache-latents": {**cached, "cache_dir": file / "cache"},
-        "encode-text": {**cached, "cache_dir": file / "cache"},
-        "train": {**cached, "output_dir": file / "out"},
-        "export-comfy": {
-            "input": tmp_path / "adapter.safetensors",
-            "output": file / "out.safetensors",
-        },
-    }[stage]
-
-    assert_one_error(anima_pipe(stage, **place), str(file))
-    assert file.read_text() == "mine"
-
-
-@pytest.mark.parametrize("place", ["logging_dir", "summary_json"])
-def test_a_place_for_records_that_cannot_be_written_is_an_error_before_the_work(
-    place: str, cached: dict[str, object], tmp_path: Path
-):
-    (tmp_path / "a file").write_text("mine")
-    given = {"log_with": "tensorboard", "logging_dir": tmp_path / "logs"}
-    given[place] = tmp_path / "a file" / "within"
-
-    run = anima_pipe("train", output_dir=tmp_path / "out", **cached, **given)
-
-    assert_one_error(run, str(tmp_path / "a file"))
-    assert files_in(tmp_path) == {"a file"}
-
-
-LIMITED = """
-import resource, signal, sys
-from anima_pipe.cli.main import main
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
-main(sys.argv[2:])
-"""
-
-
-@pytest.mark.slow
-def test_a_disk_that_is_full_when_the_adapter_is_saved_is_an_error_and_leaves_nothing(
-    cached: dict[str, object], tmp_path: Path
-):
-    given = options(**MODEL, **TRAINING, **cached, output_dir=tmp_path / "out", device="cpu")
-
-    run = run_apart(sys.executable, "-c", LIMITED, "100_000", "train", *given)
-
-    assert_one_error(run, "fox.safetensors", "room")
-    assert files_in(tmp_path / "out") == set()
-
-
-def read_until(words: str, process: subprocess.Popen[str]) -> str:
-    """Return what a process says on standard error until it has said those words."""
-    assert process.stderr is not None
-    said = ""
-    while words not in said:
-        read = process.stderr.read(1)
-        assert read, said
-        said += read
-    return said
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["cache-latents", "encode-text"])
-def test_ctrl_c_ends_a_stage_with_one_line_and_leaves_no_shard_that_looks_finished(
-    stage: str, tmp_path: Path
-):
-    given = {"cache_dir": tmp_path, "dataset_config": demo.DEMO_DATASET, "device": "cpu"}
-    given["resolution"] = 768
-    # Slow enough to be interrupted.
-    slow = {
-        "cache-latents": {"max_data_loader_n_workers": 0},
-        "encode-text": {"text_encoder_batch_size": 1},
-    }
-    model = {name: MODEL[name] for name in TAKES[stage]}
-    command = [sys.executable, "-m", "anima_pipe.cli", stage]
-    run = subprocess.Popen(
-        [*command, *options(**model, **given, **slow[stage])],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # Whatever runs these tests in the background may have Ctrl-C ignored, and so would they.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    said = read_until("0%|", run)
-    run.send_signal(signal.SIGINT)
-    said += run.communicate(timeout=60)[1]
-
-    assert run.returncode == 130
-    assert "Traceback" not in said
-    assert said.endswith("interrupted\n")
-    assert shards_in(tmp_path) == []
-
-
-@pytest.mark.slow
-def test_ctrl_c_lets_the_training_within_all_finish_its_step_and_save(
-    pictures: Path, tmp_path: Path
-):
-    given = {"dataset_config": pictures, "output_dir": tmp_path / "out", "device": "cpu"}
-    training = {"max_train_steps": 100_000, "resolution": 128, "min_bucket_reso": 64}
-    run = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "anima_pipe.cli", "all", "--no-sample_at_first"),
-            *options(**given, **training),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-    said = read_until("epoch=1", run)
-    # As a terminal does: to all processes that it runs.
-    os.killpg(run.pid, signal.SIGINT)
-    said += run.communicate(timeout=60)[1]
-
-    assert run.returncode == 2
-    assert "Traceback" not in said
-    (state,) = (tmp_path / "out").glob("*-state")
-    assert said.rstrip().endswith(f"go on with the same command and --resume {state}")
 
 
 def test_debug_shows_the_traceback_too(dataset: Path, tmp_path: Path):
