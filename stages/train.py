@@ -55,12 +55,13 @@ def run(options: Resolved) -> TrainSummary:
     from anima_pipe.files import make_folder
     from anima_pipe.interrupts import stop_request
     from anima_pipe.kohya.model_files import with_tokenizer
-    from anima_pipe.kohya.training import train_settings
+    from anima_pipe.kohya.training import require_settings, train_settings
     from anima_pipe.runtime import claim_device, speak_of_errors_only
     from anima_pipe.tracking import loss_ends
     from anima_pipe.trainer import agree_on_seed, start_accelerate
 
     started = time.monotonic()
+    require_settings(options)
     if options.value("auto_cache"):
         options = with_tokenizer(options).options
     device = claim_device(options.value("device"))

@@ -128,6 +128,16 @@ class TrainSettings:
     """Every option and its value, for the log."""
 
 
+def require_settings(options: Resolved) -> None:
+    """Ask, all at once, for what a run cannot do without and nobody else can supply.
+
+    Raises:
+        ConfigError: Something is not set.
+    """
+    encoders = ("vae", "qwen3") if options.value("auto_cache") else ()
+    options.require("pretrained_model_name_or_path", *encoders, "dataset_config", "output_dir")
+
+
 def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
     """Read and check every setting of a run, before anything is loaded.
 
@@ -141,7 +151,7 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
     """
     from anima_pipe.kohya.parts import part_findings
 
-    options.require("pretrained_model_name_or_path", "dataset_config", "output_dir")
+    require_settings(options)
     raise_findings([*part_findings(options)])
     states = state_settings(options)
     seed: int | None = options.value("seed")
@@ -181,7 +191,7 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
 def _data(options: Resolved) -> DataSettings:
     fills_gaps = options.value("auto_cache")
     if fills_gaps:
-        options.require("vae", "qwen3", "t5_tokenizer_dir")
+        options.require("t5_tokenizer_dir")
     knows_text = options.value("qwen3") and options.value("t5_tokenizer_dir")
     return DataSettings(
         datasets=tuple(settings.dataset_configs(options)),
