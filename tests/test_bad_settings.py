@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import (
+    MODEL,
     anima_pipe,
     assert_one_error,
     files_in,
@@ -19,6 +20,13 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 # Configuration
+
+
+def test_all_that_training_needs_is_asked_for_at_once():
+    run = anima_pipe("train", **dict.fromkeys(MODEL))
+
+    needed = ("--anima_transformer", "--vae", "--qwen", "--dataset_config", "--output_dir")
+    assert_one_error(run, "5 problems", *needed)
 
 
 def test_an_unknown_key_of_train_args_is_named_with_file_line_and_the_nearest_name(
