@@ -29,6 +29,8 @@ endif
 with_config = $(if $(CONFIG),--config_file "$$CONFIG")
 with_dataset = $(if $(DATASET),--dataset_config "$$DATASET")
 with_output = $(if $(OUT),--output_dir "$$OUT")
+# The smoke configs name a cache of their own; results elsewhere have theirs beside them.
+with_cache = $(if $(OUT),$(if $(filter $(smoke_config),$(CONFIG)),--cache_dir "$$OUT/cache"))
 
 ##@ Work
 
@@ -41,13 +43,13 @@ fetch-tokenizer: $(VENV)/.installed ## Stage 1: the T5 tokenizer, fetched and ch
 	@$(anima_pipe) fetch-tokenizer $(with_config) $(ARGS)
 
 cache-latents: $(VENV)/.installed ## Stage 2: pictures to latent shards
-	@$(anima_pipe) cache-latents $(with_config) $(with_dataset) $(ARGS)
+	@$(anima_pipe) cache-latents $(with_config) $(with_dataset) $(with_cache) $(ARGS)
 
 encode-text: $(VENV)/.installed ## Stage 3: captions to text shards
-	@$(anima_pipe) encode-text $(with_config) $(with_dataset) $(ARGS)
+	@$(anima_pipe) encode-text $(with_config) $(with_dataset) $(with_cache) $(ARGS)
 
 train: $(VENV)/.installed ## Stage 4: train an adapter on the shards
-	@$(anima_pipe) train $(with_config) $(with_dataset) $(with_output) $(ARGS)
+	@$(anima_pipe) train $(with_config) $(with_dataset) $(with_cache) $(with_output) $(ARGS)
 
 export: $(VENV)/.installed ## Stage 5: write and verify the file for ComfyUI (INPUT, OUTPUT)
 	@$(anima_pipe) export-comfy $(with_config) --input "$$INPUT" \
@@ -97,6 +99,7 @@ help: ## This list
 		/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo 'Values'
+	@echo '  Without CONFIG, a stage on its own runs the ten-step smoke configuration.'
 	@echo '  DATASET=...  a folder of captioned pictures, or a dataset.toml'
 	@echo '  CONFIG=...   a train_args.toml'
 	@echo '  OUT=...      the folder for results'

@@ -65,9 +65,21 @@ def launched_rank() -> Rank:
     )
 
 
+class MessageHandler(logging.Handler):
+    """Writes messages to standard error, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message."""
+        message = self.format(record)
+        if (tqdm := sys.modules.get("tqdm")) is not None:
+            tqdm.tqdm.write(message, file=sys.stderr)
+        else:
+            print(message, file=sys.stderr)
+
+
 def setup_messages(*, verbose: bool = False) -> None:
     """Send the program's messages, one plain line each, to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = MessageHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     LOGGER.handlers[:] = [handler]
     LOGGER.setLevel(logging.DEBUG if verbose else logging.INFO)

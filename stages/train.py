@@ -83,6 +83,10 @@ def run(options: Resolved) -> TrainSummary:
         end = trainer.run(resume_if_asked(settings, states, trainer))
     accelerator.end_training()
     first_loss, final_loss = loss_ends(trainer.losses)
+    if end.is_last:
+        say(f"trained   {settings.save.final_path}, loss {first_loss:.4f} to {final_loss:.4f}")
+        if previews:
+            say(f"previews  {previews.sheet_path}")
     return TrainSummary(
         steps=end.step,
         first_loss=first_loss,

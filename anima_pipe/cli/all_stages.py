@@ -30,7 +30,8 @@ from anima_pipe.runtime import say, warn
 STAGES = ("fetch-tokenizer", "cache-latents", "encode-text", "train")
 """Those that take the user's options as they are; export-comfy takes what train has written."""
 
-DEFAULT_OUTPUT = Path("output") / "demo"
+OUTPUT = Path("output")
+"""Where results go that nothing else is said of, each in a folder of its own."""
 
 Given = Mapping[str, object]
 """Options by name, as they are written on a command line: text, or true and false, or several."""
@@ -93,10 +94,13 @@ def with_defaults(options: Resolved) -> dict[str, object]:
         options.require("dataset_config", "output_dir")
         given = {"output_dir": options.value("output_dir"), **_recorded_models(options), **given}
     else:
-        defaults = {"output_dir": DEFAULT_OUTPUT, **demo.options()}
-        if given.keys() & {"dataset_config", "train_data_dir"}:
+        defaults = {"output_dir": OUTPUT / "demo", **demo.options()}
+        if dataset := given.get("dataset_config") or given.get("train_data_dir"):
             warn("no configuration given: this trains the embedded tiny model, for a first look")
             del defaults["dataset_config"]
+            # A name of its own, so that one first look does not replace another.
+            name = Path(str(dataset)).resolve().stem
+            defaults |= {"output_dir": OUTPUT / name, "output_name": name}
         given = {**defaults, **given}
     if options.given("cache_dir") is None:
         given["cache_dir"] = Path(str(given["output_dir"])) / "cache"
