@@ -99,7 +99,8 @@ def with_defaults(options: Resolved) -> dict[str, object]:
             warn("no configuration given: this trains the embedded tiny model, for a first look")
             del defaults["dataset_config"]
             # A name of its own, so that one first look does not replace another.
-            name = Path(str(dataset)).resolve().stem
+            path = Path(str(dataset)).resolve()
+            name = path.name if path.is_dir() else path.stem
             defaults |= {"output_dir": OUTPUT / name, "output_name": name}
         given = {**defaults, **given}
     if options.given("cache_dir") is None:
