@@ -139,7 +139,7 @@ def test_training_takes_all_its_options_on_the_command_line(
 def test_make_all_takes_a_folder_of_pictures_the_whole_way(
     make: Callable[..., Ended], pictures: Path, tmp_path: Path
 ):
-    mine = tmp_path / "my own pictures, it's a test"
+    mine = tmp_path / "my own pictures, it's v1.5"
     shutil.copytree(pictures, mine)
     out = tmp_path / "out"
 
@@ -148,7 +148,8 @@ def test_make_all_takes_a_folder_of_pictures_the_whole_way(
         "ARGS=--max_train_steps 2 --device cpu --resolution 128 --min_bucket_reso 64",
     ).ok()
 
-    adapter, sheet = out / "comfyui" / "demo.safetensors", out / "sample" / "demo.png"
+    adapter = out / "comfyui" / f"{mine.name}.safetensors"
+    sheet = out / "sample" / f"{mine.name}.png"
     megabytes = adapter.stat().st_size / 1e6
     end = ended.said.splitlines()[-3:]
     assert end[0] == f"adapter        {adapter} ({megabytes:.2f} MB)"
