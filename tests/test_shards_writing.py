@@ -136,6 +136,8 @@ def test_leaving_by_an_exception_keeps_what_was_encoded(tmp_path):
     assert list(open_cache(tmp_path).latents) == ["key1"]
 
 
+# Between the opening of a file and the next instruction no code can close it: the collector does.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_at_any_moment_leaves_whole_samples_only(tmp_path):
     class Interrupted(BaseException):
         pass

@@ -14,13 +14,24 @@ from anima_pipe.adapters.adapter import read_settings
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.findings import Finding
 from anima_pipe.kohya.resolved import Resolved
-from anima_pipe.kohya.training import ADAPTER_KINDS
 from anima_pipe.optimizers import (
     OptimizerConfig,
     ParameterGroup,
     create_optimizer,
     find_optimizer,
 )
+
+ADAPTER_KINDS = {
+    "networks.lora_anima": "lora",
+    "networks.lokr_anima": "lokr",
+    "networks.lokr": "lokr",
+    "networks.loha": "loha",
+    "networks.tlora_anima": "tlora",
+}
+"""network_module by Kohya and the seed, and the kind of adapter that it means."""
+
+KIND_DEFAULTS: dict[str, dict[str, object]] = {"networks.lokr": {"lokr_factor": -1}}
+"""Where one of them starts from other settings than its kind's."""
 
 
 def part_findings(options: Resolved) -> Iterator[Finding]:

@@ -28,24 +28,13 @@ from anima_pipe.kohya.outputs import (
     save_config,
     state_settings,
 )
+from anima_pipe.kohya.parts import ADAPTER_KINDS, KIND_DEFAULTS, part_findings
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.optimizers import OptimizerConfig, find_optimizer
 from anima_pipe.runtime import torch_dtype
 from anima_pipe.saving import SaveConfig
 from anima_pipe.schedules import ScheduleConfig
 from anima_pipe.train_state import state_seed
-
-ADAPTER_KINDS = {
-    "networks.lora_anima": "lora",
-    "networks.lokr_anima": "lokr",
-    "networks.lokr": "lokr",
-    "networks.loha": "loha",
-    "networks.tlora_anima": "tlora",
-}
-"""network_module by Kohya and the seed, and the kind of adapter that it means."""
-
-KIND_DEFAULTS: dict[str, dict[str, object]] = {"networks.lokr": {"lokr_factor": -1}}
-"""Where one of them starts from other settings than its kind's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,8 +138,6 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
         ConfigError: Something required is not set, or a setting cannot be honoured.
         DataError: A folder of the dataset is missing.
     """
-    from anima_pipe.kohya.parts import part_findings
-
     require_settings(options)
     raise_findings([*part_findings(options)])
     states = state_settings(options)
