@@ -164,4 +164,7 @@ def test_training_without_auto_cache_names_what_is_missing_and_the_command_that_
 def test_training_without_auto_cache_needs_no_encoders(cached: dict[str, object], tmp_path: Path):
     encoders = dict.fromkeys(("vae", "qwen3", "t5_tokenizer_dir"))
 
-    anima_pipe("train", output_dir=tmp_path, auto_cache=False, **encoders, **cached).ok()
+    run = anima_pipe("train", output_dir=tmp_path, auto_cache=False, **encoders, **cached)
+
+    assert run.code == 0, run.said
+    assert (tmp_path / "fox.safetensors").exists()

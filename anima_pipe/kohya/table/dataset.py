@@ -131,12 +131,16 @@ _CAPTIONS: Final = group(
         minimum=0,
         maximum=1,
     ),
-    integer("token_warmup_min", "Tags shown at the first step.", default=1, minimum=0),
-    count_or_share(
-        "token_warmup_step",
-        "Steps until all tags are shown, or a share of the run; 0: at once.",
-        default=0,
-        minimum=0,
+    *refused(
+        "texts are encoded before training, and showing more of them step by step is not "
+        "supported yet",
+        "remove it, or set token_warmup_step to 0: all tags are shown at once",
+        integer("token_warmup_min", "Tags shown at the first step.", default=1),
+        count_or_share(
+            "token_warmup_step",
+            "Steps until all tags are shown, or a share of the run; 0: at once.",
+            default=0,
+        ),
     ),
 )
 
