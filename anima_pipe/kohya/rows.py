@@ -99,6 +99,8 @@ class Option:
     """Options of which any serves as well where this one is required."""
     beside_file: bool = False
     """A relative path that is not there may be meant from the folder of the file that names it."""
+    test: str = ""
+    """Which test shows that an honoured option has its effect: `test_file.py::test_function`."""
 
     @property
     def spellings(self) -> tuple[str, ...]:
@@ -124,6 +126,7 @@ class RowFields(TypedDict, total=False):
     when_missing: str
     or_else: tuple[str, ...]
     beside_file: bool
+    test: str
 
 
 def text(name: str, help_text: str, **fields: Unpack[RowFields]) -> Option:
