@@ -98,6 +98,7 @@ def read_batch(visits: Sequence[Visit], cache: Cache) -> Batch:
     return Batch(
         latents=torch.stack([cache.latents[visit.latent] for visit in visits]),
         text=pad_texts([cache.text[visit.text] for visit in visits]),
+        weights=torch.tensor([visit.loss_weight for visit in visits]),
         names=tuple(visit.name for visit in visits),
     )
 

@@ -29,6 +29,8 @@ class SubsetConfig:
     """Crop at one of several places instead of the middle, another one at every visit."""
     resize_interpolation: str | None = None
     """Resampling filter by Kohya's name; None: area to shrink, lanczos to enlarge."""
+    loss_weight: float = 1.0
+    """Factor of the loss of its pictures; at least 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,8 @@ class PlannedSample:
     dropout_every_n_epochs: int
     crops: int = 1
     """How many crops the latents are of, each in as many orientations."""
+    loss_weight: float = 1.0
+    """Factor of its loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,7 @@ class Visit:
     name: str
     latent: str
     text: str
+    loss_weight: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +140,7 @@ def _planned(sample: Sample, survey: Survey) -> PlannedSample:
         dropout_rate=subset.captions.caption_dropout_rate,
         dropout_every_n_epochs=subset.captions.caption_dropout_every_n_epochs,
         crops=len(sample.latent_keys) // (2 if subset.flip_aug else 1),
+        loss_weight=subset.loss_weight,
     )
 
 
@@ -145,7 +149,12 @@ def _draw(sample: PlannedSample, epoch: int, rng: random.Random) -> Visit:
     # Kohya counts epochs from 1 here.
     every = sample.dropout_every_n_epochs
     dropped = chance < sample.dropout_rate or (every > 0 and (epoch + 1) % every == 0)
-    return Visit(name=sample.name, latent=latent, text=EMPTY_CAPTION if dropped else text)
+    return Visit(
+        name=sample.name,
+        latent=latent,
+        text=EMPTY_CAPTION if dropped else text,
+        loss_weight=sample.loss_weight,
+    )
 
 
 def _refuse_gaps(what: str, names: Sequence[str], total: int, command: str) -> None:

@@ -102,6 +102,8 @@ class Batch:
     latents: torch.Tensor
     """Float[B, 16, H, W], normalised, in the cache's dtype."""
     text: PaddedText
+    weights: torch.Tensor
+    """Float32[B]: factor of each sample's loss."""
     names: tuple[str, ...]
     """The samples' file names, for messages."""
 

@@ -200,7 +200,7 @@ class Trainer:
         return self._tell(step + 1, window, loss, grad_norm, stopping=stop > 0)
 
     def _batch_loss(self, batch: Batch, seed: int) -> torch.Tensor:
-        """Return the mean loss of one batch, a Float32 scalar."""
+        """Return the mean of the samples' weighted losses, a Float32 scalar."""
         device, dtype = self.accelerator.device, self.config.dtype
         draws = draw(batch.latents.shape, self.config.objective, seed)
         latents = batch.latents.to(device, torch.float32, non_blocking=True)
@@ -217,7 +217,8 @@ class Trainer:
             text.qwen_mask,
             text.t5_mask,
         )
-        return sample_losses(velocity, target, sigmas, self.config.objective.loss).mean()
+        losses = sample_losses(velocity, target, sigmas, self.config.objective.loss)
+        return (losses * batch.weights.to(device)).mean()
 
     def _mean_over_processes(self, values: torch.Tensor) -> list[float]:
         """Return the mean of each value over the processes; one wait for the device."""

@@ -97,6 +97,13 @@ def test_keys_are_inherited_from_general_and_from_the_dataset(folders):
     assert {subset.caption_extension for subset in (dogs, cats, again)} == {".caption"}
 
 
+def test_a_subset_may_weigh_its_loss(folders):
+    first, _, _ = WHOLE.partition("[[datasets]]\nresolution")
+    (dataset,) = load(f"{first}loss_weight = 0.5\n")
+    assert [subset.loss_weight for subset in dataset.subsets] == [1.0, 0.5]
+    assert "loss_weight: -1 is too small" in problem_of(one(subset="loss_weight = -1"))
+
+
 def test_the_same_in_json(folders):
     import tomllib
 

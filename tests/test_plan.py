@@ -135,6 +135,12 @@ def test_crops_are_mirrored_too(folder):
     assert "5 also mirrored" in text
 
 
+def test_every_visit_carries_the_loss_weight_of_its_subset(folder):
+    plan = planned(dataset(folder, loss_weight=0.25), dataset(folder, batch_size=1))
+    weights = Counter(visit.loss_weight for batch in plan.epoch(0) for visit in batch)
+    assert weights == {0.25: len(SIZES), 1.0: len(SIZES)}
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
 def test_captions_are_dropped_at_their_rate_when_drawn_and_not_in_the_cache(folder, rate):
     rules = CaptionRules(caption_dropout_rate=rate)

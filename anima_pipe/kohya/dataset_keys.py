@@ -92,6 +92,12 @@ _KEYS: Final = (
     *_of_its_own(
         _ANYWHERE,
         text("class_tokens", "Caption of pictures without a caption file."),
+        number(
+            "loss_weight",
+            "Factor of the loss of these pictures; below 1 they count less.",
+            default=1.0,
+            minimum=0,
+        ),
         *refused(
             "attributes of subsets are not supported yet",
             "remove it",

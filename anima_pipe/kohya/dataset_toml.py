@@ -329,6 +329,7 @@ def _subset(
             flip_aug=_value("flip_aug", levels),
             random_crop=_value("random_crop", levels),
             resize_interpolation=_value("resize_interpolation", levels),
+            loss_weight=_value("loss_weight", levels),
         )
     except ConfigError as error:
         reading.object_to(path, error.problem, error.remedy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import torch
 
@@ -51,9 +52,8 @@ def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> di
 
 
 def _plan_digest(plan: Plan) -> str:
-    """Return a hash of what is visited how often; file names are not part of it."""
+    """Return a hash of what is visited how often and how; file names are not part of it."""
     digest = hashlib.blake2b(digest_size=DIGEST_LETTERS // 2)
-    for s in plan.samples:
-        facts = (s.latents, s.texts, s.group, s.batch_size, s.repeats)
-        digest.update(repr((*facts, s.dropout_rate, s.dropout_every_n_epochs)).encode())
+    for sample in plan.samples:
+        digest.update(repr(replace(sample, name="")).encode())
     return digest.hexdigest()
