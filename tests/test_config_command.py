@@ -257,3 +257,18 @@ def test_the_schema_underlines_what_training_would_refuse(text: str, good: bool)
 def test_the_datasets_schema_knows_the_levels(text: str, good: bool):
     schema = dataset_schema()
     assert fits(tomllib.loads(text), schema, schema) is good
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("prompts.toml", '[prompt]\n[[prompt.subset]]\nprompt = "a"\nwidth = 100\n'),
+        ("prompts.json", '["a",\n\n\n"b --w 100"]'),
+    ],
+)
+def test_prompts_in_toml_and_json_are_known_for_what_they_are(folder, name, content):
+    (folder / name).write_text(content)
+    ended = config("check", name)
+    assert ended.exit_code == 1
+    assert f"{name} (sample prompts): 1 to be mended" in ended.stdout
+    assert "line 4: width 100" in ended.stdout

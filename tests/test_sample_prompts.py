@@ -15,7 +15,7 @@ def test_a_bare_prompt_takes_the_templates_settings():
 
 
 def test_every_setting_of_a_line_is_read():
-    line = "a - b, c-d --n bad, worse --w 832 --h 1216 --d 7 --s 12 --l 3.5"
+    line = "a - b, c-d --n bad, worse --w 832 --h 1216 --D 7 --s 12 --l 3.5 --fs 2 --ss euler"
     prompt = parse_prompt(line, "here")
     assert prompt == PreviewPrompt(
         prompt="a - b, c-d",
@@ -25,7 +25,78 @@ def test_every_setting_of_a_line_is_read():
         seed=7,
         steps=12,
         guidance=3.5,
+        shift=2.0,
     )
+
+
+TOML = """
+[prompt]
+negative_prompt = "bad"
+width = 832
+seed = 5
+
+[[prompt.subset]]
+prompt = "a cat"
+sample_steps = 12
+
+[[prompt.subset]]
+prompt = "a dog"
+negative_prompt = "worse"
+height = 1216
+scale = 3
+flow_shift = 2.5
+sample_sampler = "euler"
+"""
+
+
+def test_a_toml_file_has_shared_settings_and_one_table_for_each_picture(tmp_path):
+    path = tmp_path / "prompts.toml"
+    path.write_text(TOML)
+    assert read_sample_prompts(path) == [
+        PreviewPrompt(prompt="a cat", negative="bad", width=832, seed=5, steps=12),
+        PreviewPrompt(
+            prompt="a dog",
+            negative="worse",
+            width=832,
+            height=1216,
+            seed=5,
+            guidance=3.0,
+            shift=2.5,
+        ),
+    ]
+
+
+def test_a_json_file_is_a_list_of_lines_and_of_objects(tmp_path):
+    path = tmp_path / "prompts.json"
+    path.write_text('[\n "a cat --w 832",\n {"prompt": "a dog, [x]", "scale": 3, "seed": 7}\n]\n')
+    assert read_sample_prompts(path) == [
+        PreviewPrompt(prompt="a cat", width=832),
+        PreviewPrompt(prompt="a dog, [x]", guidance=3.0, seed=7),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("p.toml", TOML + "sample_step = 3\n", r"p\.toml line 18: unknown setting sample_step"),
+        ("p.toml", TOML.replace("832", "100"), r"p\.toml line 4: width 100"),
+        ("p.toml", TOML.replace("832", '"832"'), r"line 4: width takes a whole number"),
+        ("p.toml", TOML + "[[prompt.subset]]\nseed = 1\n", r"line 18: no prompt"),
+        ("p.toml", "[prompt]\nprompt = 'a'\n", r"holds no \[\[prompt.subset"),
+        ("p.toml", "a = ", "not TOML"),
+        ("p.json", '["a",\n\n {"prompt": "b", "seed": true}]', r"p\.json line 3: seed takes"),
+        ("p.json", '["a", 3]', r"p\.json line 1: 3 is no prompt"),
+        ("p.json", '[{"prompt": "a", "guidance_scale": 3}]', "guidance_scale has no meaning"),
+        ("p.json", '{"prompt": "a"}', "not a JSON list"),
+        ("p.json", "[", "not JSON"),
+        ("p.json", "[]", "holds no prompt"),
+    ],
+)
+def test_what_is_wrong_in_a_table_is_named_with_file_and_line(tmp_path, name, content, complaint):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=complaint):
+        read_sample_prompts(path)
 
 
 def test_an_empty_prompt_with_settings_is_the_empty_caption():
@@ -46,6 +117,14 @@ def test_comments_and_empty_lines_are_passed_over(tmp_path):
         ("a --w 100", "multiple of 16"),
         ("a --h 0", "height 0"),
         ("a --s 0", "steps"),
+        ("a --s 1001", "1001 steps"),
+        ("a --d -1", "seed"),
+        ("a --fs 0", "shift"),
+        ("a --l nan", "'nan'"),
+        ("a --ss dpmsolver++", "dpmsolver"),
+        ("a --g 3.5", "--g has no meaning for Anima"),
+        ("a --cn pose.png", "--cn has no meaning"),
+        ("a --am 0.5", "--am has no meaning"),
     ],
 )
 def test_what_cannot_be_honoured_is_named_with_its_place(line, complaint):
@@ -62,7 +141,7 @@ def test_a_file_without_usable_prompts_is_an_error(tmp_path, content):
         read_sample_prompts(path)
 
 
-@pytest.mark.parametrize("name", ["missing.txt", "prompts.toml"])
+@pytest.mark.parametrize("name", ["missing.txt", "missing.toml", "missing.json", "prompts.yaml"])
 def test_a_missing_file_or_another_format_is_named(tmp_path, name):
     with pytest.raises(ConfigError, match=name):
         read_sample_prompts(tmp_path / name)

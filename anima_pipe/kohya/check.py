@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Final
 
 from anima_pipe.errors import ConfigError
-from anima_pipe.kohya.config_file import read_json, read_toml
+from anima_pipe.kohya.config_file import read_json, read_text, read_toml
 from anima_pipe.kohya.dataset_toml import examine_dataset_config
 from anima_pipe.kohya.findings import Finding
 from anima_pipe.kohya.resolve import examine
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import TRAIN
-from anima_pipe.kohya.sample_prompts import read_sample_prompts
+from anima_pipe.kohya.sample_prompts import is_prompt_table, read_sample_prompts
 from anima_pipe.kohya.train_toml import train_args_path
 
 REQUIRED: Final = (
@@ -117,10 +117,15 @@ def file_kind(path: Path) -> FileKind:
         return FileKind.DATASET
     if path.suffix.lower() == ".txt":
         return FileKind.PROMPTS
+    in_json = path.suffix.lower() == ".json"
     try:
-        table = (read_json if path.suffix.lower() == ".json" else read_toml)(path).table
+        if in_json and read_text(path).lstrip().startswith("["):
+            return FileKind.PROMPTS
+        table = (read_json if in_json else read_toml)(path).table
     except ConfigError:
         return FileKind.TRAIN_ARGS
+    if is_prompt_table(table):
+        return FileKind.PROMPTS
     return FileKind.DATASET if "datasets" in table else FileKind.TRAIN_ARGS
 
 

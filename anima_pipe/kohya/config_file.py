@@ -38,7 +38,7 @@ def read_toml(path: Path) -> ConfigFile:
     Raises:
         ConfigError: There is no such file, or it is not TOML in UTF-8.
     """
-    text = _read_text(path)
+    text = read_text(path)
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -52,7 +52,7 @@ def read_json(path: Path) -> ConfigFile:
     Raises:
         ConfigError: There is no such file, or it is no JSON object in UTF-8.
     """
-    text = _read_text(path)
+    text = read_text(path)
     try:
         table = json.loads(text)
     except json.JSONDecodeError as error:
@@ -62,7 +62,12 @@ def read_json(path: Path) -> ConfigFile:
     return ConfigFile(path=path, table=cast("dict[str, Any]", table), lines={})
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return the text of a file, without a byte order mark.
+
+    Raises:
+        ConfigError: It is not there, cannot be read, or is not UTF-8.
+    """
     try:
         # A byte order mark is what Windows' own editor writes.
         return path.read_text(encoding="utf-8-sig")

@@ -1,60 +1,102 @@
-"""Prompts of previews in Kohya's form: one a line, with settings after two dashes.
+"""Prompts of previews in Kohya's three forms, told apart by the file's extension.
 
-1girl, solo --n lowres --w 832 --h 1216 --s 30 --l 4 --d 42
+.txt     one a line, settings after two dashes: 1girl, solo --n lowres --w 832 --h 1216 --d 42
+.toml    [prompt] holds what all share, each [[prompt.subset]] one picture
+.json    a list; each element is such a line, or an object with the keys of the TOML form
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, cast
 
 from anima_pipe.errors import ConfigError
+from anima_pipe.kohya.config_file import read_text, read_toml
 from anima_pipe.records import PreviewPrompt
 
 SIZE_STEP: Final = 16
 """The transformer takes 2x2 patches of latents that are an eighth of the picture."""
+MOST_STEPS: Final = 1000
+"""Kohya's limit, and the number of levels in the table that steps are picked from."""
 
-FIELDS: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
-    "n": ("negative", str),
-    "w": ("width", int),
-    "h": ("height", int),
-    "s": ("steps", int),
-    "l": ("guidance", float),
-    "d": ("seed", int),
-    "fs": ("shift", float),
+PROMPT_SUFFIXES: Final = (".txt", ".toml", ".json")
+
+
+class Setting(NamedTuple):
+    """One setting of a prompt: Kohya's letter on a line, Kohya's key in a table."""
+
+    letter: str
+    key: str
+    field: str
+    """Of PreviewPrompt."""
+    kind: type[int | float | str]
+
+
+SETTINGS: Final = (
+    Setting("n", "negative_prompt", "negative", str),
+    Setting("w", "width", "width", int),
+    Setting("h", "height", "height", int),
+    Setting("s", "sample_steps", "steps", int),
+    Setting("l", "scale", "guidance", float),
+    Setting("d", "seed", "seed", int),
+    Setting("fs", "flow_shift", "shift", float),
+)
+
+SAMPLER: Final = ("ss", "sample_sampler")
+SAMPLERS: Final = ("euler", "k_euler")
+
+REFUSED: Final[Mapping[tuple[str, str], str]] = {
+    (
+        "g",
+        "guidance_scale",
+    ): "it is of distilled models; use --l (scale in tables)",
+    ("cn", "controlnet_image"): "remove it; there is no ControlNet here",
+    ("am", "additional_network_multiplier"): "remove it; `anima-pipe sample --adapter "
+    "FILE:STRENGTH` draws with adapters at any strength",
+    ("ctr", "cfg_trunc_ratio"): "remove it; it is a setting of Lumina",
+    ("rcfg", "renorm_cfg"): "remove it; it is a setting of Lumina",
+    ("f", "frame_count"): "remove it; Anima draws pictures",
 }
-"""Kohya's letter of a setting: our field of it, and its type."""
+"""What Kohya's scripts for other models take: (letter, key), and what to do instead."""
+
+
+class _Written(NamedTuple):
+    """A setting as it stands in a file."""
+
+    name: str
+    value: Any
+    place: str
 
 
 def read_sample_prompts(path: Path) -> list[PreviewPrompt]:
-    """Read a file of prompts; empty lines and lines that start with # are passed over.
+    """Read a file of prompts.
 
     Raises:
-        ConfigError: The file is missing or empty, or a line has a setting that cannot be honoured.
+        ConfigError: The file is missing or holds no prompt, or a setting cannot be honoured.
     """
-    if path.suffix.lower() != ".txt":
-        raise ConfigError(
-            f"{path}: prompts in {path.suffix or 'such'} files are not supported yet",
-            "write one prompt a line into a .txt file",
-        )
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path}: there is no such file", "correct sample_prompts, or remove it"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8", "save the file as UTF-8") from error
-    prompts = [
-        parse_prompt(line.strip(), f"{path} line {number}")
-        for number, line in enumerate(lines, 1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
+    match path.suffix.lower():
+        case ".txt":
+            prompts = list(_text_prompts(path))
+        case ".toml":
+            prompts = list(_toml_prompts(path))
+        case ".json":
+            prompts = list(_json_prompts(path))
+        case suffix:
+            raise ConfigError(
+                f"{path}: {suffix or 'a file without extension'} is no form of prompts",
+                "write one prompt a line into a .txt file; .toml and .json as Kohya reads them",
+            )
     if not prompts:
-        raise ConfigError(f"{path} holds no prompt", "write one prompt a line")
+        raise ConfigError(f"{path} holds no prompt", "write one prompt a line into a .txt file")
     return prompts
+
+
+def is_prompt_table(table: Mapping[str, object]) -> bool:
+    """Tell whether the content of a TOML file is prompts: options have no table of that name."""
+    return isinstance(table.get("prompt"), dict)
 
 
 def parse_prompt(line: str, place: str) -> PreviewPrompt:
@@ -67,31 +109,153 @@ def parse_prompt(line: str, place: str) -> PreviewPrompt:
     Raises:
         ConfigError: A setting is unknown, or its value does not fit.
     """
-    prompt, *settings = re.split(r"\s+--(?=\w)", " " + line)
+    prompt, *parts = re.split(r"\s+--(?=\w)", " " + line)
+    written: list[_Written] = []
+    for part in parts:
+        letter, _, value = part.partition(" ")
+        written.append(_Written(f"--{letter.lower()}", value.strip(), place))
+    return _prompt(prompt.strip(), written)
+
+
+def _text_prompts(path: Path) -> Iterator[PreviewPrompt]:
+    """Yield the prompts of lines; empty ones and those that start with # are passed over."""
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield parse_prompt(line.strip(), f"{path} line {number}")
+
+
+def _toml_prompts(path: Path) -> Iterator[PreviewPrompt]:
+    """Yield the prompts of [[prompt.subset]]; what a subset says itself wins over [prompt]."""
+    file = read_toml(path)
+    shared = file.table.get("prompt")
+    subsets = cast("dict[str, Any]", shared).get("subset") if isinstance(shared, dict) else None
+    if not isinstance(shared, dict) or not isinstance(subsets, list):
+        raise ConfigError(
+            f"{path} holds no [[prompt.subset]]",
+            'write one for each picture: [prompt], then [[prompt.subset]] with prompt = "..."',
+        )
+    for number, subset in enumerate(cast("list[dict[str, Any]]", subsets)):
+        at = ("prompt", "subset", number)
+        table = {
+            name: _Written(name, value, file.place(("prompt", name)))
+            for name, value in cast("dict[str, Any]", shared).items()
+            if name != "subset"
+        }
+        table |= {
+            name: _Written(name, value, file.place((*at, name))) for name, value in subset.items()
+        }
+        yield _table_prompt(table, file.place(at))
+
+
+def _json_prompts(path: Path) -> Iterator[PreviewPrompt]:
+    """Yield the prompts of a list."""
+    for place, element in _json_elements(path):
+        if isinstance(element, str):
+            yield parse_prompt(element, place)
+        elif isinstance(element, dict):
+            items = cast("dict[str, Any]", element).items()
+            table = {name: _Written(name, value, place) for name, value in items}
+            yield _table_prompt(table, place)
+        else:
+            raise ConfigError(f"{place}: {element!r} is no prompt", "write a text or an object")
+
+
+def _json_elements(path: Path) -> Iterator[tuple[str, object]]:
+    """Yield the elements of a JSON list with the places where they begin."""
+    text = read_text(path)
+    try:
+        if not isinstance(json.loads(text), list):
+            raise ConfigError(f"{path} is not a JSON list", "write the prompts between [ and ]")
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON: {error}", "correct that place") from error
+    decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
+    at = text.index("[") + 1
+    while True:
+        blank = between.match(text, at)
+        assert blank, "it matches the empty text too"
+        if text[blank.end()] == "]":
+            return
+        element, at = decoder.raw_decode(text, blank.end())
+        yield f"{path} line {text.count(chr(10), 0, blank.end()) + 1}", element
+
+
+def _table_prompt(table: dict[str, _Written], place: str) -> PreviewPrompt:
+    prompt = table.pop("prompt", None)
+    if prompt is None or not isinstance(prompt.value, str):
+        raise ConfigError(f"{place}: no prompt", 'write prompt = "..."')
+    return _prompt(prompt.value.strip(), list(table.values()))
+
+
+def _prompt(prompt: str, written: list[_Written]) -> PreviewPrompt:
+    """Return a prompt with its settings, each checked."""
     fields: dict[str, Any] = {}
-    for setting in settings:
-        letter, _, value = setting.partition(" ")
-        if letter not in FIELDS:
-            known = ", ".join(f"--{name}" for name in FIELDS)
-            raise ConfigError(f"{place}: unknown setting --{letter}", f"use one of {known}")
-        name, convert = FIELDS[letter]
-        try:
-            fields[name] = convert(value.strip())
-        except ValueError as error:
-            raise ConfigError(
-                f"{place}: --{letter} takes a number, not {value.strip()!r}", "correct the line"
-            ) from error
-    _check(fields, place)
-    return PreviewPrompt(prompt=prompt.strip(), **fields)
+    for item in written:
+        setting = next((s for s in SETTINGS if item.name in (f"--{s.letter}", s.key)), None)
+        if setting is None:
+            _check_other(item)
+            continue
+        fields[setting.field] = _value(setting, item)
+        _check_range(setting.field, fields[setting.field], item)
+    return PreviewPrompt(prompt=prompt, **fields)
 
 
-def _check(fields: Mapping[str, Any], place: str) -> None:
-    for name in ("width", "height"):
-        value = fields.get(name, SIZE_STEP)
-        if value < SIZE_STEP or value % SIZE_STEP:
+def _check_other(item: _Written) -> None:
+    """Let pass what names the sampler that is used anyway.
+
+    Raises:
+        ConfigError: It is anything else.
+    """
+    on_line = item.name.startswith("--")
+    if item.name in (f"--{SAMPLER[0]}", SAMPLER[1]):
+        if item.value not in SAMPLERS:
             raise ConfigError(
-                f"{place}: {name} {value} is not a multiple of {SIZE_STEP}",
-                f"use {max(SIZE_STEP, round(value / SIZE_STEP) * SIZE_STEP)}",
+                f"{item.place}: sampler {item.value!r} is made for Stable Diffusion's noise",
+                "use euler, or remove it",
             )
-    if fields.get("steps", 1) < 1:
-        raise ConfigError(f"{place}: --s {fields['steps']} steps", "use 1 or more; 30 is usual")
+        return
+    for (letter, key), instead in REFUSED.items():
+        if item.name in (f"--{letter}", key):
+            raise ConfigError(f"{item.place}: {item.name} has no meaning for Anima", instead)
+    known = [f"--{s.letter}" if on_line else s.key for s in SETTINGS]
+    raise ConfigError(
+        f"{item.place}: unknown setting {item.name}", f"use one of {', '.join(known)}"
+    )
+
+
+def _value(setting: Setting, item: _Written) -> int | float | str:
+    """Return a setting's value in its type; texts stand for numbers on lines alone."""
+    if setting.kind is str:
+        if isinstance(item.value, str):
+            return item.value
+        raise ConfigError(f"{item.place}: {item.name} takes a text", "put it in quotes")
+    wanted = "a whole number" if setting.kind is int else "a number"
+    unfit = ConfigError(
+        f"{item.place}: {item.name} takes {wanted}, not {item.value!r}", "correct it"
+    )
+    on_line = item.name.startswith("--")
+    if isinstance(item.value, bool) or isinstance(item.value, str) != on_line:
+        raise unfit
+    try:
+        value = setting.kind(item.value)
+    except (TypeError, ValueError) as error:
+        raise unfit from error
+    if value != float(item.value):
+        raise unfit
+    return value
+
+
+def _check_range(field: str, value: Any, item: _Written) -> None:
+    place = f"{item.place}: {item.name} {value}"
+    if field in ("width", "height") and (value < SIZE_STEP or value % SIZE_STEP):
+        raise ConfigError(
+            f"{item.place}: {field} {value} is not a multiple of {SIZE_STEP}",
+            f"use {max(SIZE_STEP, round(value / SIZE_STEP) * SIZE_STEP)}",
+        )
+    if field == "steps" and not 1 <= value <= MOST_STEPS:
+        raise ConfigError(f"{place} steps", f"use 1 to {MOST_STEPS}; 30 is usual")
+    if field == "seed" and not 0 <= value < 2**63:
+        raise ConfigError(f"{place} is no seed", "use a whole number, 0 or more")
+    if field == "shift" and not 0 < value < float("inf"):
+        raise ConfigError(f"{place} is no shift", "use more than 0; 3 is usual")
+    if field == "guidance" and not 0 <= value < float("inf"):
+        raise ConfigError(f"{place} is no guidance", "use 0 or more; 4 is usual, 1 is none")

@@ -97,7 +97,7 @@ _PREVIEWS: Final = group(
     TRAINING,
     path(
         "sample_prompts",
-        "File of prompts to draw while training, one a line.",
+        "File of prompts to draw while training, one a line; .toml and .json as in Kohya.",
         commands=(TEXT, TRAIN, ALL),
         beside_file=True,
     ),
