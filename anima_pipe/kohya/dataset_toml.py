@@ -6,8 +6,8 @@ line and train_args.toml, as Kohya does; the first that says anything wins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
@@ -15,13 +15,19 @@ from anima_pipe.buckets import BucketRules
 from anima_pipe.dataset import DatasetConfig, SubsetConfig
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.config_file import ConfigFile, KeyPath, read_json, read_toml
-from anima_pipe.kohya.dataset_keys import DATASET_KEYS, DATASETS, GENERAL, RENAMED, SUBSETS
+from anima_pipe.kohya.dataset_keys import DATASETS, GENERAL, RENAMED, SUBSETS
+from anima_pipe.kohya.dataset_tables import (
+    Levels,
+    Reading,
+    Table,
+    first_value,
+    object_to_unknown,
+    read_level,
+    read_tables,
+    written,
+)
 from anima_pipe.kohya.findings import Finding, raise_findings
-from anima_pipe.kohya.options import find_option, nearest_name
-from anima_pipe.kohya.rows import NoOp, Refused
-from anima_pipe.kohya.table.other_tools import OTHER_TOOLS
 from anima_pipe.kohya.training_folders import training_folders
-from anima_pipe.kohya.values import UnfitValueError, is_harmless, read_value
 from anima_pipe.runtime import warn
 from anima_pipe.source.captions import CaptionRules
 
@@ -30,30 +36,6 @@ LATENT_STEP: Final = 16
 
 FOLDER_RESOLUTION: Final = (1024, 1024)
 """Resolution of a bare folder where nothing says otherwise: what Anima is trained at."""
-
-Table = Mapping[str, Any]
-Levels = Sequence[Mapping[str, object]]
-"""What is set, from the innermost table to the outermost, then the options."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Reading:
-    """A file being read, and what was found wrong so far."""
-
-    file: ConfigFile
-    options: Mapping[str, object]
-    """What the command line and train_args.toml set, by the names of dataset keys."""
-    findings: list[Finding] = field(default_factory=list[Finding])
-    warnings: list[str] = field(default_factory=list[str])
-
-    def object_to(
-        self, path: KeyPath, problem: str, remedy: str, *, here_only: bool = False
-    ) -> None:
-        """Add a finding about a key or a table."""
-        problem = f"{_written(path)}: {problem}" if path else problem
-        place = self.file.place(path)
-        found = Finding(place=place, problem=problem, remedy=remedy, here_only=here_only)
-        self.findings.append(found)
 
 
 class _Source(NamedTuple):
@@ -140,14 +122,14 @@ def examine_training_folders(folder: Path, fallbacks: Mapping[str, object]) -> E
     return _examined(reading, list(_datasets(reading)))
 
 
-def _reading(file: ConfigFile, fallbacks: Mapping[str, object]) -> _Reading:
+def _reading(file: ConfigFile, fallbacks: Mapping[str, object]) -> Reading:
     options = {
         RENAMED.get(name, name): value for name, value in fallbacks.items() if value is not None
     }
-    return _Reading(file=file, options=options)
+    return Reading(file=file, options=options)
 
 
-def _examined(reading: _Reading, datasets: list[DatasetConfig]) -> ExaminedDatasets:
+def _examined(reading: Reading, datasets: list[DatasetConfig]) -> ExaminedDatasets:
     if not datasets and not reading.findings:
         problem = "this leaves no pictures to train on: num_repeats is below 1 everywhere"
         reading.object_to((), problem, "set num_repeats of a subset to 1 or more")
@@ -168,7 +150,7 @@ def _read_file(path: Path) -> ConfigFile:
             raise ConfigError(f"file not found: {path}", "correct --dataset_config")
 
 
-def _folder_datasets(reading: _Reading) -> Iterator[DatasetConfig]:
+def _folder_datasets(reading: Reading) -> Iterator[DatasetConfig]:
     """Yield one dataset of one folder.
 
     Who names a folder and nothing more wants pictures of any shape at their best: bucketed, with
@@ -179,7 +161,7 @@ def _folder_datasets(reading: _Reading) -> Iterator[DatasetConfig]:
     sides: dict[str, object] = {
         "resolution": resolution,
         "enable_bucket": True,
-        "min_bucket_reso": max(min(resolution) // 4, _value("bucket_reso_steps", [options])),
+        "min_bucket_reso": max(min(resolution) // 4, first_value("bucket_reso_steps", [options])),
         "max_bucket_reso": 2 * max(resolution),
     }
     levels = [options, sides]
@@ -189,17 +171,17 @@ def _folder_datasets(reading: _Reading) -> Iterator[DatasetConfig]:
         yield _dataset((subset,), buckets, levels)
 
 
-def _datasets(reading: _Reading) -> Iterator[DatasetConfig]:
+def _datasets(reading: Reading) -> Iterator[DatasetConfig]:
     """Yield every dataset that can be made out; what cannot goes to the findings."""
     table = reading.file.table
     for key in table:
         if key not in ("general", "datasets"):
-            _object_to_unknown(reading, (key,), top=True)
-    general = _level(reading, ("general",), table.get("general", {}), GENERAL)
-    tables = _tables(reading, ("datasets",), table.get("datasets"))
+            object_to_unknown(reading, (key,), top=True)
+    general = read_level(reading, ("general",), table.get("general", {}), GENERAL)
+    tables = read_tables(reading, ("datasets",), table.get("datasets"))
     for number, dataset_table in enumerate(tables):
         path = ("datasets", number)
-        own = _level(reading, path, dataset_table, DATASETS)
+        own = read_level(reading, path, dataset_table, DATASETS)
         levels = (own, general, reading.options)
         buckets = _bucket_rules(reading, path, levels)
         subsets = tuple(_subsets(reading, path, dataset_table.get("subsets"), levels))
@@ -213,100 +195,28 @@ def _dataset(
     return DatasetConfig(
         subsets=subsets,
         buckets=buckets,
-        batch_size=_value("batch_size", levels),
-        skip_image_resolution=_value("skip_image_resolution", levels),
+        batch_size=first_value("batch_size", levels),
+        skip_image_resolution=first_value("skip_image_resolution", levels),
     )
 
 
-def _tables(reading: _Reading, path: KeyPath, found: object) -> list[Table]:
-    """Return an array of tables; the lack of one goes to the findings."""
-    name = f"[[{'.'.join(part for part in path if isinstance(part, str))}]]"
-    if not isinstance(found, list) or not found:
-        reading.object_to(path[:-1], f"there is no {name}", f"add {name} with its keys")
-        return []
-    tables = cast("list[object]", found)
-    if not all(isinstance(table, dict) for table in tables):
-        reading.object_to(path, "is not a list of tables", f"write {name} over each")
-        return []
-    return cast("list[Table]", tables)
-
-
-def _level(reading: _Reading, path: KeyPath, table: object, level: str) -> dict[str, object]:
-    """Return the values that one table sets; what is wrong goes to the findings."""
-    if not isinstance(table, dict):
-        reading.object_to(path, "is not a table", f"write {level} above its keys")
-        return {}
-    values: dict[str, object] = {}
-    for key, given in cast("dict[str, object]", table).items():
-        if key == "subsets" and level == DATASETS:
-            continue
-        row = DATASET_KEYS.get(key)
-        if row is None:
-            _object_to_unknown(reading, (*path, key))
-        elif level not in row.levels:
-            remedy = f"move it to {' or '.join(row.levels)}"
-            reading.object_to((*path, key), f"cannot stand in {level}", remedy)
-        else:
-            values |= _read(reading, (*path, key), given)
-    return values
-
-
-def _read(reading: _Reading, path: KeyPath, given: object) -> dict[str, object]:
-    """Return the value under the key's name, or nothing where it is not for us to use."""
-    name = str(path[-1])
-    row = DATASET_KEYS[name].row
-    if isinstance(row.status, Refused):
-        if not is_harmless(row, given):
-            reading.object_to(path, f"is refused: {row.status.why}", row.status.instead)
-        return {}
-    try:
-        value = read_value(row, given, typed=True)
-    except UnfitValueError as error:
-        reading.object_to(path, error.problem, error.remedy)
-        return {}
-    if isinstance(row.status, NoOp) and not is_harmless(row, given):
-        where = f"{_written(path)} ({reading.file.place(path)})"
-        reading.warnings.append(f"{where} changes nothing: {row.status.why}")
-    return {name: value}
-
-
-def _object_to_unknown(reading: _Reading, path: KeyPath, *, top: bool = False) -> None:
-    key = str(path[-1])
-    if top and key not in DATASET_KEYS:
-        near = nearest_name(key, ("general", "datasets"))
-        hint = f"did you mean {near}?" if near else "only [general] and [[datasets]] stand here"
-    else:
-        near = nearest_name(key, DATASET_KEYS)
-        hint = f"did you mean {near}?" if near else "remove it"
-    problem = "there is no such key"
-    if other := OTHER_TOOLS.get(key):
-        problem, hint = f"is a key of {other.tool}", other.instead
-    elif key in RENAMED:
-        hint = f"dataset.toml calls it {RENAMED[key]}"
-    elif top and key in DATASET_KEYS:
-        hint = f"move it to {' or '.join(DATASET_KEYS[key].levels)}"
-    elif find_option(key):
-        hint = "it is an option of the training: write it into the file of --config_file"
-    reading.object_to(path, problem, hint)
-
-
 def _subsets(
-    reading: _Reading, path: KeyPath, found: object, levels: Levels
+    reading: Reading, path: KeyPath, found: object, levels: Levels
 ) -> Iterator[SubsetConfig]:
     """Yield the subsets of one dataset, without those that Kohya leaves out too."""
     sources: set[Path] = set()
-    for number, table in enumerate(_tables(reading, (*path, "subsets"), found)):
+    for number, table in enumerate(read_tables(reading, (*path, "subsets"), found)):
         own_path = (*path, "subsets", number)
-        own = _level(reading, own_path, table, SUBSETS)
+        own = read_level(reading, own_path, table, SUBSETS)
         own_levels = (own, *levels)
         source = _source(reading, own_path, table, own)
         if source is None:
             continue
         identity = source.metadata_file or source.folder
-        if _value("num_repeats", own_levels) < 1:
-            reading.warnings.append(f"{_written(own_path)} is left out: num_repeats is below 1")
+        if first_value("num_repeats", own_levels) < 1:
+            reading.warnings.append(f"{written(own_path)} is left out: num_repeats is below 1")
         elif identity.resolve() in sources:
-            repeated = f"{_written(own_path)} is left out: its dataset has {identity} already"
+            repeated = f"{written(own_path)} is left out: its dataset has {identity} already"
             reading.warnings.append(repeated)
         elif subset := _subset(reading, own_path, source, own_levels):
             sources.add(identity.resolve())
@@ -314,22 +224,22 @@ def _subsets(
 
 
 def _subset(
-    reading: _Reading, path: KeyPath, source: _Source, levels: Levels
+    reading: Reading, path: KeyPath, source: _Source, levels: Levels
 ) -> SubsetConfig | None:
-    captions = {rule.name: _value(rule.name, levels) for rule in fields(CaptionRules)}
-    extension: str = _value("caption_extension", levels)
+    captions = {rule.name: first_value(rule.name, levels) for rule in fields(CaptionRules)}
+    extension: str = first_value("caption_extension", levels)
     try:
         return SubsetConfig(
             image_dir=source.folder,
             metadata_file=source.metadata_file,
-            num_repeats=_value("num_repeats", levels),
+            num_repeats=first_value("num_repeats", levels),
             caption_extension=extension if extension.startswith(".") else f".{extension}",
-            class_tokens=_value("class_tokens", levels),
+            class_tokens=first_value("class_tokens", levels),
             captions=CaptionRules(**captions),
-            flip_aug=_value("flip_aug", levels),
-            random_crop=_value("random_crop", levels),
-            resize_interpolation=_value("resize_interpolation", levels),
-            loss_weight=_value("loss_weight", levels),
+            flip_aug=first_value("flip_aug", levels),
+            random_crop=first_value("random_crop", levels),
+            resize_interpolation=first_value("resize_interpolation", levels),
+            loss_weight=first_value("loss_weight", levels),
         )
     except ConfigError as error:
         reading.object_to(path, error.problem, error.remedy)
@@ -337,7 +247,7 @@ def _subset(
 
 
 def _source(
-    reading: _Reading, path: KeyPath, table: Table, own: Mapping[str, object]
+    reading: Reading, path: KeyPath, table: Table, own: Mapping[str, object]
 ) -> _Source | None:
     """Return where a subset's pictures are; what is missing goes to the findings."""
     if not {"image_dir", "metadata_file"} & table.keys():
@@ -350,7 +260,7 @@ def _source(
     return None if folder is None or lacks_metadata else _Source(folder, metadata_file)
 
 
-def _place(reading: _Reading, path: KeyPath, given: object) -> Path | None:
+def _place(reading: Reading, path: KeyPath, given: object) -> Path | None:
     """Return a folder, or a metadata file, relative to where we are or else to the file."""
     if not isinstance(given, Path):
         return None
@@ -365,14 +275,14 @@ def _place(reading: _Reading, path: KeyPath, given: object) -> Path | None:
     return None
 
 
-def _bucket_rules(reading: _Reading, path: KeyPath, levels: Levels) -> BucketRules | None:
-    if _value("resolution", levels) is None:
+def _bucket_rules(reading: Reading, path: KeyPath, levels: Levels) -> BucketRules | None:
+    if first_value("resolution", levels) is None:
         remedy = "add resolution = 1024 to [general] or [[datasets]], or set it as an option"
         reading.object_to(path, "resolution is required", remedy)
         return None
     try:
         rules = BucketRules(
-            **{rule.name: _value(rule.name, levels) for rule in fields(BucketRules)}
+            **{rule.name: first_value(rule.name, levels) for rule in fields(BucketRules)}
         )
     except ConfigError as error:
         reading.object_to(path, error.problem, error.remedy)
@@ -385,17 +295,3 @@ def _bucket_rules(reading: _Reading, path: KeyPath, levels: Levels) -> BucketRul
         remedy = f"use multiples of {LATENT_STEP}, or set enable_bucket = true"
         reading.object_to(path, f"resolution {width}x{height} does not fit the model", remedy)
     return rules
-
-
-def _value(name: str, levels: Levels) -> Any:
-    """Return the first value that a level has, else the default."""
-    for level in levels:
-        if level.get(name) is not None:
-            return level[name]
-    return DATASET_KEYS[name].row.default
-
-
-def _written(path: KeyPath) -> str:
-    """Return a path as people write it: datasets[0].subsets[1].num_repeats."""
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]
-    return "".join(parts).removeprefix(".")
