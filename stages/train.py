@@ -54,13 +54,14 @@ def run(options: Resolved) -> TrainSummary:
     """Fill the caches, plan, load, train and save."""
     from anima_pipe.files import make_folder
     from anima_pipe.interrupts import stop_request
-    from anima_pipe.kohya.model_files import with_tokenizer
-    from anima_pipe.kohya.training import require_settings, train_settings
+    from anima_pipe.kohya.model_files import with_recorded_models, with_tokenizer
+    from anima_pipe.kohya.training import models_needed, require_settings, train_settings
     from anima_pipe.runtime import claim_device, speak_of_errors_only
     from anima_pipe.tracking import loss_ends
     from anima_pipe.trainer import agree_on_seed, start_accelerate
 
     started = time.monotonic()
+    options = with_recorded_models(options, *models_needed(options))
     require_settings(options)
     if options.value("auto_cache"):
         options = with_tokenizer(options).options

@@ -1,9 +1,19 @@
 """A small dataset whose caches are filled once, for every test that trains on it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from commands import anima_pipe, demo_pictures, write_dataset
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty home: what fetch-models noted for the user of this machine counts for no test."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("home")
+        patch.setenv("ANIMA_PIPE_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,8 @@ from anima_pipe import demo
 from anima_pipe.cli.ending import INTERRUPTED
 from anima_pipe.cli.stage_command import stage_command
 from anima_pipe.errors import PipeError
-from anima_pipe.hub.home import recorded_models
+from anima_pipe.hub.home import MODEL_OPTIONS
+from anima_pipe.kohya.model_files import recorded_for
 from anima_pipe.kohya.options import options_of
 from anima_pipe.kohya.resolve import COMMAND_LINE
 from anima_pipe.kohya.resolved import Resolved
@@ -92,7 +93,9 @@ def with_defaults(options: Resolved) -> dict[str, object]:
     }
     if "config_file" in given:
         options.require("dataset_config", "output_dir")
-        given = {"output_dir": options.value("output_dir"), **_recorded_models(options), **given}
+        # Named on the stages' command lines, so that what is printed can be typed again.
+        recorded = recorded_for(options, *MODEL_OPTIONS)
+        given = {"output_dir": options.value("output_dir"), **recorded, **given}
     else:
         defaults = {"output_dir": OUTPUT / "demo", **demo.options()}
         if dataset := given.get("dataset_config") or given.get("train_data_dir"):
@@ -108,15 +111,6 @@ def with_defaults(options: Resolved) -> dict[str, object]:
     if options.given("logging_dir") is None:
         given["logging_dir"] = Path(str(given["output_dir"])) / "logs"
     return given
-
-
-def _recorded_models(options: Resolved) -> dict[str, object]:
-    """Return the model files that fetch-models noted, where the configuration names none."""
-    recorded = recorded_models().items()
-    taken = {name: path for name, path in recorded if options.value(name) is None}
-    for name, path in taken.items():
-        say(f"{name} is not set: taking {path}, which fetch-models noted")
-    return dict(taken)
 
 
 def _run_stage(name: str, given: Given, folder: Path) -> dict[str, Any]:

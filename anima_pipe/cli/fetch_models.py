@@ -2,7 +2,7 @@
 
 Reads   what is on the disk already, circlestone-labs/Anima on Hugging Face, or else on ModelScope
 Writes  transformer, text encoder and VAE in ComfyUI's layout, the T5 tokenizer, a record of the
-        paths, which `anima-pipe all` and doctor use where a configuration names none
+        paths, which every command uses where nothing else names a file
 Costs   5.6 GB of download and of disk; nothing where the files are there
 """
 

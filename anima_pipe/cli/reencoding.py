@@ -13,6 +13,7 @@ import torch
 from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
 from anima_pipe.errors import ConfigError
 from anima_pipe.fill import LatentSettings, TextSettings, fill_latents, fill_text
+from anima_pipe.kohya.model_files import with_recorded_models
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.settings import dataset_configs, latent_settings, text_settings
 from anima_pipe.records import LatentRequest, TextCondition
@@ -40,7 +41,7 @@ class Comparison:
 
 
 def reencode(options: Resolved, count: int) -> list[Comparison]:
-    """Encode up to `count` samples of each encoder that the options name.
+    """Encode up to `count` samples of each encoder that the options name, or fetch-models noted.
 
     Args:
         options: Of training: they name encoders, the cache and, for latents, the dataset.
@@ -50,6 +51,8 @@ def reencode(options: Resolved, count: int) -> list[Comparison]:
         ConfigError: The options name no encoder, or none that the cache is of.
         PipeError: An encoder or the dataset cannot be read.
     """
+    if not (options.value("vae") or options.value("qwen3")):
+        options = with_recorded_models(options, "vae", "qwen3", "t5_tokenizer_dir")
     comparisons: list[Comparison] = []
     if options.value("vae"):
         comparisons += _reencode_latents(options, count)

@@ -1,4 +1,7 @@
-"""From resolved options to model files that are there: the tokenizer is fetched where it is not."""
+"""From resolved options to model files that are there.
+
+What nobody names is what fetch-models noted; the tokenizer is fetched where it is not there.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from anima_pipe.kohya.resolved import Resolved
+from anima_pipe.runtime import launched_rank, say
 
 if TYPE_CHECKING:
     from anima_pipe.hub.sources import Source
@@ -21,6 +25,30 @@ class WithTokenizer(NamedTuple):
     """Names of the files that had to be fetched."""
 
 
+def with_recorded_models(options: Resolved, *names: str) -> Resolved:
+    """Take what fetch-models noted for those of these options that nobody has set.
+
+    Args:
+        options: Of a command that honours all of them.
+        names: Of options that the command will use: what it takes so is said.
+    """
+    return completed(options, recorded_for(options, *names))
+
+
+def recorded_for(options: Resolved, *names: str) -> dict[str, Path]:
+    """Return, and say, what fetch-models noted for those of these options that have no value."""
+    from anima_pipe.hub.home import recorded_models
+
+    unset = [name for name in names if options.value(name) is None]
+    recorded = recorded_models() if unset else {}
+    taken = {name: recorded[name] for name in unset if name in recorded}
+    # Processes that were launched together would all say it.
+    if launched_rank().number == 0:
+        for name, path in taken.items():
+            say(f"{name} is not set: taking {path}, which fetch-models noted")
+    return taken
+
+
 def with_tokenizer(options: Resolved, *, force: bool = False) -> WithTokenizer:
     """Make sure of the T5 tokenizer, fetching what is missing unless that is switched off.
 
@@ -30,12 +58,12 @@ def with_tokenizer(options: Resolved, *, force: bool = False) -> WithTokenizer:
         ConfigError: No folder is known and none may be made, or its files are damaged.
         FetchError: No source had the files.
     """
-    from anima_pipe.hub.home import models_folder, recorded_models
+    from anima_pipe.hub.home import models_folder
     from anima_pipe.hub.tokenizer import ensure_t5_tokenizer, require_t5_tokenizer
 
     downloads = options.value("auto_download_t5_tokenizer")
+    options = with_recorded_models(options, "t5_tokenizer_dir")
     folder: Path | None = options.value("t5_tokenizer_dir")
-    folder = folder or recorded_models().get("t5_tokenizer_dir")
     default = models_folder() / "t5_tokenizer"
     if folder is None and (downloads or default.is_dir()):
         folder = default

@@ -74,7 +74,7 @@ class Resolved:
                 Finding(
                     place=self.command,
                     problem=option.when_missing or f"{option.name} is required",
-                    remedy=f"set --{option.name}, or {option.name} in the file of --config_file",
+                    remedy=_remedy(option),
                 )
                 for option in options
             ]
@@ -82,3 +82,10 @@ class Resolved:
 
     def _lacks(self, option: Option) -> bool:
         return all(is_blank(self.value(name)) for name in (option.name, *option.or_else))
+
+
+def _remedy(option: Option) -> str:
+    named = f"set --{option.name}, or {option.name} in the file of --config_file"
+    if not option.fetched_by:
+        return named
+    return f"run `anima-pipe {option.fetched_by}`, which all commands then know of, or {named}"

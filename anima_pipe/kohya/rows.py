@@ -95,6 +95,8 @@ class Option:
     """Commands that take it."""
     when_missing: str = ""
     """What to say where a command cannot do without it."""
+    fetched_by: str = ""
+    """The command after which every other one finds it, named or not."""
     or_else: tuple[str, ...] = ()
     """Options of which any serves as well where this one is required."""
     beside_file: bool = False
@@ -124,6 +126,7 @@ class RowFields(TypedDict, total=False):
     status: Status
     commands: tuple[str, ...]
     when_missing: str
+    fetched_by: str
     or_else: tuple[str, ...]
     beside_file: bool
     test: str

@@ -117,14 +117,24 @@ class TrainSettings:
     """Every option and its value, for the log."""
 
 
+def models_needed(options: Resolved) -> tuple[str, ...]:
+    """Return the options that name the model files of a run, bar the tokenizer.
+
+    Without auto_cache a run takes its latents and texts as they are, from whatever encoders: it
+    needs none, except for the previews' pictures.
+    """
+    encoders = ("vae", "qwen3") if options.value("auto_cache") else ()
+    previews = ("vae",) if options.value("sample_prompts") else ()
+    return tuple(dict.fromkeys(("pretrained_model_name_or_path", *encoders, *previews)))
+
+
 def require_settings(options: Resolved) -> None:
     """Ask, all at once, for what a run cannot do without and nobody else can supply.
 
     Raises:
         ConfigError: Something is not set.
     """
-    encoders = ("vae", "qwen3") if options.value("auto_cache") else ()
-    options.require("pretrained_model_name_or_path", *encoders, "dataset_config", "output_dir")
+    options.require(*models_needed(options), "dataset_config", "output_dir")
 
 
 def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:

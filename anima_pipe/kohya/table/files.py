@@ -32,6 +32,7 @@ _MODELS: Final = group(
         commands=TRAINING,
         when_missing="Anima transformer path is required. Set --anima_transformer or "
         "--pretrained_model_name_or_path.",
+        fetched_by="fetch-models",
     ),
     path(
         "vae",
@@ -39,6 +40,7 @@ _MODELS: Final = group(
         aliases=("vae_path",),
         commands=(LATENTS, TRAIN, ALL),
         when_missing="Anima VAE path is required. Set --vae.",
+        fetched_by="fetch-models",
     ),
     path(
         "qwen3",
@@ -46,6 +48,7 @@ _MODELS: Final = group(
         aliases=("qwen", "qwen3_path"),
         commands=(TEXT, TRAIN, ALL),
         when_missing="Qwen path is required. Set --qwen.",
+        fetched_by="fetch-models",
     ),
     path(
         "t5_tokenizer_dir",
@@ -54,6 +57,7 @@ _MODELS: Final = group(
         aliases=("t5_tokenizer_path",),
         commands=(FETCH, TEXT, TRAIN, ALL),
         when_missing="T5 tokenizer directory is required. Set --t5_tokenizer_dir.",
+        fetched_by="fetch-tokenizer",
     ),
     *refused(
         "a separate file of the text adapter is not supported yet",
