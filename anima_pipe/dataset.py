@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 from anima_pipe.buckets import BucketRules
@@ -31,6 +33,8 @@ class SubsetConfig:
     """Resampling filter by Kohya's name; None: area to shrink, lanczos to enlarge."""
     loss_weight: float = 1.0
     """Factor of the loss of its pictures; at least 0."""
+    is_reg: bool = False
+    """Regularisation pictures: visited as often in all as the dataset's other pictures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,3 +51,24 @@ class DatasetConfig:
         """Tell whether a picture of this (width, height) is too small to be trained on."""
         limit = self.skip_image_resolution
         return limit is not None and image_size[0] * image_size[1] <= limit[0] * limit[1]
+
+
+def regularisation_visits(repeats: Sequence[int], wanted: int) -> list[int]:
+    """Spread an epoch's visits over regularisation pictures, by Kohya's rule.
+
+    They come in one after the other, each with its own repeats, until there are as many visits as
+    wanted; the others stay out. Where all of them are too few, each in turn gets one visit more.
+
+    Args:
+        repeats: Of each picture, at least 1.
+        wanted: Visits of the training pictures of their dataset.
+
+    Returns:
+        Visits of each picture. Their sum may be above `wanted` by less than the last one's repeats.
+    """
+    sums = accumulate(repeats)
+    visits = [
+        own if with_own - own < wanted else 0 for own, with_own in zip(repeats, sums, strict=True)
+    ]
+    rounds, rest = divmod(max(0, wanted - sum(visits)), len(visits))
+    return [own + rounds + (place < rest) for place, own in enumerate(visits)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from anima_pipe.errors import CacheError
@@ -38,6 +38,8 @@ class PlannedSample:
     """How many crops the latents are of, each in as many orientations."""
     loss_weight: float = 1.0
     """Factor of its loss."""
+    is_reg: bool = False
+    """A regularisation picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,21 +113,35 @@ def make_plan(
 
 def describe(plan: Plan) -> list[str]:
     """Return the lines that tell a user what will be trained."""
-    visits = sum(sample.repeats for sample in plan.samples)
     buckets = Counter(sample.group[1:] for sample in plan.samples)
     variants = sum(len(sample.texts) for sample in plan.samples)
     mirrored = sum(len(sample.latents) > sample.crops for sample in plan.samples)
     crops = sum(sample.crops for sample in plan.samples if sample.crops > 1)
     lines = [
-        f"images      {len(plan.samples)}, {visits} visits per epoch"
+        f"images      {_visits([sample for sample in plan.samples if not sample.is_reg])}"
         + (f", {mirrored} also mirrored" if mirrored else "")
         + (f", {crops} random crops" if crops else ""),
+        *_special_lines(plan),
         f"captions    {variants} variants",
         f"batches     {plan.batches_per_epoch()} per epoch",
     ]
     by_size = sorted(buckets.items(), key=lambda item: (-item[1], item[0]))
     sizes = ", ".join(f"{w}x{h} ({count})" for (w, h), count in by_size)
     return [*lines, f"buckets     {sizes}"]
+
+
+def _visits(samples: Sequence[PlannedSample]) -> str:
+    return f"{len(samples)}, {sum(sample.repeats for sample in samples)} visits per epoch"
+
+
+def _special_lines(plan: Plan) -> Iterator[str]:
+    """Yield what is true of some pictures only."""
+    if regularising := [sample for sample in plan.samples if sample.is_reg]:
+        yield f"reg images  {_visits(regularising)}"
+    weights = Counter(sample.loss_weight for sample in plan.samples)
+    if set(weights) != {1.0}:
+        shares = (f"{weight:g} ({count} images)" for weight, count in sorted(weights.items()))
+        yield f"loss weight {', '.join(shares)}"
 
 
 def _planned(sample: Sample, survey: Survey) -> PlannedSample:
@@ -136,11 +152,12 @@ def _planned(sample: Sample, survey: Survey) -> PlannedSample:
         texts=tuple(text_key(caption) for caption in sample.captions),
         group=(survey.datasets.index(sample.picture.dataset), *sample.choice.bucket),
         batch_size=sample.picture.dataset.batch_size,
-        repeats=subset.num_repeats,
+        repeats=sample.visits,
         dropout_rate=subset.captions.caption_dropout_rate,
         dropout_every_n_epochs=subset.captions.caption_dropout_every_n_epochs,
         crops=len(sample.latent_keys) // (2 if subset.flip_aug else 1),
         loss_weight=subset.loss_weight,
+        is_reg=subset.is_reg,
     )
 
 

@@ -8,12 +8,13 @@ number of repeats needs nothing new.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anima_pipe.buckets import choose_bucket, random_crops
-from anima_pipe.dataset import DatasetConfig, SubsetConfig
+from anima_pipe.dataset import DatasetConfig, SubsetConfig, regularisation_visits
 from anima_pipe.errors import DataError
 from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, Skipped
 from anima_pipe.runtime import say
@@ -51,6 +52,8 @@ class Sample:
     """One per crop and orientation: as it is, and mirrored where flip_aug asks for it."""
     captions: tuple[str, ...]
     """Distinct final texts, one of which is drawn per visit; empty where they were not read."""
+    visits: int
+    """Per epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +78,7 @@ class Survey:
             DataError: No picture is left.
         """
         names = {item.name for item in failed}
-        samples = tuple(s for s in self.samples if str(s.picture.path) not in names)
+        samples = _balanced([s for s in self.samples if str(s.picture.path) not in names])
         if not samples:
             raise DataError(
                 f"none of the {len(self.samples)} pictures can be decoded; "
@@ -165,16 +168,26 @@ def survey_pictures(
         latents.update((request.key, request) for request in requests)
         keys = tuple(request.key for request in requests)
         samples.append(
-            Sample(picture=picture, image=image, choice=choice, latent_keys=keys, captions=captions)
+            Sample(
+                picture=picture,
+                image=image,
+                choice=choice,
+                latent_keys=keys,
+                captions=captions,
+                visits=picture.subset.num_repeats,
+            )
         )
     if too_small:
         say(f"{too_small} of {len(pictures)} pictures are left out by skip_image_resolution")
     if not samples:
         raise _none_left(pictures, skipped)
+    balanced = _balanced(samples)
+    if unused := len(samples) - len(balanced):
+        say(f"{unused} regularisation pictures are not used: the others are enough")
     return Survey(
         datasets=tuple(dict.fromkeys(picture.dataset for picture in pictures)),
-        samples=tuple(samples),
-        latents=latents,
+        samples=balanced,
+        latents={key: latents[key] for sample in balanced for key in sample.latent_keys},
         skipped=tuple(skipped),
     )
 
@@ -185,6 +198,28 @@ def _none_left(pictures: Sequence[Picture], skipped: Sequence[Skipped]) -> DataE
         f"none of the {len(pictures)} pictures can be used{reason}",
         "mend the files, or point image_dir to other pictures",
     )
+
+
+def _balanced(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """Give each dataset as many visits to regularisation pictures as to others.
+
+    Regularisation pictures that come to no visit are left out.
+    """
+    wanted: Counter[DatasetConfig] = Counter()
+    regularising: dict[DatasetConfig, list[int]] = {}
+    for place, sample in enumerate(samples):
+        dataset = sample.picture.dataset
+        if sample.picture.subset.is_reg:
+            regularising.setdefault(dataset, []).append(place)
+        else:
+            wanted[dataset] += sample.visits
+    balanced = list(samples)
+    for dataset, places in regularising.items():
+        repeats = [samples[place].picture.subset.num_repeats for place in places]
+        visits = regularisation_visits(repeats, wanted[dataset])
+        for place, count in zip(places, visits, strict=True):
+            balanced[place] = replace(samples[place], visits=count)
+    return tuple(sample for sample in balanced if sample.visits)
 
 
 def survey_captions(

@@ -233,7 +233,7 @@ def test_a_folder_that_is_not_here_may_lie_beside_the_file(folders):
         ("datasets = [5]", ["is not a list of tables"]),
         ("general = 5\n" + one(), ["general: is not a table"]),
         ("datasets = [{ resolution = 512, subsets = [{}] }]", ["image_dir is missing"]),
-        (one(subset="is_reg = true"), ["is_reg: is refused: regularisation pictures"]),
+        (one(subset="is_reg = true"), ["holds regularisation pictures only"]),
         (one(subset="alpha_mask = true"), ["alpha_mask: is refused: masks"]),
         (one(subset="color_aug = true"), ["cannot be cached"]),
         (one(subset="face_crop_aug_range = [1.0, 3.0]"), ["face_crop_aug_range: is refused"]),
@@ -400,13 +400,6 @@ def test_skip_image_resolution_is_of_a_dataset():
     assert first.leaves_out((4096, 1))
     assert not first.leaves_out((4097, 1))
     assert not load(one())[0].leaves_out((1, 1))
-
-
-def test_regularisation_folders_are_refused_unless_kohya_ignores_them_too():
-    with pytest.raises(ConfigError, match="reg_data_dir is refused"):
-        resolve("train", {"reg_data_dir": "a"})
-    (warning,) = resolve("train", {"reg_data_dir": "a", "dataset_config": "b"}).warnings
-    assert warning.startswith("reg_data_dir (command line) changes nothing beside dataset_config")
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ READ_PATHS: Final = (
     "t5_tokenizer_dir",
     "dataset_config",
     "train_data_dir",
+    "reg_data_dir",
     "in_json",
     "network_weights",
     "sample_prompts",

@@ -121,10 +121,11 @@ _KEYS: Final = (
     *_of_its_own(
         _ONLY_IN_SUBSETS,
         path("image_dir", "Folder of pictures."),
-        *refused(
-            "regularisation pictures are not supported yet",
-            "remove the subset",
-            flag("is_reg", "These are regularisation pictures."),
+        flag(
+            "is_reg",
+            "These are regularisation pictures: visited as often in all as the dataset's other "
+            "pictures, their loss weighed by prior_loss_weight.",
+            test="test_regularisation.py::test_an_epoch_has_as_many_visits_to_regularisation_pictures_as_to_others",
         ),
         path(
             "metadata_file",

@@ -70,21 +70,40 @@ def load_dataset_config(path: Path, fallbacks: Mapping[str, object]) -> list[Dat
 
 
 def load_training_folders(
-    folder: Path | None, metadata_file: Path | None, fallbacks: Mapping[str, object]
+    folder: Path, reg_folder: Path | None, fallbacks: Mapping[str, object]
 ) -> list[DatasetConfig]:
-    """Return the dataset that Kohya's --train_data_dir and --in_json make up.
+    """Return the dataset that Kohya's --train_data_dir and --reg_data_dir make up.
 
     Args:
-        folder: Holds folders of pictures named 10_subject, or what a metadata file describes.
-        metadata_file: See `source.metadata_file`; it wins over the folders' names.
+        folder: Holds folders of pictures named 10_subject.
+        reg_folder: Holds folders of regularisation pictures named 10_class.
         fallbacks: See `load_dataset_config`, also for what it raises.
     """
-    if metadata_file is None:
-        assert folder is not None, "one of the two was required"
-        return _settled(examine_training_folders(folder, fallbacks))
-    subset = {"metadata_file": str(metadata_file)} | ({"image_dir": str(folder)} if folder else {})
+    subsets, left_out = training_folders(folder, reg_folder)
+    table: dict[str, Any] = {"datasets": [{"subsets": subsets}]} if subsets else {}
+    reading = _reading(ConfigFile(path=folder, table=table, lines={}), fallbacks)
+    reading.warnings.extend(left_out)
+    for root in filter(None, (folder, reg_folder)):
+        if not any(Path(str(subset["image_dir"])).parent == root for subset in subsets):
+            problem = f"there is no folder named like 10_subject in {root}"
+            remedy = "name the folders so, or give a folder of pictures itself as --dataset_config"
+            reading.object_to((), problem, remedy, here_only=not root.is_dir())
+    return _settled(_examined(reading, list(_datasets(reading)) if subsets else []))
+
+
+def load_metadata_file(
+    file: Path, folder: Path | None, fallbacks: Mapping[str, object]
+) -> list[DatasetConfig]:
+    """Return the dataset that Kohya's --in_json makes up.
+
+    Args:
+        file: See `source.metadata_file`.
+        folder: What its relative paths start from; None: its own folder.
+        fallbacks: See `load_dataset_config`, also for what it raises.
+    """
+    subset = {"metadata_file": str(file)} | ({"image_dir": str(folder)} if folder else {})
     table: dict[str, Any] = {"datasets": [{"subsets": [subset]}]}
-    reading = _reading(ConfigFile(path=metadata_file, table=table, lines={}), fallbacks)
+    reading = _reading(ConfigFile(path=file, table=table, lines={}), fallbacks)
     return _settled(_examined(reading, list(_datasets(reading))))
 
 
@@ -108,20 +127,6 @@ def examine_dataset_config(path: Path, fallbacks: Mapping[str, object]) -> Exami
     return _examined(reading, list(_datasets(reading)))
 
 
-def examine_training_folders(folder: Path, fallbacks: Mapping[str, object]) -> ExaminedDatasets:
-    """Read the folders within a folder as one dataset, without stopping at what is wrong."""
-    subsets, left_out = training_folders(folder)
-    table = {"datasets": [{"subsets": subsets}]} if subsets else {}
-    reading = _reading(ConfigFile(path=folder, table=table, lines={}), fallbacks)
-    reading.warnings.extend(left_out)
-    if not subsets:
-        problem = f"there is no folder named like 10_subject in {folder}"
-        remedy = "name the folders so, or give a folder of pictures itself as --dataset_config"
-        reading.object_to((), problem, remedy, here_only=not folder.is_dir())
-        return _examined(reading, [])
-    return _examined(reading, list(_datasets(reading)))
-
-
 def _reading(file: ConfigFile, fallbacks: Mapping[str, object]) -> Reading:
     options = {
         RENAMED.get(name, name): value for name, value in fallbacks.items() if value is not None
@@ -133,6 +138,10 @@ def _examined(reading: Reading, datasets: list[DatasetConfig]) -> ExaminedDatase
     if not datasets and not reading.findings:
         problem = "this leaves no pictures to train on: num_repeats is below 1 everywhere"
         reading.object_to((), problem, "set num_repeats of a subset to 1 or more")
+    has_reg = any(subset.is_reg for dataset in datasets for subset in dataset.subsets)
+    if _prior_weight(reading) != 1 and not has_reg:
+        unused = "prior_loss_weight changes nothing: there are no regularisation pictures"
+        reading.warnings.append(unused)
     return ExaminedDatasets(datasets, reading.findings, reading.warnings)
 
 
@@ -185,6 +194,9 @@ def _datasets(reading: Reading) -> Iterator[DatasetConfig]:
         levels = (own, general, reading.options)
         buckets = _bucket_rules(reading, path, levels)
         subsets = tuple(_subsets(reading, path, dataset_table.get("subsets"), levels))
+        if subsets and all(subset.is_reg for subset in subsets):
+            problem = "holds regularisation pictures only, and nothing to train on"
+            reading.object_to(path, problem, "add a subset without is_reg")
         if buckets and subsets:
             yield _dataset(subsets, buckets, levels)
 
@@ -228,6 +240,11 @@ def _subset(
 ) -> SubsetConfig | None:
     captions = {rule.name: first_value(rule.name, levels) for rule in fields(CaptionRules)}
     extension: str = first_value("caption_extension", levels)
+    is_reg: bool = first_value("is_reg", levels)
+    weight: float = first_value("loss_weight", levels)
+    if is_reg and source.metadata_file:
+        problem = "pictures of a metadata file cannot be regularisation pictures"
+        reading.object_to((*path, "is_reg"), problem, "describe them by image_dir alone")
     try:
         return SubsetConfig(
             image_dir=source.folder,
@@ -239,11 +256,16 @@ def _subset(
             flip_aug=first_value("flip_aug", levels),
             random_crop=first_value("random_crop", levels),
             resize_interpolation=first_value("resize_interpolation", levels),
-            loss_weight=first_value("loss_weight", levels),
+            loss_weight=weight * _prior_weight(reading) if is_reg else weight,
+            is_reg=is_reg,
         )
     except ConfigError as error:
         reading.object_to(path, error.problem, error.remedy)
         return None
+
+
+def _prior_weight(reading: Reading) -> float:
+    return cast("float", reading.options.get("prior_loss_weight", 1.0))
 
 
 def _source(

@@ -49,9 +49,11 @@ def rule_warnings(resolved: Resolved) -> Iterator[str]:
     if resolved.given("max_train_epochs") and resolved.given("max_train_steps"):
         steps = resolved.written["max_train_steps"]
         yield f"{steps} has no effect beside max_train_epochs"
-    for name in ("train_data_dir", "in_json"):
+    for name in ("train_data_dir", "reg_data_dir", "in_json"):
         if resolved.given("dataset_config") and resolved.given(name):
             yield f"{resolved.written[name]} has no effect beside dataset_config"
+    if resolved.given("reg_data_dir") and resolved.given("in_json"):
+        yield f"{resolved.written['reg_data_dir']} has no effect beside in_json"
 
 
 SEED_SHIFT = "anima_flow_shift"

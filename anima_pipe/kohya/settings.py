@@ -7,19 +7,25 @@ from pathlib import Path
 
 from anima_pipe.dataset import DatasetConfig
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
-from anima_pipe.kohya.dataset_toml import load_dataset_config, load_training_folders
+from anima_pipe.kohya.dataset_toml import (
+    load_dataset_config,
+    load_metadata_file,
+    load_training_folders,
+)
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.sample_prompts import read_sample_prompts
 from anima_pipe.records import PreviewPrompt
 
 
 def dataset_configs(options: Resolved) -> list[DatasetConfig]:
-    """Return the datasets of dataset_config, or else of train_data_dir and in_json."""
+    """Return the datasets of dataset_config, or else of the training folders or in_json."""
     fallbacks = options.dataset_fallbacks()
     if path := options.value("dataset_config"):
         return load_dataset_config(path, fallbacks)
-    folder, metadata_file = options.value("train_data_dir"), options.value("in_json")
-    return load_training_folders(folder, metadata_file, fallbacks)
+    folder = options.value("train_data_dir")
+    if metadata_file := options.value("in_json"):
+        return load_metadata_file(metadata_file, folder, fallbacks)
+    return load_training_folders(folder, options.value("reg_data_dir"), fallbacks)
 
 
 def cache_settings(options: Resolved) -> CacheSettings:

@@ -147,16 +147,12 @@ _CAPTIONS: Final = group(
 _SOURCES: Final = group(
     DATASET_GROUP,
     CACHING,
-    *refused(
-        "regularisation pictures are not supported yet",
-        "remove it",
-        path("reg_data_dir", "Folder of folders of regularisation pictures."),
-        moot_with="dataset_config",
-    ),
-    *refused(
-        "regularisation pictures are not supported yet",
-        "remove it",
-        number("prior_loss_weight", "Weight of regularisation pictures.", default=1.0),
+    number(
+        "prior_loss_weight",
+        "Factor of the loss of regularisation pictures.",
+        default=1.0,
+        minimum=0,
+        test="test_regularisation.py::test_regularisation_pictures_weigh_what_prior_loss_weight_says",
     ),
     *refused(
         "masks are not supported yet",

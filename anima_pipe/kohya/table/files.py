@@ -135,6 +135,13 @@ _INPUT_AND_OUTPUT: Final = group(
         commands=CACHING,
     ),
     path(
+        "reg_data_dir",
+        "Folder of folders of regularisation pictures, named 10_class like those of train_data_dir "
+        "and visited as often in all.",
+        commands=CACHING,
+        test="test_regularisation.py::test_folders_of_regularisation_pictures_match_the_training_folders",
+    ),
+    path(
         "in_json",
         "Metadata file of pictures with captions, their paths relative to train_data_dir; instead "
         "of dataset_config.",
