@@ -29,6 +29,8 @@ class Share:
     weight: float
     """Factor of its mean loss, so that the gradient averaged over processes is the window's mean;
     0 for a filler on a process that a short window leaves without a batch."""
+    place: int
+    """Number of the batch, or of the filler, within the window, over all processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +90,11 @@ class Batches:
         for start in range(0, len(window), self.processes):
             mine = start + self.rank
             if mine < len(window):
-                yield Share(batch=read_batch(window[mine], self.cache), weight=weight)
+                batch = read_batch(window[mine], self.cache)
+                yield Share(batch=batch, weight=weight, place=mine)
             else:
-                yield Share(batch=read_batch(window[start], self.cache), weight=0.0)
+                batch = read_batch(window[start], self.cache)
+                yield Share(batch=batch, weight=0.0, place=mine)
 
 
 def read_batch(visits: Sequence[Visit], cache: Cache) -> Batch:

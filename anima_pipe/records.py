@@ -13,7 +13,8 @@ Sizes of pictures are (width, height) in pixels everywhere, as PIL and Kohya say
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,13 +120,23 @@ class Moment:
     ends_epoch: bool
     is_last: bool
     loss: float | None
-    """Mean loss of this step; None before the first."""
+    """Mean loss of this step; None before the first, NaN where the step was passed over."""
     learning_rates: dict[str, float]
     """By parameter group."""
     grad_norm: float | None
     """Before clipping; None before the first step."""
     samples: int
     """Samples that the step trained on, over all processes."""
+    sigma_losses: Mapping[str, float] = field(default_factory=dict[str, float])
+    """This step's mean loss by noise level, such as "0.3-0.4", where there was a sample of it."""
+    grad_norms: Mapping[str, float] = field(default_factory=dict[str, float])
+    """By parameter group, before clipping."""
+    seconds: float = 0.0
+    """That the step took, without waiting for its data."""
+    waited_seconds: float = 0.0
+    """That it waited for its data."""
+    skipped_steps: int = 0
+    """Steps passed over so far, for their loss or gradient was not finite."""
     stopping: bool = False
     """The run was asked to stop after this step."""
 

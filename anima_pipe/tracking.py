@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +20,16 @@ SMOOTHING = 0.98
 
 
 class SmoothedLoss:
-    """An exponential mean of the loss, free of the bias of its start."""
+    """An exponential mean of a loss, free of the bias of its start."""
 
     def __init__(self) -> None:
         self._sum = 0.0
         self._weight = 0.0
 
     def add(self, loss: float) -> float:
-        """Take in one step's loss; return the smoothed one."""
+        """Take in one step's loss, if it is a number; return the smoothed one."""
+        if not math.isfinite(loss):
+            return self._sum / self._weight if self._weight else loss
         self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * loss
         self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
         return self._sum / self._weight
@@ -63,8 +66,10 @@ class ProgressBar:
             self._bar.close()
 
 
-def loss_ends(losses: Sequence[float], steps: int = 10) -> tuple[float, float]:
+def loss_ends(losses: Sequence[float], steps: int = 10) -> tuple[float, float] | None:
     """Return the mean loss over the first and over the last few steps, at most half of all."""
+    if not losses:
+        return None
     steps = max(1, min(steps, len(losses) // 2))
     return sum(losses[:steps]) / steps, sum(losses[-steps:]) / steps
 

@@ -8,13 +8,15 @@ Costs   the transformer's memory in the run's precision, plus the adapter and it
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from anima_pipe.cli.stage_command import stage_command
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.resolved import Resolved
-from anima_pipe.runtime import say
+from anima_pipe.runtime import say, warn
 
 if TYPE_CHECKING:
     import torch
@@ -38,10 +40,12 @@ class TrainSummary:
 
     steps: int
     """Done in all, those before a resumption included."""
-    first_loss: float
-    """Mean over the first steps of this run, at most 10."""
-    final_loss: float
+    first_loss: float | None
+    """Mean over the first steps of this run, at most 10; None where none was taken."""
+    final_loss: float | None
     """Mean over the last steps, at most 10."""
+    skipped_steps: int
+    """Passed over, for their loss or gradient was not finite."""
     output: str | None
     """The adapter; None where the run was stopped before its end."""
     state_dir: str | None
@@ -80,18 +84,22 @@ def run(options: Resolved) -> TrainSummary:
     previews = prepare_previews(settings, transformer, cache, accelerator.device)
     trainer = prepare_trainer(settings, batches, transformer, adapter, previews, accelerator)
     states = prepare_states(settings, trainer, adapter, prepare_ema(settings, trainer, adapter))
-    with stop_request() as trainer.should_stop:
+    with stop_request() as trainer.should_stop, last_good_state_saved(states, trainer):
         end = trainer.run(resume_if_asked(settings, states, trainer))
     accelerator.end_training()
-    first_loss, final_loss = loss_ends(trainer.losses)
+    ends = loss_ends(trainer.losses)
+    if trainer.skipped_steps:
+        warn(f"{trainer.skipped_steps} steps were passed over: loss or gradient was not finite")
     if end.is_last:
-        say(f"trained   {settings.save.final_path}, loss {first_loss:.4f} to {final_loss:.4f}")
+        losses = f", loss {ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
+        say(f"trained   {settings.save.final_path}{losses}")
         if previews:
             say(f"previews  {previews.sheet_path}")
     return TrainSummary(
         steps=end.step,
-        first_loss=first_loss,
-        final_loss=final_loss,
+        first_loss=ends[0] if ends else None,
+        final_loss=ends[1] if ends else None,
+        skipped_steps=trainer.skipped_steps,
         output=str(settings.save.final_path) if end.is_last else None,
         state_dir=str(states.last) if states.last else None,
         contact_sheet=str(previews.sheet_path) if previews else None,
@@ -182,7 +190,6 @@ def prepare_model(
     from anima_pipe.adapters import create_adapter, load_adapter
     from anima_pipe.adapters.continued import continue_adapter
     from anima_pipe.model import load_transformer
-    from anima_pipe.runtime import warn
 
     transformer = load_transformer(settings.transformer, dtype=settings.dtype, device=device)
     transformer.requires_grad_(requires_grad=False)
@@ -248,6 +255,7 @@ def prepare_trainer(
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
         dtype=settings.model.dtype,
+        skips_non_finite=settings.skips_non_finite,
     )
     groups = [
         ParameterGroup(
@@ -293,7 +301,9 @@ def prepare_ema(settings: TrainSettings, trainer: Trainer, adapter: Adapter) -> 
     ema = Ema(adapter, settings.ema_decay)
     beside = replace(settings.save, name=f"{settings.save.name}-ema")
     # First: what is saved in a step includes that step.
-    trainer.hooks[:0] = [ema, Saver(adapter, beside, ema.in_place)]
+    trainer.hooks[:0] = [ema]
+    if trainer.accelerator.is_main_process:
+        trainer.hooks.insert(1, Saver(adapter, beside, ema.in_place))
     return ema
 
 
@@ -312,7 +322,8 @@ def prepare_states(
     identity = made_with(settings, trainer.batches, trainer.config.max_train_steps)
     parts = RunParts(adapter=adapter, stateful=stateful, made_with=identity)
     saver = StateSaver(parts, settings.states.config)
-    trainer.hooks.append(saver)
+    if trainer.accelerator.is_main_process:
+        trainer.hooks.append(saver)
     return saver
 
 
@@ -335,6 +346,20 @@ def resume_if_asked(settings: TrainSettings, states: StateSaver, trainer: Traine
         )
     say(f"resumed   at step {done} from {settings.states.resume}")
     return done
+
+
+@contextmanager
+def last_good_state_saved(states: StateSaver, trainer: Trainer) -> Generator[None]:
+    """Save the state before a step that cannot be taken, whose error then goes on its way."""
+    from anima_pipe.trainer import NonFiniteError
+
+    try:
+        yield
+    except NonFiniteError:
+        moment = trainer.moment
+        if trainer.accelerator.is_main_process and moment is not None and moment.step:
+            states.at(replace(moment, stopping=True))
+        raise
 
 
 command = stage_command("train", run, __doc__)

@@ -32,7 +32,7 @@ from anima_pipe.records import TextCondition
 from anima_pipe.schedules import ScheduleConfig, create_schedule
 from anima_pipe.shards import Cache, LatentWriter, TextWriter, open_cache
 from anima_pipe.sigmas import SigmaConfig
-from anima_pipe.trainer import Trainer, TrainerConfig, start_accelerate
+from anima_pipe.trainer import Trainer, TrainerConfig, draw_seed, start_accelerate
 
 STEPS = 10
 RANK, ALPHA = 4, 6.0
@@ -228,8 +228,9 @@ def their_run(windows: list[Window], trainer: Trainer, start: dict[str, torch.Te
     losses: list[float] = []
     for step, window in enumerate(windows):
         total = 0.0
-        for number, share in enumerate(window.shares):
-            loss = model.loss(share.batch, trainer.share_seed(step, number)) / len(window.shares)
+        for share in window.shares:
+            seed = draw_seed(trainer.config.seed, step, share.place)
+            loss = model.loss(share.batch, seed) / len(window.shares)
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(parameters.values(), MAX_NORM)

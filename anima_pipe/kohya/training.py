@@ -105,6 +105,7 @@ class TrainSettings:
     optimizer: OptimizerConfig
     learning_rate: float
     max_grad_norm: float
+    skips_non_finite: bool
     schedule: ScheduleConfig
     length: LengthSettings
     save: SaveConfig
@@ -165,6 +166,7 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
         optimizer=_optimizer(options),
         learning_rate=settings.learning_rate(options),
         max_grad_norm=options.value("max_grad_norm"),
+        skips_non_finite=options.value("on_nonfinite") == "skip",
         schedule=ScheduleConfig(
             kind=options.value("lr_scheduler"),
             warmup=options.value("lr_warmup_steps"),

@@ -61,6 +61,14 @@ _OPTIMIZER: Final = group(
         minimum=0,
     ),
     text(
+        "on_nonfinite",
+        "Where a loss or gradient is not finite: stop, with the state of the last good step saved, "
+        "or skip that step.",
+        default="stop",
+        choices=("stop", "skip"),
+        test="test_nonfinite.py::test_steps_on_a_broken_picture_are_passed_over_and_counted",
+    ),
+    text(
         "lr_scheduler",
         "How the learning rate moves.",
         default="constant",

@@ -1,0 +1,19 @@
+"""The training loop, a step of it, and the processes that share the work.
+
+The only importer of accelerate. It is handed everything it trains with and builds none of it.
+"""
+
+from anima_pipe.trainer.loop import Closing, Hook, Trainer
+from anima_pipe.trainer.processes import agree_on_seed, start_accelerate
+from anima_pipe.trainer.step import NonFiniteError, TrainerConfig, draw_seed
+
+__all__ = [
+    "Closing",
+    "Hook",
+    "NonFiniteError",
+    "Trainer",
+    "TrainerConfig",
+    "agree_on_seed",
+    "draw_seed",
+    "start_accelerate",
+]

@@ -1,0 +1,168 @@
+"""The training loop: plan, loop over batches, step, hooks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Protocol, runtime_checkable
+
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from anima_pipe.batches import Batches, Window
+from anima_pipe.optimizers import averaged_weights, step_size
+from anima_pipe.records import Moment
+from anima_pipe.trainer.measures import Outcome
+from anima_pipe.trainer.step import TrainerConfig, TrainStep
+from anima_pipe.trainer.waiting import Awaited
+
+
+class Hook(Protocol):
+    """Something that happens besides the steps: saving, previews, tracking."""
+
+    reads_weights: bool
+    """Whether it looks at the adapter; it is then shown the weights that are worth saving."""
+
+    def due(self, moment: Moment) -> bool:
+        """Tell whether it acts at this moment."""
+        ...
+
+    def at(self, moment: Moment) -> None:
+        """Act; called when it is due."""
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """A hook that has something to put away when the run ends, be it by an error."""
+
+    def close(self) -> None:
+        """Put it away."""
+        ...
+
+
+class Trainer:
+    """Rectified-flow training of whatever in the module requires gradients.
+
+    Args:
+        accelerator: From `start_accelerate`.
+        module: forward(latents, sigmas, qwen_hidden, t5_ids, qwen_mask, t5_mask) -> velocity.
+        optimizer: Over the module's trainable parameters.
+        schedule: Of the learning rates; stepped once per optimizer step.
+        batches: The supply of data, of this process.
+        config: The numbers.
+        hooks: What else happens on this process, in this order. One that talks to the other
+            processes is a hook of all of them.
+        should_stop: Asked after every step; the run ends there if any process says yes.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        module: nn.Module,
+        optimizer: Optimizer,
+        schedule: LRScheduler,
+        batches: Batches,
+        config: TrainerConfig,
+        hooks: list[Hook],
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.accelerator = accelerator
+        self.module = accelerator.prepare_model(module)
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
+        self._plain_optimizer = optimizer
+        self.schedule = schedule
+        self.batches = batches
+        self.config = config
+        self.hooks = hooks
+        self.should_stop = should_stop
+        self.losses: list[float] = []
+        """Mean loss of every step that this trainer took."""
+        self.skipped_steps = 0
+        """Steps that it passed over, for their loss or gradient was not finite."""
+        self.moment: Moment | None = None
+        """What the hooks were told last; None before the run."""
+
+    def run(self, steps_done: int = 0) -> Moment:
+        """Train on to the planned number of steps, or until stopped; return where that ended."""
+        try:
+            return self._run(steps_done)
+        finally:
+            for hook in self.hooks:
+                if isinstance(hook, Closing):
+                    hook.close()
+
+    def _run(self, steps_done: int) -> Moment:
+        self.module.train()
+        train_step = TrainStep(
+            self.accelerator, self.module, self.optimizer, self.schedule, self.config
+        )
+        moment = self._tell(self._start(steps_done))
+        windows = Awaited(self.batches.starting_at(steps_done))
+        while not (moment.is_last or moment.stopping):
+            window, waited = next(windows)
+            began = time.monotonic()
+            outcome = train_step(moment.step, window, stop=self.should_stop())
+            seconds = time.monotonic() - began
+            moment = self._tell(self._after(moment.step, window, outcome, waited, seconds))
+        return moment
+
+    def set_learning_rates(self, rates: Mapping[str, float]) -> None:
+        """Train on at other rates, by the names of the groups, from where the schedule is."""
+        groups = self.optimizer.param_groups
+        self.schedule.base_lrs = [rates[group["name"]] for group in groups]
+        for group, rate in zip(groups, self.schedule.base_lrs, strict=True):
+            factor = group["lr"] / group["initial_lr"] if group["initial_lr"] else 1.0
+            group["initial_lr"], group["lr"] = rate, rate * factor
+
+    def _start(self, steps_done: int) -> Moment:
+        return Moment(
+            step=steps_done,
+            epoch=0,
+            ends_epoch=False,
+            is_last=steps_done == self.config.max_train_steps,
+            loss=None,
+            learning_rates=self._learning_rates(),
+            grad_norm=None,
+            samples=0,
+        )
+
+    def _after(
+        self, steps_done: int, window: Window, outcome: Outcome, waited: float, seconds: float
+    ) -> Moment:
+        """Return the moment after a step."""
+        if outcome.taken:
+            self.losses.append(outcome.loss)
+        self.skipped_steps += not outcome.taken
+        return Moment(
+            step=steps_done + 1,
+            epoch=window.epoch + 1,
+            ends_epoch=window.ends_epoch,
+            is_last=steps_done + 1 == self.config.max_train_steps,
+            loss=outcome.loss if outcome.taken else math.nan,
+            sigma_losses=outcome.sigma_losses if outcome.taken else {},
+            learning_rates=self._learning_rates(),
+            grad_norm=outcome.grad_norm,
+            grad_norms=outcome.grad_norms,
+            samples=window.samples,
+            seconds=seconds,
+            waited_seconds=waited,
+            skipped_steps=self.skipped_steps,
+            stopping=outcome.stopping,
+        )
+
+    def _learning_rates(self) -> dict[str, float]:
+        return {group["name"]: step_size(group) for group in self.optimizer.param_groups}
+
+    def _tell(self, moment: Moment) -> Moment:
+        """Tell the hooks where the run stands."""
+        self.moment = moment
+        for hook in self.hooks:
+            if hook.due(moment):
+                optimizer = self._plain_optimizer
+                with averaged_weights(optimizer) if hook.reads_weights else nullcontext():
+                    hook.at(moment)
+        return moment

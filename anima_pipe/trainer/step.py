@@ -1,0 +1,179 @@
+"""One optimizer step: forward and backward over its batches, clipping, and the update."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from anima_pipe.batches import Window
+from anima_pipe.errors import PipeError
+from anima_pipe.flow_loss import ObjectiveConfig, add_noise, draw, sample_losses, velocity_target
+from anima_pipe.records import Batch
+from anima_pipe.runtime import derive_seed, warn
+from anima_pipe.trainer.measures import Outcome, StepMeasures, group_norms
+
+SKIPS_IN_A_ROW: Final = 20
+"""Where so many steps in a row cannot be taken, the adapter itself is past mending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerConfig:
+    """The numbers of the loop."""
+
+    max_train_steps: int
+    objective: ObjectiveConfig
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0: never."""
+    seed: int = 0
+    dtype: torch.dtype = torch.float32
+    """Of the frozen weights, and of what is fed to them."""
+    skips_non_finite: bool = False
+    """Whether a step whose loss or gradient is not finite is passed over; else the run stops."""
+
+
+class NonFiniteError(PipeError):
+    """A loss or a gradient is not finite; the optimizer has not seen it."""
+
+
+def draw_seed(seed: int, step: int, place: int) -> int:
+    """Return the seed of all random numbers of one batch.
+
+    It depends on the batch's place in the window alone: two processes draw for their batches what
+    one process would draw for the same batches.
+
+    Args:
+        seed: Of the run.
+        step: Optimizer steps done before.
+        place: Number of the batch among all batches of the step.
+    """
+    return derive_seed("draw", seed, step, place)
+
+
+class TrainStep:
+    """Takes the steps of a run.
+
+    Args:
+        accelerator: From `start_accelerate`.
+        module: Prepared by it; forward(latents, sigmas, qwen_hidden, t5_ids, qwen_mask, t5_mask).
+        optimizer: Prepared by it.
+        schedule: Stepped once per optimizer step.
+        config: The numbers.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        module: nn.Module,
+        optimizer: Optimizer,
+        schedule: LRScheduler,
+        config: TrainerConfig,
+    ) -> None:
+        self.accelerator = accelerator
+        self.module = module
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.config = config
+        self._groups: list[list[nn.Parameter]] = [g["params"] for g in optimizer.param_groups]
+        self._skips_in_a_row = 0
+
+    def __call__(self, step: int, window: Window, *, stop: bool) -> Outcome:
+        """Train on one window.
+
+        Args:
+            step: Optimizer steps done before.
+            window: This process's batches.
+            stop: Whether this process was asked to stop.
+
+        Raises:
+            NonFiniteError: The loss or the gradient is not finite, and steps are not to be skipped.
+        """
+        measures = StepMeasures(self.accelerator.device)
+        for number, share in enumerate(window.shares):
+            is_last = number + 1 == len(window.shares)
+            with nullcontext() if is_last else self.accelerator.no_sync(self.module):
+                seed = draw_seed(self.config.seed, step, share.place)
+                losses, sigmas = self._sample_losses(share.batch, seed)
+                self.accelerator.backward(losses.mean() * share.weight)
+            measures.add(losses, sigmas, share.weight)
+        names = [group["name"] for group in self.optimizer.param_groups]
+        outcome = measures.over_processes(self.accelerator, self._clip(), names, stop=stop)
+        if self._is_sound(outcome):
+            self._skips_in_a_row = 0
+            self.optimizer.step()
+            self.schedule.step()
+        else:
+            self._pass_over(step, outcome, window)
+            outcome = replace(outcome, taken=False)
+        self.optimizer.zero_grad()
+        return outcome
+
+    def _sample_losses(self, batch: Batch, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each sample's weighted loss and its noise level, both Float32[B]."""
+        device, dtype = self.accelerator.device, self.config.dtype
+        draws = draw(batch.latents.shape, self.config.objective, seed)
+        latents = batch.latents.to(device, torch.float32, non_blocking=True)
+        sigmas, noise = draws.sigmas.to(device), draws.noise.input.to(device)
+        target = velocity_target(latents, draws.noise.target.to(device))
+        text = batch.text.to(device, dtype)
+        # Dropout inside the adapter draws from the global generator.
+        torch.manual_seed(seed)
+        velocity = self.module(
+            add_noise(latents, noise, sigmas).to(dtype),
+            sigmas,
+            text.qwen_hidden,
+            text.t5_ids,
+            text.qwen_mask,
+            text.t5_mask,
+        )
+        losses = sample_losses(velocity, target, sigmas, self.config.objective.loss)
+        return losses * batch.weights.to(device), sigmas
+
+    def _clip(self) -> torch.Tensor:
+        """Scale the gradients down to the norm allowed; return the norms before, see `measures`."""
+        limit = self.config.max_grad_norm or math.inf
+        parameters = [parameter for group in self._groups for parameter in group]
+        norm = self.accelerator.clip_grad_norm_(parameters, limit)
+        total = torch.tensor(math.nan) if norm is None else torch.as_tensor(norm)
+        return group_norms(self._groups, total, limit)
+
+    def _is_sound(self, outcome: Outcome) -> bool:
+        """Tell whether the optimizer may take the step in; it cannot be taken back.
+
+        Infinite gradients are in order under fp16: the gradient scaler skips that step and
+        scales less from then on.
+        """
+        scaled = self.accelerator.scaler is not None
+        return math.isfinite(outcome.loss) and (scaled or math.isfinite(outcome.grad_norm))
+
+    def _pass_over(self, step: int, outcome: Outcome, window: Window) -> None:
+        """Stop, or leave the weights as they are and warn."""
+        # Every process is here, for the numbers are the same on all of them.
+        own = [name for share in window.shares for name in share.batch.names]
+        names = ", ".join(dict.fromkeys(gather_object(own)))
+        problem = f"step {step + 1}: loss {outcome.loss}, gradient norm {outcome.grad_norm}"
+        self._skips_in_a_row += 1
+        if not self.config.skips_non_finite or self._skips_in_a_row == SKIPS_IN_A_ROW:
+            times = f" for the {SKIPS_IN_A_ROW}th time in a row" * self.config.skips_non_finite
+            raise NonFiniteError(
+                f"{problem}{times}, on {names}",
+                "lower learning_rate, or use mixed_precision bf16, and look at those pictures; "
+                "on_nonfinite skip passes over such steps",
+            )
+        warn(f"{problem}: passed over, on {names}")
+        if self.accelerator.scaler is not None:
+            # It has seen these gradients when they were clipped, and expects a word on them.
+            self.accelerator.scaler.update()
+        with warnings.catch_warnings():
+            # Where it is the very first step, torch takes the schedule for misplaced.
+            warnings.filterwarnings("ignore", "Detected call of", UserWarning)
+            self.schedule.step()
