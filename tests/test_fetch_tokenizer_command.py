@@ -226,3 +226,52 @@ def test_without_downloads_and_without_a_folder_one_is_required(hubs: Hubs):
 
     assert ended.exit_code == 2
     assert "T5 tokenizer directory is required. Set --t5_tokenizer_dir." in ended.stderr
+
+
+def test_t5_tokenizer_subfolder_is_where_the_repository_is_looked_into(
+    hubs: Hubs, t5: Path, whole: Path
+):
+    hubs.hugging_face.add("some/model", "deep/place", whole)
+
+    ended = fetch_tokenizer(
+        "--t5_tokenizer_dir",
+        t5,
+        "--t5_tokenizer_repo_id=some/model",
+        "--t5_tokenizer_subfolder=deep/place",
+    )
+
+    assert ended.exit_code == 0, ended.stderr
+    assert hubs.modelscope.requests == []
+    check_t5_tokenizer(t5)
+
+
+def test_the_fallback_takes_its_repository_revision_and_folder_from_the_options(
+    hubs: Hubs, t5: Path, whole: Path
+):
+    hubs.hugging_face.fails("status", 500)
+    hubs.modelscope.add("some/mirror", "elsewhere", whole)
+
+    ended = fetch_tokenizer(
+        "--t5_tokenizer_dir",
+        t5,
+        "--t5_tokenizer_modelscope_repo_id=some/mirror",
+        "--t5_tokenizer_modelscope_subfolder=elsewhere",
+        "--t5_tokenizer_modelscope_revision=main",
+    )
+
+    assert ended.exit_code == 0, ended.stderr
+    assert hubs.modelscope.asked_for("Revision=main") == 3
+    check_t5_tokenizer(t5)
+
+
+def test_force_fetches_what_is_there_afresh(hubs: Hubs, t5: Path):
+    fetch_tokenizer("--t5_tokenizer_dir", t5)
+    before = len(hubs.hugging_face.requests)
+
+    again = fetch_tokenizer("--t5_tokenizer_dir", t5)
+    assert len(hubs.hugging_face.requests) == before
+    forced = fetch_tokenizer("--t5_tokenizer_dir", t5, "--force")
+
+    assert "nothing to download" in again.stderr
+    assert "fetched config.json, spiece.model, tokenizer.json" in forced.stderr
+    assert len(hubs.hugging_face.requests) > before
