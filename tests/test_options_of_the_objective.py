@@ -75,12 +75,18 @@ def test_noise_offset_adds_one_number_to_each_channel():
     assert added.mean((2, 3)).std().item() == pytest.approx(0.5, rel=0.25)
 
 
-@pytest.mark.parametrize("option", ["noise_offset", "ip_noise_gamma"])
-def test_a_random_strength_is_another_one_in_each_batch_and_never_more(option: str):
+@pytest.mark.parametrize(
+    ("option", "random"),
+    [
+        ("noise_offset", "noise_offset_random_strength"),
+        ("ip_noise_gamma", "ip_noise_gamma_random_strength"),
+    ],
+)
+def test_a_random_strength_is_another_one_in_each_batch_and_never_more(option: str, random: str):
     def strengths(**more: object) -> list[float]:
         return [noises({option: 1.0, **more}, seed)[0].std().item() for seed in range(8)]
 
-    fixed, drawn = strengths(), strengths(**{f"{option}_random_strength": True})
+    fixed, drawn = strengths(), strengths(**{random: True})
     assert max(fixed) < 1.3 * min(fixed)
     assert max(drawn) > 2 * min(drawn)
     assert sum(drawn) < 0.9 * sum(fixed)

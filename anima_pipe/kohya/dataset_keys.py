@@ -91,12 +91,17 @@ _KEYS: Final = (
     _visits(),
     *_of_its_own(
         _ANYWHERE,
-        text("class_tokens", "Caption of pictures without a caption file."),
+        text(
+            "class_tokens",
+            "Caption of pictures without a caption file.",
+            test="test_options_of_datasets.py::test_class_tokens_are_the_caption_of_pictures_without_one",
+        ),
         number(
             "loss_weight",
             "Factor of the loss of these pictures; below 1 they count less.",
             default=1.0,
             minimum=0,
+            test="test_plan.py::test_every_visit_carries_the_loss_weight_of_its_subset",
         ),
         *refused(
             "attributes of subsets are not supported yet",
@@ -120,7 +125,11 @@ _KEYS: Final = (
     ),
     *_of_its_own(
         _ONLY_IN_SUBSETS,
-        path("image_dir", "Folder of pictures."),
+        path(
+            "image_dir",
+            "Folder of pictures.",
+            test="test_options_of_datasets.py::test_a_metadata_file_names_pictures_of_image_dir_and_their_captions",
+        ),
         flag(
             "is_reg",
             "These are regularisation pictures: visited as often in all as the dataset's other "
@@ -131,6 +140,7 @@ _KEYS: Final = (
             "metadata_file",
             "JSON (or .jsonl) of pictures with captions and tags; relative paths in it start from "
             "image_dir, or else from the file's own folder.",
+            test="test_options_of_datasets.py::test_a_metadata_file_names_pictures_of_image_dir_and_their_captions",
         ),
     ),
     _as_option(_ONLY_IN_SUBSETS, "alpha_mask"),

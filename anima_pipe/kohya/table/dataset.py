@@ -36,36 +36,72 @@ DATASET_GROUP: Final = "Dataset (where dataset.toml does not say)"
 _PICTURES: Final = group(
     DATASET_GROUP,
     CACHING,
-    size("resolution", "Area to train at, in pixels: one side of a square, or width,height."),
+    size(
+        "resolution",
+        "Area to train at, in pixels: one side of a square, or width,height.",
+        test="test_options_of_datasets.py::test_a_rule_for_buckets_chooses_another_bucket",
+    ),
     integer(
         "train_batch_size",
         "Pictures per step; dataset.toml calls it batch_size.",
         default=1,
         minimum=1,
+        test="test_options_of_training.py::test_dataset_repeats_and_train_batch_size_make_the_epoch",
     ),
     integer(
         "dataset_repeats",
         "Visits to each picture per epoch; dataset.toml calls it num_repeats.",
         default=1,
         minimum=1,
+        test="test_options_of_training.py::test_dataset_repeats_and_train_batch_size_make_the_epoch",
     ),
-    flag("enable_bucket", "Sort pictures into buckets of like shape instead of cropping to one."),
-    integer("min_bucket_reso", "Shortest side of a bucket, in pixels.", default=256, minimum=16),
-    integer("max_bucket_reso", "Longest side of a bucket, in pixels.", default=1024, minimum=16),
+    flag(
+        "enable_bucket",
+        "Sort pictures into buckets of like shape instead of cropping to one.",
+        test="test_options_of_datasets.py::test_a_rule_for_buckets_chooses_another_bucket",
+    ),
+    integer(
+        "min_bucket_reso",
+        "Shortest side of a bucket, in pixels.",
+        default=256,
+        minimum=16,
+        test="test_options_of_datasets.py::test_a_rule_for_buckets_chooses_another_bucket",
+    ),
+    integer(
+        "max_bucket_reso",
+        "Longest side of a bucket, in pixels.",
+        default=1024,
+        minimum=16,
+        test="test_options_of_datasets.py::test_a_rule_for_buckets_chooses_another_bucket",
+    ),
     integer(
         "bucket_reso_steps",
         "Step between bucket sides, in pixels; a multiple of 16.",
         default=64,
         minimum=16,
+        test="test_options_of_datasets.py::test_a_rule_for_buckets_chooses_another_bucket",
     ),
-    flag("bucket_no_upscale", "Leave pictures smaller than the resolution at their own size."),
-    flag("flip_aug", "Show each picture mirrored at half of its visits."),
-    flag("random_crop", "Crop at random places instead of the middle, crop_variants of them."),
+    flag(
+        "bucket_no_upscale",
+        "Leave pictures smaller than the resolution at their own size.",
+        test="test_options_of_datasets.py::test_a_rule_for_buckets_chooses_another_bucket",
+    ),
+    flag(
+        "flip_aug",
+        "Show each picture mirrored at half of its visits.",
+        test="test_options_of_datasets.py::test_flip_aug_asks_for_the_mirrored_picture_too",
+    ),
+    flag(
+        "random_crop",
+        "Crop at random places instead of the middle, crop_variants of them.",
+        test="test_options_of_datasets.py::test_random_crop_moves_the_crop_off_the_middle",
+    ),
     text(
         "resize_interpolation",
         "Resampling filter; not set: area to shrink, lanczos to enlarge.",
         choices=INTERPOLATIONS,
         same_as={"lanczos4": "lanczos", "box": "area"},
+        test="test_options_of_datasets.py::test_resize_interpolation_changes_the_pixels",
     ),
     *refused(
         "its random colours differ at every visit, so they cannot be cached",
@@ -80,6 +116,7 @@ _PICTURES: Final = group(
     size(
         "skip_image_resolution",
         "Leave out pictures of no more than this area, in pixels before any resizing.",
+        test="test_options_of_datasets.py::test_skip_image_resolution_leaves_small_pictures_out",
     ),
 )
 
@@ -93,36 +130,72 @@ _CAPTIONS: Final = group(
         default=".txt",
         default_note="The seed's; Kohya's own .caption is seldom what people have.",
         aliases=("caption_extention",),
+        test="test_options_of_datasets.py::test_captions_are_in_the_files_of_the_ending_that_is_named",
     ),
-    flag("shuffle_caption", "Put a caption's tags into a new order at each visit."),
-    text("caption_separator", "What stands between tags.", default=","),
-    integer("keep_tokens", "Tags at the front that stay in place.", default=0, minimum=0),
+    flag(
+        "shuffle_caption",
+        "Put a caption's tags into a new order at each visit.",
+        test="test_options_of_datasets.py::test_a_rule_for_captions_gives_its_texts",
+    ),
+    text(
+        "caption_separator",
+        "What stands between tags.",
+        default=",",
+        test="test_options_of_datasets.py::test_a_rule_for_captions_gives_its_texts",
+    ),
+    integer(
+        "keep_tokens",
+        "Tags at the front that stay in place.",
+        default=0,
+        minimum=0,
+        test="test_options_of_datasets.py::test_a_rule_for_captions_gives_its_texts",
+    ),
     text(
         "keep_tokens_separator",
         "Marks the tags before it (and after a second one) as staying in place.",
         default="",
+        test="test_options_of_datasets.py::test_a_rule_for_captions_gives_its_texts",
     ),
     flag(
         "keep_sections",
         "Shuffle and drop general tags only; what Anima's order puts before them, and sentences "
         "behind them, stay in place.",
+        test="test_options_of_datasets.py::test_a_rule_for_captions_gives_its_texts",
     ),
-    text("secondary_separator", "Joins tags that stay together when shuffled."),
-    flag("enable_wildcard", "Expand {a|b} in captions, and draw one line of several."),
-    text("caption_prefix", "Put before every caption."),
-    text("caption_suffix", "Put behind every caption."),
+    text(
+        "secondary_separator",
+        "Joins tags that stay together when shuffled.",
+        test="test_options_of_datasets.py::test_a_rule_for_captions_gives_its_texts",
+    ),
+    flag(
+        "enable_wildcard",
+        "Expand {a|b} in captions, and draw one line of several.",
+        test="test_options_of_datasets.py::test_a_rule_for_captions_gives_its_texts",
+    ),
+    text(
+        "caption_prefix",
+        "Put before every caption.",
+        test="test_options_of_datasets.py::test_a_rule_for_captions_gives_its_texts",
+    ),
+    text(
+        "caption_suffix",
+        "Put behind every caption.",
+        test="test_options_of_datasets.py::test_a_rule_for_captions_gives_its_texts",
+    ),
     number(
         "caption_dropout_rate",
         "Share of visits without any caption, 0 to 1; 0.1 is usual.",
         default=0.0,
         minimum=0,
         maximum=1,
+        test="test_options_of_datasets.py::test_caption_dropout_makes_visits_without_caption",
     ),
     integer(
         "caption_dropout_every_n_epochs",
         "Every n-th epoch without captions; 0: never.",
         default=0,
         minimum=0,
+        test="test_options_of_datasets.py::test_caption_dropout_makes_visits_without_caption",
     ),
     number(
         "caption_tag_dropout_rate",
@@ -130,6 +203,7 @@ _CAPTIONS: Final = group(
         default=0.0,
         minimum=0,
         maximum=1,
+        test="test_options_of_datasets.py::test_a_rule_for_captions_gives_its_texts",
     ),
     *refused(
         "texts are encoded before training, and showing more of them step by step is not "
@@ -190,6 +264,7 @@ _CACHES: Final = group(
         default="fp16",
         choices=("fp16", "bf16", "fp32"),
         same_as={"float": "fp32"},
+        test="test_options_of_the_machine.py::test_cache_dtype_is_that_of_the_cached_tensors",
     ),
     integer(
         "vae_batch_size",
@@ -197,6 +272,7 @@ _CACHES: Final = group(
         default=1,
         minimum=1,
         commands=(LATENTS, TRAIN, ALL),
+        test="test_options_of_the_machine.py::test_vae_batch_size_pictures_are_encoded_at_once",
     ),
     integer(
         "text_encoder_batch_size",
@@ -205,6 +281,7 @@ _CACHES: Final = group(
         default_note="Kohya leaves it unset and takes the dataset's batch size.",
         minimum=1,
         commands=(TEXT, TRAIN, ALL),
+        test="test_options_of_the_machine.py::test_text_encoder_batch_size_captions_are_encoded_at_once",
     ),
     integer(
         "max_data_loader_n_workers",
@@ -213,29 +290,34 @@ _CACHES: Final = group(
         minimum=0,
         aliases=("num_workers",),
         commands=(LATENTS, TRAIN, ALL),
+        test="test_options_of_the_machine.py::test_max_data_loader_n_workers_processes_decode_pictures",
     ),
     integer(
         "caption_variants",
         "Different renderings cached of each caption; not set: 1 where nothing varies, else 8.",
         minimum=1,
         commands=(TEXT, TRAIN, ALL),
+        test="test_options_of_the_machine.py::test_caption_variants_of_each_caption_are_encoded",
     ),
     integer(
         "crop_variants",
         "Crops cached of each picture where random_crop is set.",
         default=4,
         minimum=1,
+        test="test_options_of_datasets.py::test_random_crop_asks_for_as_many_crops_as_crop_variants_says",
     ),
     flag(
         "rehash",
         "Read every picture, even where nothing about the file has changed since the last scan.",
         commands=(LATENTS, TRAIN, ALL),
+        test="test_options_of_the_machine.py::test_rehash_notices_a_picture_that_was_changed_behind_its_date",
     ),
     flag(
         "auto_cache",
         "Let training cache what is missing first.",
         default=True,
         commands=(TRAIN,),
+        test="test_stages.py::test_training_without_auto_cache_names_what_is_missing_and_the_command_that_makes_it",
     ),
     *no_op(
         "latents are always cached, on disk, in cache_dir",

@@ -33,6 +33,7 @@ _MODELS: Final = group(
         when_missing="Anima transformer path is required. Set --anima_transformer or "
         "--pretrained_model_name_or_path.",
         fetched_by="fetch-models",
+        test="test_options_of_training.py::test_the_transformer_that_is_named_is_the_one_that_is_trained",
     ),
     path(
         "vae",
@@ -41,6 +42,7 @@ _MODELS: Final = group(
         commands=(LATENTS, TRAIN, ALL),
         when_missing="Anima VAE path is required. Set --vae.",
         fetched_by="fetch-models",
+        test="test_options_of_training.py::test_another_vae_and_another_qwen3_have_caches_of_their_own",
     ),
     path(
         "qwen3",
@@ -49,6 +51,7 @@ _MODELS: Final = group(
         commands=(TEXT, TRAIN, ALL),
         when_missing="Qwen path is required. Set --qwen.",
         fetched_by="fetch-models",
+        test="test_options_of_training.py::test_another_vae_and_another_qwen3_have_caches_of_their_own",
     ),
     path(
         "t5_tokenizer_dir",
@@ -58,6 +61,7 @@ _MODELS: Final = group(
         commands=(FETCH, TEXT, TRAIN, ALL),
         when_missing="T5 tokenizer directory is required. Set --t5_tokenizer_dir.",
         fetched_by="fetch-tokenizer",
+        test="test_fetch_tokenizer_command.py::test_the_command_takes_links_and_kohyas_spelling",
     ),
     *refused(
         "a separate file of the text adapter is not supported yet",
@@ -77,34 +81,50 @@ _TOKENIZER_SOURCES: Final = group(
         "auto_download_t5_tokenizer",
         "Fetch what is missing from t5_tokenizer_dir.",
         default=True,
+        test="test_fetch_tokenizer_command.py::test_without_downloads_missing_files_are_listed_at_once",
     ),
     text(
         "t5_tokenizer_repo_id",
         "Where it is fetched from: owner/name on Hugging Face, with or without @revision, or the "
         "URL of a repository, folder or file on Hugging Face or ModelScope.",
         default="google/t5-v1_1-base",
+        test="test_fetch_tokenizer_command.py::test_the_command_takes_links_and_kohyas_spelling",
     ),
     text(
         "t5_tokenizer_subfolder",
         "Folder of it in the repository; the root is tried next.",
         default="tokenizer",
+        test="test_fetch_tokenizer_command.py::test_t5_tokenizer_subfolder_is_where_the_repository_is_looked_into",
     ),
     flag(
         "t5_tokenizer_modelscope_fallback",
         "Try ModelScope where Hugging Face fails.",
         default=True,
+        test="test_fetch_tokenizer_command.py::test_the_fallback_can_be_switched_off",
     ),
     text(
         "t5_tokenizer_modelscope_repo_id",
         "Repository on ModelScope.",
         default="nv-community/Cosmos-Predict2-2B-Text2Image",
+        test="test_fetch_tokenizer_command.py::test_the_fallback_takes_its_repository_revision_and_folder_from_the_options",
     ),
-    text("t5_tokenizer_modelscope_revision", "Its branch, tag or commit.", default="master"),
-    text("t5_tokenizer_modelscope_subfolder", "Its folder.", default="tokenizer"),
+    text(
+        "t5_tokenizer_modelscope_revision",
+        "Its branch, tag or commit.",
+        default="master",
+        test="test_fetch_tokenizer_command.py::test_the_fallback_takes_its_repository_revision_and_folder_from_the_options",
+    ),
+    text(
+        "t5_tokenizer_modelscope_subfolder",
+        "Its folder.",
+        default="tokenizer",
+        test="test_fetch_tokenizer_command.py::test_the_fallback_takes_its_repository_revision_and_folder_from_the_options",
+    ),
     flag(
         "force",
         "Fetch all files afresh and replace those that are there.",
         commands=(FETCH,),
+        test="test_fetch_tokenizer_command.py::test_force_fetches_what_is_there_afresh",
     ),
     *no_op(
         "the tokenizer's files are always checked against each other",
@@ -118,6 +138,7 @@ _INPUT_AND_OUTPUT: Final = group(
     path(
         "config_file",
         "TOML file of options; section headings do not matter, the command line wins over it.",
+        test="test_train_toml.py::test_the_command_line_wins_over_the_file_and_the_file_over_the_default",
     ),
     path(
         "dataset_config",
@@ -127,12 +148,14 @@ _INPUT_AND_OUTPUT: Final = group(
         commands=CACHING,
         when_missing="a dataset is required. Set --dataset_config to a dataset.toml or a folder "
         "of pictures.",
+        test="test_dataset_toml.py::test_training_folders_serve_where_no_dataset_is_given",
     ),
     path(
         "train_data_dir",
         "Folder of folders of pictures, named 10_subject: visits per epoch, and the caption of "
         "pictures without one; instead of dataset_config.",
         commands=CACHING,
+        test="test_dataset_toml.py::test_training_folders_serve_where_no_dataset_is_given",
     ),
     path(
         "reg_data_dir",
@@ -146,37 +169,62 @@ _INPUT_AND_OUTPUT: Final = group(
         "Metadata file of pictures with captions, their paths relative to train_data_dir; instead "
         "of dataset_config.",
         commands=CACHING,
+        test="test_dataset_toml.py::test_in_json_and_train_data_dir_are_one_dataset",
     ),
     path(
         "cache_dir",
         "Folder of cached latents and text; runs and datasets may share it.",
         default=Path("cache"),
         commands=CACHING,
+        test="test_options_of_the_machine.py::test_cache_dir_is_where_the_caches_are",
     ),
     path(
         "output_dir",
         "Folder that adapters, previews and records of the run are written to.",
         commands=TRAINING,
         when_missing="a folder for the results is required. Set --output_dir.",
+        test="test_training_runs.py::test_saves_are_named_as_kohya_names_them",
     ),
-    text("output_name", "First part of the names of saved files.", commands=TRAINING),
-    path("input", "The adapter file to export.", commands=(EXPORT,), when_missing="Set --input."),
+    text(
+        "output_name",
+        "First part of the names of saved files.",
+        commands=TRAINING,
+        test="test_options_of_training.py::test_results_are_named_for_output_name_and_carry_training_comment",
+    ),
+    path(
+        "input",
+        "The adapter file to export.",
+        commands=(EXPORT,),
+        when_missing="Set --input.",
+        test="test_export.py::test_norms_are_exported_to_diffusers_only_where_they_may_be_dropped",
+    ),
     path(
         "output",
         "The file to write, .safetensors.",
         commands=(EXPORT,),
         when_missing="Set --output.",
+        test="test_export.py::test_norms_are_exported_to_diffusers_only_where_they_may_be_dropped",
     ),
-    path("summary_json", "Write the command's counts and results to this file, as JSON."),
-    flag("debug", "Show the full traceback of an error."),
+    path(
+        "summary_json",
+        "Write the command's counts and results to this file, as JSON.",
+        test="test_options_of_training.py::test_summary_json_holds_what_a_command_came_to",
+    ),
+    flag(
+        "debug",
+        "Show the full traceback of an error.",
+        test="test_bad_input.py::test_debug_shows_the_traceback_too",
+    ),
     flag(
         "strict",
         "End with an error where a picture or a caption had to be skipped.",
         commands=CACHING,
+        test="test_bad_input.py::test_under_strict_an_unreadable_picture_is_a_failure",
     ),
     flag(
         "output_config",
         "Write the resolved options to config_file and end; where that is there, print them.",
+        test="test_output_config.py::test_the_command_lines_options_are_written_to_a_new_file",
     ),
     *refused(
         "root-style configuration files are gone",

@@ -24,12 +24,14 @@ _PRECISION: Final = group(
         "Where to compute: auto, cpu, cuda, cuda:1, mps.",
         default="auto",
         commands=CACHING,
+        test="test_options_of_the_machine.py::test_device_is_where_weights_are_put",
     ),
     text(
         "mixed_precision",
         "Precision of the frozen weights; adapters stay fp32. bf16 is usual, no is fp32.",
         default="no",
         choices=("no", "fp16", "bf16"),
+        test="test_options_of_the_machine.py::test_mixed_precision_is_that_of_the_frozen_weights",
     ),
     *refused(
         "adapters are kept in fp32, so that small steps are not lost",
@@ -48,7 +50,11 @@ _PRECISION: Final = group(
 _MEMORY: Final = group(
     "Memory",
     TRAINING,
-    flag("gradient_checkpointing", "Recompute activations: less memory, about a third slower."),
+    flag(
+        "gradient_checkpointing",
+        "Recompute activations: less memory, about a third slower.",
+        test="test_options_of_the_machine.py::test_gradient_checkpointing_runs_each_block_again_for_its_gradients",
+    ),
     *refused(
         "swapping blocks to the CPU is not supported yet",
         "remove it; gradient_checkpointing saves most",

@@ -52,6 +52,7 @@ NETWORK: Final[tuple[Option, ...]] = group(
             "networks.lora_lumina": _OTHER_NETWORK,
             "lycoris.kohya": _LYCORIS,
         },
+        test="test_options_of_training.py::test_network_module_says_which_tensors_are_trained",
     ),
     integer(
         "network_dim",
@@ -59,18 +60,44 @@ NETWORK: Final[tuple[Option, ...]] = group(
         default=4,
         default_note="Kohya leaves it unset, and its adapters then take 4.",
         minimum=1,
+        test="test_options_of_training.py::test_network_dim_and_network_alpha_are_those_of_the_file",
     ),
     number(
         "network_alpha",
         "The adapter's output is scaled by alpha / rank.",
         default=1,
         minimum=0,
+        test="test_options_of_training.py::test_network_dim_and_network_alpha_are_those_of_the_file",
     ),
-    number("network_dropout", "Share of inputs dropped in training.", minimum=0, maximum=1),
-    pairs("network_args", "Further arguments of the adapter, such as lokr_factor=8."),
-    path("network_weights", "Start from this adapter file; optimizer and steps start afresh."),
-    flag("train_norm", "Train the norm layers' weights too.", default=True),
-    flag("train_llm_adapter", "Train the text adapter's layers too.", default=True),
+    number(
+        "network_dropout",
+        "Share of inputs dropped in training.",
+        minimum=0,
+        maximum=1,
+        test="test_options_of_training.py::test_network_dropout_leaves_inputs_out",
+    ),
+    pairs(
+        "network_args",
+        "Further arguments of the adapter, such as lokr_factor=8.",
+        test="test_options_of_training.py::test_network_args_reach_the_adapter",
+    ),
+    path(
+        "network_weights",
+        "Start from this adapter file; optimizer and steps start afresh.",
+        test="test_options_of_training.py::test_network_weights_are_where_training_starts",
+    ),
+    flag(
+        "train_norm",
+        "Train the norm layers' weights too.",
+        default=True,
+        test="test_options_of_training.py::test_parts_are_trained_unless_switched_off",
+    ),
+    flag(
+        "train_llm_adapter",
+        "Train the text adapter's layers too.",
+        default=True,
+        test="test_options_of_training.py::test_parts_are_trained_unless_switched_off",
+    ),
     *no_op(
         "Qwen3 is always frozen",
         flag(
@@ -85,13 +112,26 @@ NETWORK: Final[tuple[Option, ...]] = group(
         "remove it",
         flag("network_train_text_encoder_only", "Train the text encoder's adapter alone."),
     ),
-    flag("dim_from_weights", "Rank and alpha are network_weights', whatever network_dim says."),
-    texts("base_weights", "Adapter files merged into the base before training."),
-    texts("base_weights_multiplier", "Their strengths, in their order; 1 where none is given."),
+    flag(
+        "dim_from_weights",
+        "Rank and alpha are network_weights', whatever network_dim says.",
+        test="test_options_of_training.py::test_dim_from_weights_takes_the_rank_of_the_file",
+    ),
+    texts(
+        "base_weights",
+        "Adapter files merged into the base before training.",
+        test="test_options_of_training.py::test_base_weights_are_merged_at_their_multiplier",
+    ),
+    texts(
+        "base_weights_multiplier",
+        "Their strengths, in their order; 1 where none is given.",
+        test="test_options_of_training.py::test_base_weights_are_merged_at_their_multiplier",
+    ),
     number(
         "scale_weight_norms",
         "Largest norm of each layer's change, kept after every step; 1 is a usual start.",
         minimum=0,
+        test="test_adapter_options.py::test_every_layers_change_stays_below_the_norm_that_was_set",
     ),
     *refused(
         "an adapter for the transformer alone, without the T5 path, is not what programs load",

@@ -25,6 +25,7 @@ _FLOW: Final = group(
         aliases=("anima_timestep_sampling", "timestep_sample_method"),
         choices=("sigmoid", "uniform", "shift", "flux_shift", "sigma"),
         same_as={"logit_normal": "shift"},
+        test="test_options_of_the_objective.py::test_noise_levels_are_drawn_as_the_options_say",
     ),
     number(
         "sigmoid_scale",
@@ -33,6 +34,7 @@ _FLOW: Final = group(
         aliases=("anima_sigmoid_scale",),
         minimum=0,
         acts_with=("timestep_sampling", ("sigmoid", "shift", "flux_shift")),
+        test="test_options_of_the_objective.py::test_noise_levels_are_drawn_as_the_options_say",
     ),
     number(
         "discrete_flow_shift",
@@ -42,26 +44,36 @@ _FLOW: Final = group(
         aliases=("anima_flow_shift",),
         minimum=0,
         acts_with=("timestep_sampling", ("shift", "sigma")),
+        test="test_options_of_the_objective.py::test_noise_levels_are_drawn_as_the_options_say",
     ),
     integer(
         "min_timestep",
         "Lowest noise level, of 1000; all draws are scaled into the range.",
         minimum=0,
         maximum=999,
+        test="test_options_of_the_objective.py::test_noise_levels_are_drawn_as_the_options_say",
     ),
-    integer("max_timestep", "Highest noise level, of 1000.", minimum=1, maximum=1000),
+    integer(
+        "max_timestep",
+        "Highest noise level, of 1000.",
+        minimum=1,
+        maximum=1000,
+        test="test_options_of_the_objective.py::test_noise_levels_are_drawn_as_the_options_say",
+    ),
     text(
         "weighting_scheme",
         "Weight of the loss by noise level (sigma_sqrt, cosmap), or under timestep_sampling sigma "
         "how levels are drawn (logit_normal, mode).",
         default="uniform",
         choices=("uniform", "none", "sigma_sqrt", "cosmap", "logit_normal", "mode"),
+        test="test_options_of_the_objective.py::test_the_loss_is_the_one_that_the_options_name",
     ),
     number(
         "logit_mean",
         "Mean of the scheme logit_normal; above 0 trains more on clean latents.",
         default=0.0,
         acts_with=("weighting_scheme", ("logit_normal",)),
+        test="test_options_of_the_objective.py::test_noise_levels_are_drawn_as_the_options_say",
     ),
     number(
         "logit_std",
@@ -69,12 +81,14 @@ _FLOW: Final = group(
         default=1.0,
         minimum=0,
         acts_with=("weighting_scheme", ("logit_normal",)),
+        test="test_options_of_the_objective.py::test_noise_levels_are_drawn_as_the_options_say",
     ),
     number(
         "mode_scale",
         "Scale of the scheme mode.",
         default=1.29,
         acts_with=("weighting_scheme", ("mode",)),
+        test="test_options_of_the_objective.py::test_noise_levels_are_drawn_as_the_options_say",
     ),
     *refused(
         "drawing the noise levels is not supported yet",
@@ -93,24 +107,43 @@ _NOISE_AND_LOSS: Final = group(
         "Strength of a number added to each channel's noise; about 0.05.",
         aliases=("anima_noise_offset",),
         minimum=0,
+        test="test_options_of_the_objective.py::test_noise_offset_adds_one_number_to_each_channel",
     ),
-    flag("noise_offset_random_strength", "Draw that strength for each batch, from 0 up to it."),
+    flag(
+        "noise_offset_random_strength",
+        "Draw that strength for each batch, from 0 up to it.",
+        test="test_options_of_the_objective.py::test_a_random_strength_is_another_one_in_each_batch_and_never_more",
+    ),
     integer(
-        "multires_noise_iterations", "Layers of coarser noise that are added; 6 to 10.", minimum=0
+        "multires_noise_iterations",
+        "Layers of coarser noise that are added; 6 to 10.",
+        minimum=0,
+        test="test_options_of_the_objective.py::test_multires_noise_adds_coarse_layers_each_weaker_by_the_discount",
     ),
     number(
         "multires_noise_discount",
         "Strength of each further layer, relative to the one before.",
         default=0.3,
         minimum=0,
+        test="test_options_of_the_objective.py::test_multires_noise_adds_coarse_layers_each_weaker_by_the_discount",
     ),
-    number("ip_noise_gamma", "Strength of further noise on the input alone; about 0.1.", minimum=0),
-    flag("ip_noise_gamma_random_strength", "Draw that strength for each batch, from 0 up to it."),
+    number(
+        "ip_noise_gamma",
+        "Strength of further noise on the input alone; about 0.1.",
+        minimum=0,
+        test="test_options_of_the_objective.py::test_ip_noise_gamma_adds_noise_to_the_input_alone",
+    ),
+    flag(
+        "ip_noise_gamma_random_strength",
+        "Draw that strength for each batch, from 0 up to it.",
+        test="test_options_of_the_objective.py::test_a_random_strength_is_another_one_in_each_batch_and_never_more",
+    ),
     text(
         "loss_type",
         "How the velocity is compared with its target.",
         default="l2",
         choices=("l2", "l1", "huber", "smooth_l1"),
+        test="test_options_of_the_objective.py::test_the_loss_is_the_one_that_the_options_name",
     ),
     text(
         "huber_schedule",
@@ -118,6 +151,7 @@ _NOISE_AND_LOSS: Final = group(
         default="snr",
         choices=("constant", "exponential", "snr"),
         acts_with=("loss_type", ("huber", "smooth_l1")),
+        test="test_options_of_the_objective.py::test_huber_schedule_makes_clean_pictures_count_by_the_square",
     ),
     number(
         "huber_c",
@@ -125,6 +159,7 @@ _NOISE_AND_LOSS: Final = group(
         default=0.1,
         minimum=0,
         acts_with=("loss_type", ("huber", "smooth_l1")),
+        test="test_options_of_the_objective.py::test_the_loss_is_the_one_that_the_options_name",
     ),
     number(
         "huber_scale",
@@ -132,6 +167,7 @@ _NOISE_AND_LOSS: Final = group(
         default=1.0,
         minimum=0,
         acts_with=("loss_type", ("huber", "smooth_l1")),
+        test="test_options_of_the_objective.py::test_the_loss_is_the_one_that_the_options_name",
     ),
     *refused(
         "it concerns Stable Diffusion's noise schedule; Anima is trained by rectified flow",

@@ -44,21 +44,33 @@ _OPTIMIZER: Final = group(
         default=2e-6,
         default_note="Kohya's and the seed's, meant for full training: set it.",
         minimum=0,
+        test="test_options_of_training.py::test_a_rate_of_zero_trains_nothing",
     ),
-    number("unet_lr", "The same; wins over learning_rate where both are set.", minimum=0),
+    number(
+        "unet_lr",
+        "The same; wins over learning_rate where both are set.",
+        minimum=0,
+        test="test_options_of_training.py::test_a_rate_of_zero_trains_nothing",
+    ),
     text(
         "optimizer_type",
         "Optimizer: AdamW, AdamW8bit, Prodigy, CAME, Lion, RAdamScheduleFree and the rest of "
         "Kohya's, or package.module.Class.",
         default="AdamW",
         refused_values=dict.fromkeys(("Automagic", "SinkSGD_adv"), _ELSEWHERE),
+        test="test_options_of_training.py::test_optimizer_type_and_optimizer_args_shape_the_step",
     ),
-    pairs("optimizer_args", "Further arguments of the optimizer, such as betas=(0.9,0.99)."),
+    pairs(
+        "optimizer_args",
+        "Further arguments of the optimizer, such as betas=(0.9,0.99).",
+        test="test_options_of_training.py::test_optimizer_type_and_optimizer_args_shape_the_step",
+    ),
     number(
         "max_grad_norm",
         "Gradients are scaled down to this norm; 0: never.",
         default=1.0,
         minimum=0,
+        test="test_options_of_training.py::test_max_grad_norm_scales_the_gradients_down",
     ),
     text(
         "on_nonfinite",
@@ -79,12 +91,14 @@ _OPTIMIZER: Final = group(
             "cosine_warmup_with_min_lr": _LATER_SCHEDULE,
             "reduce_lr_on_plateau": _LATER_SCHEDULE,
         },
+        test="test_options_of_training.py::test_the_rate_moves_as_the_schedule_says",
     ),
     count_or_share(
         "lr_warmup_steps",
         "Optimizer steps over which the rate rises from 0, or a share of the run.",
         default=0,
         minimum=0,
+        test="test_options_of_training.py::test_the_rate_moves_as_the_schedule_says",
     ),
     number(
         "lr_scheduler_num_cycles",
@@ -92,12 +106,14 @@ _OPTIMIZER: Final = group(
         default=1,
         minimum=0,
         acts_with=("lr_scheduler", ("cosine_with_restarts", "cosine_with_min_lr")),
+        test="test_options_of_training.py::test_the_rate_moves_as_the_schedule_says",
     ),
     number(
         "lr_scheduler_power",
         "Exponent of polynomial.",
         default=1.0,
         acts_with=("lr_scheduler", ("polynomial",)),
+        test="test_options_of_training.py::test_the_rate_moves_as_the_schedule_says",
     ),
     number(
         "lr_scheduler_min_lr_ratio",
@@ -105,6 +121,7 @@ _OPTIMIZER: Final = group(
         minimum=0,
         maximum=1,
         acts_with=("lr_scheduler", ("cosine_with_min_lr",)),
+        test="test_options_of_training.py::test_the_rate_moves_as_the_schedule_says",
     ),
     *refused(
         "schedules with a decay of their own are not supported yet",
@@ -154,13 +171,41 @@ _OPTIMIZER: Final = group(
 _LENGTH: Final = group(
     "Length of training",
     TRAINING,
-    integer("max_train_steps", "Optimizer steps.", default=1600, minimum=1),
-    integer("max_train_epochs", "Epochs; wins over max_train_steps.", minimum=1),
-    integer("gradient_accumulation_steps", "Batches per optimizer step.", default=1, minimum=1),
-    integer("seed", "Seed of all draws; not set: drawn and recorded.", minimum=0),
-    text("resume", "Go on from this state folder, to the bit; latest: from the run's furthest."),
+    integer(
+        "max_train_steps",
+        "Optimizer steps.",
+        default=1600,
+        minimum=1,
+        test="test_options_of_training.py::test_the_length_is_given_in_steps_or_epochs",
+    ),
+    integer(
+        "max_train_epochs",
+        "Epochs; wins over max_train_steps.",
+        minimum=1,
+        test="test_options_of_training.py::test_the_length_is_given_in_steps_or_epochs",
+    ),
+    integer(
+        "gradient_accumulation_steps",
+        "Batches per optimizer step.",
+        default=1,
+        minimum=1,
+        test="test_options_of_training.py::test_gradient_accumulation_steps_take_several_batches_each",
+    ),
+    integer(
+        "seed",
+        "Seed of all draws; not set: drawn and recorded.",
+        minimum=0,
+        test="test_training_runs.py::test_another_seed_gives_another_adapter",
+    ),
+    text(
+        "resume",
+        "Go on from this state folder, to the bit; latest: from the run's furthest.",
+        test="test_resume_commands.py::test_a_terminated_run_finishes_its_step_and_says_how_to_go_on",
+    ),
     texts(
-        "resume_allow", "What may differ from what the state was made with, such as learning_rate."
+        "resume_allow",
+        "What may differ from what the state was made with, such as learning_rate.",
+        test="test_resume_commands.py::test_a_state_of_other_options_is_refused_by_their_names",
     ),
     *no_op(
         "a resumed run goes on with the very next sample",

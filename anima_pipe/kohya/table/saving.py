@@ -32,14 +32,25 @@ _LATER_TRACKER: Final = Refused("it is not supported yet", "use tensorboard")
 _SAVING: Final = group(
     "Saving",
     TRAINING,
-    integer("save_every_n_steps", "Steps between saves; not set: none.", minimum=0),
-    integer("save_every_n_epochs", "Epochs between saves; not set: none.", minimum=0),
+    integer(
+        "save_every_n_steps",
+        "Steps between saves; not set: none.",
+        minimum=0,
+        test="test_training_runs.py::test_saves_are_named_as_kohya_names_them",
+    ),
+    integer(
+        "save_every_n_epochs",
+        "Epochs between saves; not set: none.",
+        minimum=0,
+        test="test_training_runs.py::test_saves_are_named_as_kohya_names_them",
+    ),
     text(
         "save_precision",
         "Precision of saved adapters; not set: fp32, as they are trained.",
         choices=("float", "fp16", "bf16"),
         same_as={"fp32": "float"},
         commands=(TRAIN, EXPORT, ALL),
+        test="test_training_runs.py::test_saved_tensors_take_the_precision_asked_for",
     ),
     text(
         "save_format",
@@ -47,28 +58,52 @@ _SAVING: Final = group(
         default="comfy",
         choices=("comfy", "diffusers", "kohya"),
         commands=(TRAIN, EXPORT, ALL),
+        test="test_options_of_training.py::test_save_format_names_the_tensors",
     ),
     flag(
         "drop_norms",
         "Leave trained norms out of a file whose format cannot hold them.",
         commands=(EXPORT,),
+        test="test_export.py::test_norms_are_exported_to_diffusers_only_where_they_may_be_dropped",
     ),
     path(
         "merge",
         "Bake the adapter into this full checkpoint; the output is a checkpoint too.",
         commands=(EXPORT,),
+        test="test_adapter_commands.py::test_export_comfy_bakes_into_a_checkpoint_where_it_is_told_to",
     ),
-    number("merge_strength", "Multiplies what is baked.", default=1.0, commands=(EXPORT,)),
+    number(
+        "merge_strength",
+        "Multiplies what is baked.",
+        default=1.0,
+        commands=(EXPORT,),
+        test="test_options_of_training.py::test_merge_strength_multiplies_what_is_baked_into_the_checkpoint",
+    ),
     text(
         "save_model_as",
         "Kind of file.",
         default="safetensors",
         choices=("safetensors",),
         refused_values={"ckpt": _PICKLE, "pt": _PICKLE},
+        test="test_options_of_training.py::test_save_model_as_safetensors_is_what_is_written",
     ),
-    text("training_comment", "A remark for the saved file's metadata."),
-    integer("save_last_n_steps", "Keep the saves by steps of the last N steps.", minimum=0),
-    integer("save_last_n_epochs", "Keep the saves by epochs of the last N epochs.", minimum=0),
+    text(
+        "training_comment",
+        "A remark for the saved file's metadata.",
+        test="test_options_of_training.py::test_results_are_named_for_output_name_and_carry_training_comment",
+    ),
+    integer(
+        "save_last_n_steps",
+        "Keep the saves by steps of the last N steps.",
+        minimum=0,
+        test="test_options_of_training.py::test_save_last_n_steps_keeps_the_last_saves",
+    ),
+    integer(
+        "save_last_n_epochs",
+        "Keep the saves by epochs of the last N epochs.",
+        minimum=0,
+        test="test_options_of_training.py::test_save_last_n_epochs_keeps_the_last_saves",
+    ),
     *refused(
         "a number of saves for the whole run is not supported yet",
         "use save_every_n_epochs",
@@ -79,16 +114,29 @@ _SAVING: Final = group(
         "Save a moving average of the adapter beside it, as NAME-ema; 0.99 to 0.9999.",
         minimum=0,
         maximum=0.999999,
+        test="test_resume_commands.py::test_an_average_is_saved_beside_the_adapter_and_survives_a_resumption",
     ),
-    flag("save_state", "Save what resuming needs beside each adapter, and at the end."),
-    flag("save_state_on_train_end", "Save what resuming needs at the end."),
+    flag(
+        "save_state",
+        "Save what resuming needs beside each adapter, and at the end.",
+        test="test_options_of_training.py::test_a_state_is_saved_at_the_end_where_it_is_asked_for",
+    ),
+    flag(
+        "save_state_on_train_end",
+        "Save what resuming needs at the end.",
+        test="test_options_of_training.py::test_a_state_is_saved_at_the_end_where_it_is_asked_for",
+    ),
     integer(
-        "save_last_n_steps_state", "As save_last_n_steps, for states; not set: the same.", minimum=0
+        "save_last_n_steps_state",
+        "As save_last_n_steps, for states; not set: the same.",
+        minimum=0,
+        test="test_options_of_training.py::test_save_last_n_steps_keeps_the_last_saves",
     ),
     integer(
         "save_last_n_epochs_state",
         "As save_last_n_epochs, for states; not set: the same.",
         minimum=0,
+        test="test_options_of_training.py::test_save_last_n_epochs_keeps_the_last_saves",
     ),
 )
 
@@ -100,10 +148,25 @@ _PREVIEWS: Final = group(
         "File of prompts to draw while training, one a line; .toml and .json as in Kohya.",
         commands=(TEXT, TRAIN, ALL),
         beside_file=True,
+        test="test_options_of_training.py::test_previews_are_drawn_when_they_are_asked_for",
     ),
-    integer("sample_every_n_steps", "Steps between previews; not set: none.", minimum=0),
-    integer("sample_every_n_epochs", "Epochs between previews; not set: none.", minimum=0),
-    flag("sample_at_first", "Draw previews before the first step too."),
+    integer(
+        "sample_every_n_steps",
+        "Steps between previews; not set: none.",
+        minimum=0,
+        test="test_options_of_training.py::test_previews_are_drawn_when_they_are_asked_for",
+    ),
+    integer(
+        "sample_every_n_epochs",
+        "Epochs between previews; not set: none.",
+        minimum=0,
+        test="test_options_of_training.py::test_previews_are_drawn_when_they_are_asked_for",
+    ),
+    flag(
+        "sample_at_first",
+        "Draw previews before the first step too.",
+        test="test_options_of_training.py::test_previews_are_drawn_when_they_are_asked_for",
+    ),
     text(
         "sample_sampler",
         "Sampler of the previews.",
@@ -112,13 +175,20 @@ _PREVIEWS: Final = group(
         choices=("euler",),
         same_as={"k_euler": "euler"},
         refused_values=dict.fromkeys(_OTHER_SAMPLERS.split(), _OTHER_SAMPLER),
+        test="test_options_of_training.py::test_previews_are_drawn_when_they_are_asked_for",
     ),
 )
 
 _LOGS: Final = group(
     "Logs and records",
     TRAINING,
-    path("logging_dir", "Folder of the logs.", default=Path("logs"), default_note="The seed's."),
+    path(
+        "logging_dir",
+        "Folder of the logs.",
+        default=Path("logs"),
+        default_note="The seed's.",
+        test="test_options_of_training.py::test_logs_go_where_logging_dir_and_log_prefix_say",
+    ),
     text(
         "log_with",
         "Where curves go.",
@@ -126,8 +196,13 @@ _LOGS: Final = group(
         default_note="The seed's; Kohya logs nothing unless told to.",
         choices=("tensorboard", "none"),
         refused_values={"wandb": _LATER_TRACKER, "all": _LATER_TRACKER},
+        test="test_options_of_training.py::test_logs_go_where_logging_dir_and_log_prefix_say",
     ),
-    text("log_prefix", "First part of the log folder's name; not set: output_name."),
+    text(
+        "log_prefix",
+        "First part of the log folder's name; not set: output_name.",
+        test="test_options_of_training.py::test_logs_go_where_logging_dir_and_log_prefix_say",
+    ),
     *refused(
         "naming and configuring trackers is not supported yet",
         "remove it",
