@@ -78,7 +78,7 @@ _OPTIMIZER: Final = group(
         "or skip that step.",
         default="stop",
         choices=("stop", "skip"),
-        test="test_nonfinite.py::test_steps_on_a_broken_picture_are_passed_over_and_counted",
+        test="test_nonfinite.py::test_a_run_that_cannot_go_on_leaves_the_state_of_its_last_good_step",
     ),
     text(
         "lr_scheduler",
