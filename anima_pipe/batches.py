@@ -103,6 +103,7 @@ def read_batch(visits: Sequence[Visit], cache: Cache) -> Batch:
         latents=torch.stack([cache.latents[visit.latent] for visit in visits]),
         text=pad_texts([cache.text[visit.text] for visit in visits]),
         weights=torch.tensor([visit.loss_weight for visit in visits]),
+        sigma_offsets=torch.tensor([visit.sigma_offset for visit in visits]),
         names=tuple(visit.name for visit in visits),
     )
 

@@ -33,6 +33,8 @@ class SubsetConfig:
     """Resampling filter by Kohya's name; None: area to shrink, lanczos to enlarge."""
     loss_weight: float = 1.0
     """Factor of the loss of its pictures; at least 0."""
+    sigma_offset: float = 0.0
+    """Added to the normal draw behind the noise levels of its pictures; -0.5 to 0.5."""
     is_reg: bool = False
     """Regularisation pictures: visited as often in all as the dataset's other pictures."""
 

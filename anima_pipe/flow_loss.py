@@ -66,13 +66,24 @@ class Draws:
     """Float32[B], in [0, 1]."""
 
 
-def draw(shape: torch.Size, config: ObjectiveConfig, seed: int) -> Draws:
+def draw(
+    shape: torch.Size,
+    config: ObjectiveConfig,
+    seed: int,
+    sigma_offsets: torch.Tensor | None = None,
+) -> Draws:
     """Draw noise and noise levels for latents of a shape (B, C, H, W).
 
     Always on the CPU, so that the same seed trains the same on every device.
+
+    Args:
+        shape: Of the latents.
+        config: What to draw from.
+        seed: Of everything drawn.
+        sigma_offsets: Float32[B], see `sample_sigmas`.
     """
     generator = torch.Generator().manual_seed(seed)
-    sigmas = sample_sigmas(shape, config.sigmas, generator)
+    sigmas = sample_sigmas(shape, config.sigmas, generator, sigma_offsets)
     return Draws(noise=sample_noise(shape, config.noise, generator), sigmas=sigmas)
 
 

@@ -38,6 +38,8 @@ class PlannedSample:
     """How many crops the latents are of, each in as many orientations."""
     loss_weight: float = 1.0
     """Factor of its loss."""
+    sigma_offset: float = 0.0
+    """Added to the normal draw behind its noise levels."""
     is_reg: bool = False
     """A regularisation picture."""
 
@@ -50,6 +52,7 @@ class Visit:
     latent: str
     text: str
     loss_weight: float
+    sigma_offset: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,10 +141,14 @@ def _special_lines(plan: Plan) -> Iterator[str]:
     """Yield what is true of some pictures only."""
     if regularising := [sample for sample in plan.samples if sample.is_reg]:
         yield f"reg images  {_visits(regularising)}"
-    weights = Counter(sample.loss_weight for sample in plan.samples)
-    if set(weights) != {1.0}:
-        shares = (f"{weight:g} ({count} images)" for weight, count in sorted(weights.items()))
-        yield f"loss weight {', '.join(shares)}"
+    for title, usual, values in (
+        ("loss weight", 1.0, [sample.loss_weight for sample in plan.samples]),
+        ("noise shift", 0.0, [sample.sigma_offset for sample in plan.samples]),
+    ):
+        if set(values) != {usual}:
+            counts = sorted(Counter(values).items())
+            shares = (f"{value:g} ({count} images)" for value, count in counts)
+            yield f"{title} {', '.join(shares)}"
 
 
 def _planned(sample: Sample, survey: Survey) -> PlannedSample:
@@ -157,6 +164,7 @@ def _planned(sample: Sample, survey: Survey) -> PlannedSample:
         dropout_every_n_epochs=subset.captions.caption_dropout_every_n_epochs,
         crops=len(sample.latent_keys) // (2 if subset.flip_aug else 1),
         loss_weight=subset.loss_weight,
+        sigma_offset=subset.sigma_offset,
         is_reg=subset.is_reg,
     )
 
@@ -171,6 +179,7 @@ def _draw(sample: PlannedSample, epoch: int, rng: random.Random) -> Visit:
         latent=latent,
         text=EMPTY_CAPTION if dropped else text,
         loss_weight=sample.loss_weight,
+        sigma_offset=sample.sigma_offset,
     )
 
 

@@ -105,6 +105,8 @@ class Batch:
     text: PaddedText
     weights: torch.Tensor
     """Float32[B]: factor of each sample's loss."""
+    sigma_offsets: torch.Tensor
+    """Float32[B]: added to the normal draw behind each sample's noise level."""
     names: tuple[str, ...]
     """The samples' file names, for messages."""
 

@@ -43,6 +43,8 @@ class SigmaConfig:
     lowest: float = 0.0
     """Sigma is scaled into [lowest, highest] at the end."""
     highest: float = 1.0
+    takes_offsets: bool = True
+    """Whether samples may bring offsets of their own to the normal behind "logit_normal"."""
 
     def __post_init__(self) -> None:
         if self.distribution not in DISTRIBUTIONS:
@@ -78,23 +80,38 @@ def size_shift(height: int, width: int) -> float:
 
 
 def sample_sigmas(
-    shape: torch.Size | tuple[int, ...], config: SigmaConfig, generator: torch.Generator
+    shape: torch.Size | tuple[int, ...],
+    config: SigmaConfig,
+    generator: torch.Generator,
+    offsets: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Draw noise levels for latents of a shape (B, C, H, W).
+
+    Args:
+        shape: Of the latents.
+        config: The distribution.
+        generator: The only source of randomness.
+        offsets: Float32[B], added to the normal draw before it is multiplied by sigmoid_scale
+            (Kohya's custom_attributes.timestep_sampling.offset); without effect where the
+            configuration takes none.
 
     Returns:
         Float32[B] in [lowest, highest], on the generator's device.
     """
     count, _channels, height, width = shape
-    drawn = _draw(count, config, generator)
+    drawn = _draw(count, config, generator, offsets if config.takes_offsets else None)
     shift = size_shift(height, width) if config.shift_by_size else config.shift
     return config.lowest + (config.highest - config.lowest) * shift_sigmas(drawn, shift)
 
 
-def _draw(count: int, config: SigmaConfig, generator: torch.Generator) -> torch.Tensor:
+def _draw(
+    count: int, config: SigmaConfig, generator: torch.Generator, offsets: torch.Tensor | None
+) -> torch.Tensor:
     device = generator.device
     if config.distribution == "logit_normal":
         normal = torch.randn(count, generator=generator, device=device)
+        if offsets is not None:
+            normal = normal + offsets.to(device)
         return torch.sigmoid(normal * config.sigmoid_scale + config.mean)
     uniform = torch.rand(count, generator=generator, device=device)
     if config.distribution == "uniform":

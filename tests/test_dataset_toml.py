@@ -238,7 +238,21 @@ def test_a_folder_that_is_not_here_may_lie_beside_the_file(folders):
         (one(subset="color_aug = true"), ["cannot be cached"]),
         (one(subset="face_crop_aug_range = [1.0, 3.0]"), ["face_crop_aug_range: is refused"]),
         (one("resolution = 512, validation_split = 0.1"), ["validation_split: is refused"]),
-        (one(subset="custom_attributes = { a = 1 }"), ["custom_attributes: is refused"]),
+        (one(subset="custom_attributes = { a = 1 }"), ["a is an attribute that nothing reads"]),
+        (one(subset="custom_attributes = 5"), ["custom_attributes: 5 is not a table"]),
+        (
+            one(subset="custom_attributes = { timestep_sampling = { ofset = 1 } }"),
+            ["timestep_sampling.ofset is an attribute", "did you mean timestep_sampling.offset?"],
+        ),
+        (
+            one(subset="custom_attributes = { timestep_sampling = { offset = '1' } }"),
+            ["timestep_sampling.offset is '1', which is not a number"],
+        ),
+        (one(subset="custom_attributes.timestep_sampling = 1"), ["timestep_sampling is not a"]),
+        (
+            one(subset="custom_attributes.diff_output_preservation = true"),
+            ["diff_output_preservation is refused", "regularisation pictures"],
+        ),
         (
             "datasets = [{ resolution = 512, subsets = [{ metadata_file = 'm.json' }] }]",
             ["metadata_file: there is no file"],

@@ -5,12 +5,13 @@ A key that is an option of the command line too has that option's row for type, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from anima_pipe.kohya.custom_attributes import sigma_offset
 from anima_pipe.kohya.options import find_option
-from anima_pipe.kohya.rows import Kind, Option, flag, no_op, number, path, refused, text
+from anima_pipe.kohya.rows import Kind, Option, flag, no_op, number, path, text
 
 GENERAL: Final = "[general]"
 DATASETS: Final = "[[datasets]]"
@@ -32,6 +33,8 @@ class DatasetKey:
     """What it takes, and what becomes of it."""
     fallback: str | None = None
     """The option that fills in where no table has the key."""
+    reader: Callable[[object], object] | None = None
+    """What makes the value of what was written, where that is more than the row's kind."""
 
 
 def _as_option(levels: tuple[str, ...], name: str, option_name: str = "") -> DatasetKey:
@@ -103,16 +106,19 @@ _KEYS: Final = (
             minimum=0,
             test="test_plan.py::test_every_visit_carries_the_loss_weight_of_its_subset",
         ),
-        *refused(
-            "attributes of subsets are not supported yet",
-            "remove it",
-            Option(
-                name="custom_attributes",
-                kind=Kind.PAIRS,
-                help="Settings handed on with each sample.",
-                asks_nothing=({},),
-            ),
+    ),
+    DatasetKey(
+        name="custom_attributes",
+        levels=_ANYWHERE,
+        row=Option(
+            name="custom_attributes",
+            kind=Kind.TABLE,
+            help="{ timestep_sampling = { offset = X } } adds X to the normal draw behind noise "
+            "levels; -0.5 to 0.5, below 0 trains more on clean latents.",
+            default=0.0,
+            test="test_sigma_offsets.py::test_an_offset_moves_the_noise_levels_of_its_samples",
         ),
+        reader=sigma_offset,
     ),
     *(_as_option(_NOT_IN_SUBSETS, name) for name in _DATASET_KEYS),
     _as_option(_NOT_IN_SUBSETS, "batch_size", "train_batch_size"),

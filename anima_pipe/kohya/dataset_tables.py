@@ -75,13 +75,15 @@ def read_level(reading: Reading, path: KeyPath, table: object, level: str) -> di
 def _read(reading: Reading, path: KeyPath, given: object) -> dict[str, object]:
     """Return the value under the key's name, or nothing where it is not for us to use."""
     name = str(path[-1])
-    row = DATASET_KEYS[name].row
+    key = DATASET_KEYS[name]
+    row = key.row
     if isinstance(row.status, Refused):
         if not is_harmless(row, given):
             reading.object_to(path, f"is refused: {row.status.why}", row.status.instead)
         return {}
     try:
         value = read_value(row, given, typed=True)
+        value = key.reader(value) if key.reader else value
     except UnfitValueError as error:
         reading.object_to(path, error.problem, error.remedy)
         return {}

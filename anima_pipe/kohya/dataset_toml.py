@@ -258,6 +258,7 @@ def _subset(
             resize_interpolation=first_value("resize_interpolation", levels),
             loss_weight=weight * _prior_weight(reading) if is_reg else weight,
             is_reg=is_reg,
+            sigma_offset=first_value("custom_attributes", levels),
         )
     except ConfigError as error:
         reading.object_to(path, error.problem, error.remedy)

@@ -11,6 +11,9 @@ from anima_pipe.sigmas import SigmaConfig
 TIMESTEPS = 1000
 """Kohya's timesteps of sigma 1."""
 
+TAKES_OFFSETS = ("sigmoid", "shift", "flux_shift")
+"""Values of timestep_sampling under which Kohya adds a subset's offset."""
+
 
 def objective_config(options: Resolved) -> ObjectiveConfig:
     """Return everything that the loss of a batch depends on besides the model.
@@ -45,6 +48,7 @@ def _sigmas(options: Resolved) -> SigmaConfig:
         shift_by_size=sampling == "flux_shift",
         lowest=0.0 if lowest is None else lowest / TIMESTEPS,
         highest=1.0 if highest is None else highest / TIMESTEPS,
+        takes_offsets=sampling in TAKES_OFFSETS,
     )
 
 

@@ -32,6 +32,8 @@ class Kind(Enum):
     SIZE = "size: N, or width,height"
     TEXTS = "list"
     PAIRS = "list of key=value"
+    TABLE = "table"
+    """In files only; the command line has no form for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ _TYPES: Final[Mapping[Kind, Schema]] = {
     Kind.COUNT_OR_SHARE: {"type": "number"},
     Kind.SIZE: _SIZE,
     Kind.TEXTS: _TEXTS,
+    Kind.TABLE: {"type": "object"},
     Kind.PAIRS: {"type": "array", "items": {"type": "string", "pattern": "^[^=]+="}},
 }
 

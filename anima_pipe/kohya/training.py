@@ -18,7 +18,7 @@ from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
 from anima_pipe.flow_loss import ObjectiveConfig
 from anima_pipe.kohya import settings
 from anima_pipe.kohya.findings import raise_findings
-from anima_pipe.kohya.objective import objective_config
+from anima_pipe.kohya.objective import TAKES_OFFSETS, objective_config
 from anima_pipe.kohya.outputs import (
     PreviewSettings,
     StateSettings,
@@ -31,7 +31,7 @@ from anima_pipe.kohya.outputs import (
 from anima_pipe.kohya.parts import ADAPTER_KINDS, KIND_DEFAULTS, part_findings
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.optimizers import OptimizerConfig, find_optimizer
-from anima_pipe.runtime import torch_dtype
+from anima_pipe.runtime import torch_dtype, warn
 from anima_pipe.saving import SaveConfig
 from anima_pipe.schedules import ScheduleConfig
 from anima_pipe.train_state import state_seed
@@ -152,6 +152,9 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
     require_settings(options)
     raise_findings([*part_findings(options)])
     states = state_settings(options)
+    data = _data(options)
+    objective = objective_config(options)
+    _warn_of_idle_offsets(data, objective)
     seed: int | None = options.value("seed")
     if seed is None:
         seed = state_seed(states.resume) if states.resume else drawn_seed
@@ -160,9 +163,9 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
         mixed_precision=options.value("mixed_precision"),
         device=options.value("device"),
         seed=seed,
-        data=_data(options),
+        data=data,
         model=_model(options, seed),
-        objective=objective_config(options),
+        objective=objective,
         optimizer=_optimizer(options),
         learning_rate=settings.learning_rate(options),
         max_grad_norm=options.value("max_grad_norm"),
@@ -203,6 +206,15 @@ def _data(options: Resolved) -> DataSettings:
         rehash=options.value("rehash"),
         strict=options.value("strict"),
     )
+
+
+def _warn_of_idle_offsets(data: DataSettings, objective: ObjectiveConfig) -> None:
+    subsets = [subset for dataset in data.datasets for subset in dataset.subsets]
+    if not objective.sigmas.takes_offsets and any(subset.sigma_offset for subset in subsets):
+        warn(
+            "custom_attributes.timestep_sampling.offset has no effect beside this "
+            f"timestep_sampling; it acts beside {', '.join(TAKES_OFFSETS)}"
+        )
 
 
 def _model(options: Resolved, seed: int) -> ModelSettings:

@@ -6,7 +6,7 @@ import ast
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, TypeGuard, cast
 
 from anima_pipe.kohya.rows import Kind, Option
 
@@ -159,8 +159,13 @@ def _read_integer(given: object) -> int:
     return given
 
 
+def is_number(given: object) -> TypeGuard[float]:
+    """Return whether something written is a finite number."""
+    return isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
+
+
 def _read_number(given: object) -> float:
-    if not isinstance(given, int | float) or isinstance(given, bool) or not math.isfinite(given):
+    if not is_number(given):
         raise UnfitValueError(f"{_shown(given)} is not a number", "write a number, without quotes")
     return float(given)
 
@@ -207,6 +212,12 @@ def _read_pairs(given: object) -> dict[str, object]:
     return key_values(written)
 
 
+def _read_table(given: object) -> dict[str, object]:
+    if not isinstance(given, dict):
+        raise UnfitValueError(f"{_shown(given)} is not a table", "write { key = value }")
+    return cast("dict[str, object]", given)
+
+
 def _shown(given: object) -> str:
     return str(given).lower() if isinstance(given, bool) else repr(given)
 
@@ -221,4 +232,5 @@ _READERS: Final[Mapping[Kind, Callable[[object], object]]] = {
     Kind.SIZE: _read_size,
     Kind.TEXTS: _read_texts,
     Kind.PAIRS: _read_pairs,
+    Kind.TABLE: _read_table,
 }

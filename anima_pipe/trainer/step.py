@@ -120,7 +120,7 @@ class TrainStep:
     def _sample_losses(self, batch: Batch, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each sample's weighted loss and its noise level, both Float32[B]."""
         device, dtype = self.accelerator.device, self.config.dtype
-        draws = draw(batch.latents.shape, self.config.objective, seed)
+        draws = draw(batch.latents.shape, self.config.objective, seed, batch.sigma_offsets)
         latents = batch.latents.to(device, torch.float32, non_blocking=True)
         sigmas, noise = draws.sigmas.to(device), draws.noise.input.to(device)
         target = velocity_target(latents, draws.noise.target.to(device))
