@@ -43,10 +43,7 @@ def published(path: Path) -> Generator[Path]:
         with refusals_named(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            sync_folder(path.parent)
+            put_in_place(temporary, path)
     finally:
         # Where the folder itself was refused, there is nothing to remove and nothing more to say.
         with suppress(OSError):
@@ -79,6 +76,18 @@ def published_folder(folder: Path) -> Generator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Flush a finished file to disk, and only then give it its name in the same folder or another.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

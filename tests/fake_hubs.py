@@ -37,7 +37,8 @@ class Fault:
     """How the hub misbehaves towards requests whose address contains a piece of text."""
 
     kind: str
-    """status, short (a shorter body, properly announced), broken (cut off), corrupt, stall."""
+    """status, short (a shorter body, properly announced), broken (cut off), corrupt, stall, hang
+    (stalls when half is there)."""
     status: int = 0
     code: str = ""
     """Hugging Face's X-Error-Code."""
@@ -68,6 +69,12 @@ class FakeHub:
 
     def asked_for(self, piece: str, method: str = "GET") -> int:
         return sum(piece in line and line.startswith(method) for line in self.requests)
+
+    def first_bytes_asked_for(self, piece: str) -> list[int]:
+        """Where the transfers of a file began: 0 for one from its beginning."""
+        gets = [line for line in self.requests if piece in line and line.startswith("GET")]
+        ranges = [re.search(r"bytes=(\d+)-", line) for line in gets]
+        return [int(found[1]) if found else 0 for found in ranges]
 
     def fault_for(self, method: str, path: str) -> Fault | None:
         for fault in self.faults:
@@ -133,7 +140,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if kind == "stall":
+        if kind in ("stall", "hang"):
+            self.wfile.write(body[: len(body) // 2] if kind == "hang" else b"")
+            self.wfile.flush()
             self.hub.released.wait(20)
             self.close_connection = True
         elif kind == "broken":
@@ -224,6 +233,18 @@ def _running(handler: type[_Handler]) -> Iterator[FakeHub]:
         thread.join()
 
 
+class _Elsewhere(_Handler):
+    """Stands for the rest of the world, as the proxy that leads there; it lets nobody through."""
+
+    def do_CONNECT(self) -> None:
+        self.hub.requests.append(f"CONNECT {self.path}")
+        self._refuse(502)
+
+    def _serve(self) -> None:
+        self.hub.requests.append(f"{self.command} {self.path}")
+        self._refuse(502)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hubs:
     hugging_face: FakeHub
@@ -241,12 +262,18 @@ def unused_address() -> str:
 
 @contextmanager
 def running_hubs(folder: Path) -> Iterator[Hubs]:
-    with _running(_HuggingFace) as hugging_face, _running(_ModelScope) as modelscope:
+    """Run both hubs, and make sure that nobody asks for anything elsewhere."""
+    with (
+        _running(_HuggingFace) as hugging_face,
+        _running(_ModelScope) as modelscope,
+        _running(_Elsewhere) as elsewhere,
+    ):
+        proxies = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
         environment = {
+            **dict.fromkeys((*proxies, *map(str.lower, proxies)), elsewhere.url),
             "HF_ENDPOINT": hugging_face.url,
             "HF_HOME": str(folder / "huggingface"),
             "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DOWNLOAD_TIMEOUT": "1",
             "HF_HUB_ETAG_TIMEOUT": "1",
             "MODELSCOPE_ENDPOINT": modelscope.url,
@@ -259,6 +286,7 @@ def running_hubs(folder: Path) -> Iterator[Hubs]:
             "no_proxy": "127.0.0.1,localhost",
         }
         yield Hubs(hugging_face=hugging_face, modelscope=modelscope, environment=environment)
+        assert elsewhere.requests == []
 
 
 def lead_clients_to(hubs: Hubs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +310,12 @@ def lead_clients_to(hubs: Hubs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.3)
     quick = SimpleNamespace(**{**vars(time), "sleep": lambda _: None})
-    for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download"):
+    for module in (
+        "huggingface_hub.utils._http",
+        "huggingface_hub.file_download",
+        "modelscope_hub._legacy_api",
+        "anima_pipe.hub.hugging_face",
+    ):
         monkeypatch.setattr(f"{module}.time", quick)
     monkeypatch.setattr("huggingface_hub.file_download._ETAG_RETRY_TIMEOUT", 0.3)
     monkeypatch.setattr(modelscope_hub._download, "DOWNLOAD_RETRY_TIMES", 1)
@@ -291,13 +324,28 @@ def lead_clients_to(hubs: Hubs, monkeypatch: pytest.MonkeyPatch) -> None:
     huggingface_hub.close_session()
 
 
-def keep_to_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make any connection to elsewhere an error."""
-    connect = socket.socket.connect
+@contextmanager
+def kept_to_loopback() -> Iterator[None]:
+    """Refuse this process any connection to elsewhere, and fail the test that tried one."""
+    tried: list[object] = []
+    connect, resolve = socket.socket.connect, socket.getaddrinfo
 
-    def only_loopback(self: socket.socket, address: object) -> None:
-        host = address[0] if isinstance(address, tuple) else "unix"
-        assert host in ("127.0.0.1", "localhost", "::1", "unix"), f"a test reached for {address}"
+    def check(host: object) -> None:
+        if host not in ("127.0.0.1", "localhost", "::1", b"127.0.0.1", b"localhost"):
+            tried.append(host)
+            raise ConnectionRefusedError(f"a test reached for {host}")
+
+    def connect_here(self: socket.socket, address: object) -> None:
+        if isinstance(address, tuple):
+            check(address[0])
         connect(self, address)
 
-    monkeypatch.setattr(socket.socket, "connect", only_loopback)
+    def resolve_here(host: object, *args: object, **named: object) -> object:
+        check(host)
+        return resolve(host, *args, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect_here)
+        patch.setattr(socket, "getaddrinfo", resolve_here)
+        yield
+    assert tried == []

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_hubs import FakeHub, Hubs, keep_to_loopback, lead_clients_to, running_hubs, unused_address
+from fake_hubs import FakeHub, Hubs, kept_to_loopback, lead_clients_to, running_hubs, unused_address
 from tiny_text_encoder import write_t5_folder
 
 from anima_pipe.encoders import check_t5_tokenizer
@@ -39,8 +39,8 @@ def hubs(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         hubs.hugging_face.add(REPO, "", whole)
         hubs.modelscope.add(MIRROR, "tokenizer", whole)
         lead_clients_to(hubs, monkeypatch)
-        keep_to_loopback(monkeypatch)
-        yield hubs
+        with kept_to_loopback():
+            yield hubs
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_refusal_of_hugging_face_is_named(
     [
         (401, "or asks for a token (HTTP 401)"),
         (403, "refused or gated (HTTP 403)"),
-        (404, "(HTTP 404)"),
+        (404, f"there is no repository {MIRROR} with a revision master (HTTP 404)"),
         (429, "asks for fewer requests (HTTP 429)"),
         (500, "ModelScope is out of order (HTTP 500)"),
     ],
@@ -347,11 +347,12 @@ def test_a_full_disk_is_named(hubs: Hubs):
     assert os.strerror(errno.ENOSPC) in caught.value.cause
 
 
-def test_a_disk_that_fills_during_the_download_leaves_nothing(hubs: Hubs, t5: Path):
+@pytest.mark.parametrize("source", [FIRST, SECOND], ids=lambda source: source.hub.value)
+def test_a_disk_that_fills_during_the_download_leaves_nothing(hubs: Hubs, t5: Path, source):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        said = cause(t5)
+        said = cause(t5, source)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from fake_hubs import Hubs, keep_to_loopback, lead_clients_to, running_hubs
+from fake_hubs import Hubs, kept_to_loopback, lead_clients_to, running_hubs
 from tiny_text_encoder import write_t5_folder
 
 from anima_pipe import demo
@@ -41,8 +41,8 @@ def hubs(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         hubs.hugging_face.add(REPO, "", whole)
         hubs.modelscope.add(MIRROR, "tokenizer", whole)
         lead_clients_to(hubs, monkeypatch)
-        keep_to_loopback(monkeypatch)
-        yield hubs
+        with kept_to_loopback():
+            yield hubs
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_a_link_to_modelscope_without_revision_means_its_master(hubs: Hubs, t5: 
 
     assert ended.exit_code == 0, ended.stderr
     assert hubs.hugging_face.requests == []
-    assert hubs.modelscope.asked_for("Revision=master") == 3
+    assert hubs.modelscope.asked_for("/repo?Revision=master") == 3
 
 
 def test_the_fallback_can_be_switched_off(hubs: Hubs, t5: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from enum import Enum, auto
 from typing import Final
 
 from anima_pipe.hub.sources import Hub, Source
@@ -14,20 +15,32 @@ _LONGEST: Final = 200
 """Characters of a client's own words that are repeated."""
 
 
+class Trouble(Enum):
+    """Kinds of failure that are met in different ways."""
+
+    ABSENT = auto()
+    """As far as can be known, the repository has the file in another place, if any."""
+    UNREACHABLE = auto()
+    """No answer came: what the client has in its cache may still serve."""
+    BUSY = auto()
+    """The hub answered that it cannot answer now: the client waits and asks again."""
+    OTHER = auto()
+
+
 class SourceError(Exception):
     """One source did not give a file.
 
     Args:
         cause: One line.
         remedy: One sentence that says what to do.
-        no_such_file: As far as can be known, the repository has the file in another place, if any.
+        trouble: Its kind.
     """
 
-    def __init__(self, cause: str, remedy: str, *, no_such_file: bool = False) -> None:
+    def __init__(self, cause: str, remedy: str, trouble: Trouble = Trouble.OTHER) -> None:
         super().__init__(cause, remedy)
         self.cause = cause
         self.remedy = remedy
-        self.no_such_file = no_such_file
+        self.trouble = trouble
 
 
 def explained(error: BaseException, source: Source, file: str) -> SourceError:
@@ -80,7 +93,7 @@ def _offline(error: BaseException, _source: Source, file: str) -> SourceError | 
         f"{file} is not in the client's cache, and HF_HUB_OFFLINE forbids the network",
         "unset HF_HUB_OFFLINE for this one command",
         # It may be cached from another folder of the repository.
-        no_such_file=True,
+        Trouble.ABSENT,
     )
 
 
@@ -114,16 +127,19 @@ def _refusal(error: BaseException, source: Source, file: str) -> SourceError | N
         return SourceError(
             f"{source.repo} has no file {file} (HTTP 404)",
             f"look up its place at {source.page}",
-            no_such_file=True,
+            Trouble.ABSENT,
         )
     if status == 429:
         return SourceError(
             f"{source.hub.value} asks for fewer requests (HTTP 429)",
             f"wait some minutes and run the command again; {login} raises the limit",
+            Trouble.BUSY,
         )
     words = "is out of order" if status >= 500 else "does not take the request"
     return SourceError(
-        f"{source.hub.value} {words} (HTTP {status})", "run the command again in some minutes"
+        f"{source.hub.value} {words} (HTTP {status})",
+        "run the command again in some minutes",
+        Trouble.BUSY if status >= 500 else Trouble.OTHER,
     )
 
 
@@ -144,11 +160,18 @@ def _damage(error: BaseException, _source: Source, file: str) -> SourceError | N
 
 
 def _time(error: BaseException, source: Source, file: str) -> SourceError | None:
-    if not (isinstance(error, TimeoutError) or _is_kind(error, "Timeout", "DeadlineError")):
+    if _is_kind(error, "DeadlineError"):
+        return SourceError(
+            f"{file}: timeout, it did not arrive in the time that ModelScope's client allows",
+            "run the command again, it goes on where it stopped; MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT "
+            "allows more seconds",
+        )
+    if not (isinstance(error, TimeoutError) or _is_kind(error, "Timeout")):
         return None
     return SourceError(
         f"{file}: timeout, {source.hub.value} did not answer in time",
-        f"run the command again; {_patience(source)} allows more seconds",
+        f"run the command again; {_patience(source)} allow more seconds",
+        Trouble.UNREACHABLE,
     )
 
 
@@ -163,9 +186,13 @@ def _network(error: BaseException, source: Source, file: str) -> SourceError | N
     )
     if not (isinstance(error, ConnectionError) or _is_kind(error, *kinds)):
         return None
+    # The innermost error says why in the system's own words, those around it whose call it was.
+    reasons = [link.strerror for link in _chain(error) if isinstance(link, OSError)]
+    reason = next(filter(None, reversed(reasons)), _first_line(error))
     return SourceError(
-        f"{file}: no network connection to {source.hub.value} ({_first_line(error)})",
+        f"{file}: no network connection to {source.hub.value} ({reason})",
         f"check the network, HTTPS_PROXY and {_mirror(source)}",
+        Trouble.UNREACHABLE,
     )
 
 
@@ -191,8 +218,8 @@ def _login(source: Source) -> str:
 
 def _patience(source: Source) -> str:
     if source.hub is Hub.HUGGING_FACE:
-        return "HF_HUB_DOWNLOAD_TIMEOUT"
-    return "MODELSCOPE_DOWNLOAD_TIMEOUT"
+        return "HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT"
+    return "MODELSCOPE_REPO_TREE_PAGE_TIMEOUT_SECONDS and MODELSCOPE_DOWNLOAD_TIMEOUT"
 
 
 def _mirror(source: Source) -> str:

@@ -1,41 +1,50 @@
-"""The clients of the two hubs: one file at a time, with its checksum.
+"""One file at a time from either hub, by the hub's own client, compared with its checksum.
 
-Caches, tokens, mirrors, proxies, retries and resumes are theirs, and so are the environment
-variables that govern them (HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN, MODELSCOPE_ENDPOINT ...).
+Caches, tokens, mirrors, proxies, retries and timeouts are the clients', and so are the environment
+variables that govern them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
+from anima_pipe.hub import hugging_face, modelscope
 from anima_pipe.hub.causes import SourceError, explained
+from anima_pipe.hub.remote_file import RemoteFile, content_matches
 from anima_pipe.hub.sources import Hub, Source
 
-if TYPE_CHECKING:
-    from modelscope_hub import HubApi
 
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_GIT: Final = re.compile(r"[0-9a-f]{40}")
-_CHUNK_BYTES: Final = 2**20
+class Client(Protocol):
+    """What the module of each hub does; anything may be raised."""
+
+    def look_up(self, source: Source, path: str) -> RemoteFile:
+        """Ask for the size and the checksum of a file."""
+        ...
+
+    def fetch_to_cache(self, file: RemoteFile, *, afresh: bool) -> Path:
+        """Return the file in the client's cache."""
+        ...
+
+    def fetch_to_folder(self, file: RemoteFile, folder: Path) -> Path:
+        """Fetch the file past the cache, going on from what is there of it."""
+        ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteFile:
-    """What a hub says of a file before it is fetched."""
+_CLIENTS: Final[dict[Hub, Client]] = {Hub.HUGGING_FACE: hugging_face, Hub.MODELSCOPE: modelscope}
 
-    source: Source
-    """With the revision that was asked, or the commit that it stood for."""
-    path: str
-    """In the repository."""
-    size: int
-    """Bytes."""
-    checksum: str | None
-    """SHA-256, or git's name of the content; None where the hub tells neither."""
+
+def look_up(source: Source, path: str) -> RemoteFile:
+    """Ask a hub for the size and the checksum of a file.
+
+    Raises:
+        SourceError: It cannot be had; the cause in one line.
+    """
+    with _failures_explained(source, path):
+        return _CLIENTS[source.hub].look_up(source, path)
 
 
 def fetch_small(source: Source, path: str, target: Path, *, afresh: bool = False) -> None:
@@ -50,35 +59,16 @@ def fetch_small(source: Source, path: str, target: Path, *, afresh: bool = False
     Raises:
         SourceError: It cannot be had; the cause in one line.
     """
-    try:
-        if source.hub is Hub.MODELSCOPE:
-            cached = _modelscope().download_file(
-                source.repo, "model", path, revision=source.revision, force=afresh
-            )
-            shutil.copyfile(cached, target)
-        else:
-            _copy_from_hugging_face(source, path, target, afresh=afresh)
-    except SourceError:
-        raise
-    # Whatever a client raises means that this source fails; the next one is tried.
-    except Exception as error:
-        raise explained(error, source, path) from error
-
-
-def look_up(source: Source, path: str) -> RemoteFile:
-    """Ask a hub for the size and the checksum of a file.
-
-    Raises:
-        SourceError: It cannot be had; the cause in one line.
-    """
-    try:
-        if source.hub is Hub.MODELSCOPE:
-            return _listed_by_modelscope(source, path)
-        return _announced_by_hugging_face(source, path)
-    except SourceError:
-        raise
-    except Exception as error:
-        raise explained(error, source, path) from error
+    client = _CLIENTS[source.hub]
+    with _failures_explained(source, path):
+        file = client.look_up(source, path)
+        # Clients compare sizes alone. A file that is damaged in its cache would be found there
+        # again by every later command, so that it is fetched a second time past the cache.
+        for anew in (True,) if afresh else (False, True):
+            shutil.copyfile(client.fetch_to_cache(file, afresh=anew), target)
+            if content_matches(target, file.checksum):
+                return
+    raise _wrong_checksum(path)
 
 
 def fetch_large(file: RemoteFile, folder: Path) -> Path:
@@ -86,7 +76,7 @@ def fetch_large(file: RemoteFile, folder: Path) -> Path:
 
     Args:
         file: As `look_up` gave it.
-        folder: The client's working folder; unfinished files stay in it for the client to resume.
+        folder: What is unfinished stays in it, for the next call to go on from.
 
     Returns:
         The path within the folder, checked.
@@ -94,96 +84,23 @@ def fetch_large(file: RemoteFile, folder: Path) -> Path:
     Raises:
         SourceError: It cannot be had; the cause in one line.
     """
-    source = file.source
-    try:
-        if source.hub is Hub.MODELSCOPE:
-            fetched = _modelscope().download_file(
-                source.repo,
-                "model",
-                file.path,
-                revision=source.revision,
-                local_dir=folder,
-                expected_sha256=file.checksum,
-                file_size=file.size,
-            )
-        else:
-            from huggingface_hub import hf_hub_download
-
-            fetched = Path(
-                hf_hub_download(source.repo, file.path, revision=source.revision, local_dir=folder)
-            )
-    except Exception as error:
-        raise explained(error, source, file.path) from error
-    if not content_matches(fetched, file.checksum):
+    with _failures_explained(file.source, file.path):
+        fetched = _CLIENTS[file.source.hub].fetch_to_folder(file, folder)
+        if content_matches(fetched, file.checksum):
+            return fetched
         fetched.unlink()
-        raise _wrong_checksum(file.path)
-    return fetched
+    raise _wrong_checksum(file.path)
 
 
-def content_matches(path: Path, checksum: str | None) -> bool:
-    """Compare a file with its SHA-256 or with git's name of it; without either it matches."""
-    if checksum and _SHA256.fullmatch(checksum):
-        digest = hashlib.sha256()
-    elif checksum and _GIT.fullmatch(checksum):
-        # git's name of a file, which is what hubs tell of files outside of large-file storage.
-        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    else:
-        return True
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest() == checksum
-
-
-def _copy_from_hugging_face(source: Source, path: str, target: Path, *, afresh: bool) -> None:
-    from huggingface_hub import hf_hub_download
-
-    # The client compares sizes alone. A file that is damaged in its cache would be found there
-    # again by every later command, so that it is fetched a second time past the cache.
-    for anew in (True,) if afresh else (False, True):
-        cached = hf_hub_download(source.repo, path, revision=source.revision, force_download=anew)
-        shutil.copyfile(cached, target)
-        if content_matches(target, _checksum_in_cache(Path(cached))):
-            return
-    raise _wrong_checksum(path)
-
-
-def _checksum_in_cache(cached: Path) -> str | None:
-    """Return the ETag of a cached file: a snapshot links to a file that is named by it."""
-    return cached.readlink().name if cached.is_symlink() else None
-
-
-def _announced_by_hugging_face(source: Source, path: str) -> RemoteFile:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-    told = get_hf_file_metadata(
-        hf_hub_url(source.repo, path, revision=source.revision), retry_on_errors=True
-    )
-    return RemoteFile(source=source, path=path, size=told.size or 0, checksum=told.etag)
-
-
-def _listed_by_modelscope(source: Source, path: str) -> RemoteFile:
-    files = _modelscope().list_repo_files(source.repo, "model", revision=source.revision)
-    for file in files:
-        if file.path == path:
-            return RemoteFile(source=source, path=path, size=file.size, checksum=file.sha256)
-    raise SourceError(
-        f"{source.repo} has no file {path}",
-        f"look up its place at {source.page}",
-        no_such_file=True,
-    )
-
-
-def _modelscope() -> HubApi:
-    import warnings
-
-    from modelscope_hub import HubApi
-    from modelscope_hub.config import HubConfig
-
-    with warnings.catch_warnings():
-        # MODELSCOPE_DOMAIN is an old name that the client still honours.
-        warnings.simplefilter("ignore", FutureWarning)
-        return HubApi(config=HubConfig())
+@contextmanager
+def _failures_explained(source: Source, path: str) -> Generator[None]:
+    try:
+        yield
+    except SourceError:
+        raise
+    # Whatever a client raises means that this source fails; the next one is tried.
+    except Exception as error:
+        raise explained(error, source, path) from error
 
 
 def _wrong_checksum(path: str) -> SourceError:

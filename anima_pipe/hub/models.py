@@ -9,11 +9,12 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from anima_pipe.errors import CheckpointError, ConfigError, FetchError, OutputError
-from anima_pipe.files import refusals_named, sync_folder
+from anima_pipe.files import put_in_place, refusals_named
 from anima_pipe.hub.causes import SourceError
-from anima_pipe.hub.clients import RemoteFile, fetch_large, look_up
+from anima_pipe.hub.clients import fetch_large, look_up
 from anima_pipe.hub.kinds import QWEN3, TRANSFORMER, VAE, describe_weights
 from anima_pipe.hub.locks import locked
+from anima_pipe.hub.remote_file import RemoteFile
 from anima_pipe.hub.sources import Source
 from anima_pipe.runtime import say, warn
 
@@ -119,13 +120,20 @@ def _announce(found: Mapping[ModelFile, RemoteFile], models: Path) -> None:
         say(f"{file.name:13} {size}  {remote.source}: {remote.path}")
         say(f"{'':25}to {file.place(models)}")
     total = sum(remote.size for remote in found.values())
+    there = sum(_bytes_there(file.place(models)) for file in found)
     free = shutil.disk_usage(_existing(models)).free
-    say(f"{'altogether':13} {_gigabytes(total)}, and {_gigabytes(free)} are free")
-    if total > free:
+    begun = f", of which {_gigabytes(there)} are there" if there else ""
+    say(f"{'altogether':13} {_gigabytes(total)}{begun}, and {_gigabytes(free)} are free")
+    if total - there > free:
         raise OutputError(
-            f"{models} has room for {_gigabytes(free)}, and {_gigabytes(total)} are needed",
+            f"{models} has room for {_gigabytes(free)}, and {_gigabytes(total - there)} are needed",
             "make room, or name a folder on another disk by --models_dir",
         )
+
+
+def _bytes_there(place: Path) -> int:
+    """Return how much an interrupted run left of a file."""
+    return sum(path.stat().st_size for path in _working_folder(place).rglob("*") if path.is_file())
 
 
 def _fetch(
@@ -151,14 +159,16 @@ def _fetch(
 
 
 def _fetch_in_place(remote: RemoteFile, place: Path) -> None:
-    working = place.with_name(f".{place.name}.fetching")
-    # Hugging Face's client gives each unfinished download a new name: they would only pile up.
-    shutil.rmtree(working / ".cache" / "huggingface" / "download", ignore_errors=True)
+    working = _working_folder(place)
     fetched = fetch_large(remote, working)
     with refusals_named(place):
-        fetched.replace(place)
-        sync_folder(place.parent)
+        put_in_place(fetched, place)
     shutil.rmtree(working, ignore_errors=True)
+
+
+def _working_folder(place: Path) -> Path:
+    """Return where a file is while it is fetched: on the same disk, and hidden."""
+    return place.with_name(f".{place.name}.fetching")
 
 
 def _failure(source: Source, error: SourceError) -> str:

@@ -19,8 +19,8 @@ from anima_pipe.encoders.t5_tokens import (
     check_t5_tokenizer,
 )
 from anima_pipe.errors import ConfigError, FetchError
-from anima_pipe.files import refusals_named, sync_folder
-from anima_pipe.hub.causes import SourceError
+from anima_pipe.files import put_in_place, refusals_named
+from anima_pipe.hub.causes import SourceError, Trouble
 from anima_pipe.hub.clients import fetch_small
 from anima_pipe.hub.locks import locked
 from anima_pipe.hub.sources import Hub, Source
@@ -165,7 +165,7 @@ def _obtain(name: str, staging: Path, source: Source, *, afresh: bool) -> None:
             path = f"{folder}/{name}" if folder else name
             fetch_small(source, path, staging / name, afresh=afresh)
         except SourceError as error:
-            if not error.no_such_file:
+            if error.trouble is not Trouble.ABSENT:
                 raise
             missing = error
         else:
@@ -208,8 +208,7 @@ def _put_in_place(staging: Path, folder: Path, names: Sequence[str]) -> None:
     with refusals_named(folder):
         folder.mkdir(exist_ok=True)
         for name in names:
-            (staging / name).replace(folder / name)
-        sync_folder(folder)
+            put_in_place(staging / name, folder / name)
 
 
 def _all_failed(folder: Path, lacking: Sequence[str], failures: Sequence[_Failure]) -> FetchError:

@@ -1,0 +1,107 @@
+"""Finding Anima's files in an installation of ComfyUI: by content, by name, in any folder of it."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from fake_hubs import Hubs
+from released_files import PLACES, fetch_models, publishing_hubs, recorded, write_release
+from safetensors.torch import save_file
+
+from anima_pipe.cli.all_stages import with_defaults
+from anima_pipe.kohya.resolve import resolve
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small files of the released kinds, by option. Not to be changed."""
+    return write_release(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture
+def hubs(
+    tmp_path: Path, release: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Hubs]:
+    with publishing_hubs(tmp_path, release, monkeypatch) as hubs:
+        yield hubs
+
+
+@pytest.fixture
+def comfyui(tmp_path: Path, release: dict[str, Path]) -> Path:
+    """A ComfyUI that has the files under names of the user's own, among others."""
+    models = tmp_path / "ComfyUI" / "models"
+    for option, place in PLACES.items():
+        path = models / place
+        (path.parent / "of_mine").mkdir(parents=True)
+        shutil.copy(release[option], path.parent / "of_mine" / f"my_{option}.safetensors")
+        (path.parent / "broken.safetensors").write_bytes(b"<html>")
+        save_file({"lora_unet_x.lora_up.weight": torch.zeros(1)}, path.parent / "other.safetensors")
+    return models.parent
+
+
+def test_files_in_comfyui_are_found_by_content_and_only_noted(hubs: Hubs, comfyui: Path):
+    before = sorted(comfyui.rglob("*"))
+
+    ended = fetch_models("--comfyui", comfyui)
+
+    assert ended.exit_code == 0, ended.stderr
+    for option, place in PLACES.items():
+        found = comfyui / "models" / Path(place).parent / "of_mine" / f"my_{option}.safetensors"
+        assert recorded(hubs)[option] == str(found)
+    assert sorted(comfyui.rglob("*")) == before
+    assert hubs.hugging_face.asked_for("storage", method="HEAD") == 0
+
+
+def test_of_several_in_comfyui_the_released_name_is_taken(
+    hubs: Hubs, comfyui: Path, release: dict[str, Path]
+):
+    place = comfyui / "models" / PLACES["vae"]
+    shutil.copy(release["vae"], place)
+
+    fetch_models("--comfyui", comfyui)
+
+    assert recorded(hubs)["vae"] == str(place)
+
+
+def test_of_several_in_comfyui_none_is_guessed_and_one_can_be_named(
+    hubs: Hubs, comfyui: Path, release: dict[str, Path]
+):
+    second = comfyui / "models" / "vae" / "second.safetensors"
+    shutil.copy(release["vae"], second)
+
+    guessed = fetch_models("--comfyui", comfyui)
+    named = fetch_models("--comfyui", comfyui, "--vae_file", "second.safetensors")
+
+    assert guessed.exit_code == 2
+    assert "vae/second.safetensors" in guessed.stderr
+    assert "--vae_file" in guessed.stderr
+    assert named.exit_code == 0, named.stderr
+    assert recorded(hubs)["vae"] == str(second)
+
+
+def test_what_comfyui_lacks_is_named(hubs: Hubs, comfyui: Path):
+    shutil.rmtree(comfyui / "models" / "vae")
+
+    assert "there is no file of the VAE" in fetch_models("--comfyui", comfyui).stderr
+
+
+def test_another_folder_is_no_comfyui(hubs: Hubs, tmp_path: Path):
+    assert "is no installation of ComfyUI" in fetch_models("--comfyui", tmp_path / "x").stderr
+
+
+def test_all_takes_what_was_noted_where_the_configuration_names_no_files(
+    hubs: Hubs, comfyui: Path, tmp_path: Path
+):
+    fetch_models("--comfyui", comfyui)
+    config = tmp_path / "train_args.toml"
+    config.write_text('vae = "my/own.safetensors"\n')
+    given = {"dataset_config": str(tmp_path), "output_dir": "out", "config_file": str(config)}
+
+    taken = with_defaults(resolve("all", given, config))
+
+    noted = recorded(hubs)
+    assert "vae" not in taken
+    for option in ("pretrained_model_name_or_path", "qwen3", "t5_tokenizer_dir"):
+        assert str(taken[option]) == noted[option]
