@@ -219,15 +219,14 @@ def prepare_previews(
     """Return the hook that draws previews; the VAE is loaded when the first one is drawn."""
     if settings.previews is None:
         return None
-    from anima_pipe.previews import LazyVae, Previews, encoded_prompts
+    from anima_pipe.drawing import LazyVae, Painter, encoded_prompts
+    from anima_pipe.previews import Previews
 
+    vae = LazyVae(settings.previews.vae, device)
     return Previews(
-        transformer,
+        Painter(transformer, vae, device, settings.model.dtype),
         encoded_prompts(settings.previews.prompts, cache),
-        LazyVae(settings.previews.vae, device),
         settings.previews.config,
-        device,
-        settings.model.dtype,
     )
 
 

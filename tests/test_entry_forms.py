@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
@@ -157,3 +158,9 @@ def test_make_all_takes_a_folder_of_pictures_the_whole_way(
     assert end[2] == f"contact sheet  {sheet}"
     assert sheet.exists()
     assert {path.stem for path in (out / "summaries").iterdir()} == set(MODULES)
+    # Previews are of the folder's own captions.
+    prompts = [prompt["prompt"] for prompt in json.loads((out / "prompts.json").read_text())]
+    captions = [path.read_text().strip() for path in sorted(mine.glob("*.txt"))]
+    assert 1 <= len(prompts) <= 4
+    assert set(prompts) <= set(captions)
+    assert len(list((out / "sample").glob("*_000002_*.png"))) == len(prompts)

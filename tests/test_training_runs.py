@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from commands import Ended, anima_pipe, files_in, tensors_of
+from click.testing import CliRunner
+from commands import MODEL, Ended, anima_pipe, files_in, options, tensors_of
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+
+from anima_pipe.cli.main import main
 
 Cached = dict[str, object]
 
@@ -204,7 +208,11 @@ def test_previews_are_drawn_before_during_and_after_at_the_sizes_asked_for(
 def test_a_preview_carries_its_prompt(shown: tuple[Path, Ended]):
     text = picture_in(shown[0] / "out" / "sample" / "fox_000002_01.png").info["parameters"]
 
-    assert text.startswith("狐、雪 --n blurry --w 64 --h 64 --s 2 --l 4")
+    prompt, negative, settings = text.splitlines()
+    assert prompt == "狐、雪"
+    assert negative == "Negative prompt: blurry"
+    assert settings.startswith("Steps: 2, Sampler: Euler, Schedule type: Simple, CFG scale: 4, ")
+    assert "Seed: 0, Size: 64x64, Model: transformer, " in settings
 
 
 def test_the_contact_sheet_shows_every_prompt_at_every_time(shown: tuple[Path, Ended]):
@@ -215,6 +223,39 @@ def test_the_contact_sheet_shows_every_prompt_at_every_time(shown: tuple[Path, E
     width, height = picture_in(run.summary["contact_sheet"]).size
     assert width >= 3 * 64
     assert height >= 96 + 64
+
+
+def test_the_contact_sheet_of_a_resumed_run_is_that_of_one_in_one_go(
+    shown: tuple[Path, Ended], cached: Cached, tmp_path: Path
+):
+    prompts = shown[0] / "prompts.txt"
+    drawing = {"sample_prompts": prompts, "sample_at_first": True, "sample_every_n_steps": 1}
+    train(cached, tmp_path, **drawing, max_train_steps=1, save_state=True)
+    train(cached, tmp_path, **drawing, resume="latest")
+
+    sheet, whole = (folder / "sample" / "fox.png" for folder in (tmp_path, shown[0] / "out"))
+    assert sheet.read_bytes() == whole.read_bytes()
+
+
+def test_a_picture_drawn_afterwards_is_the_runs_last_preview(
+    shown: tuple[Path, Ended], tmp_path: Path
+):
+    folder = shown[0]
+    given = {
+        "adapter": folder / "out" / "fox.safetensors",
+        "sample_prompts": folder / "prompts.txt",
+        "device": "cpu",
+        "output_dir": tmp_path,
+    }
+    ended = CliRunner().invoke(main, ["sample", *options(**MODEL, **given)])
+    assert ended.exit_code == 0, ended.stderr
+
+    for number in range(2):
+        theirs = picture_in(folder / "out" / "sample" / f"fox_000002_{number:02}.png")
+        ours = picture_in(tmp_path / f"sample_{number:03}.png")
+        difference = np.abs(np.asarray(ours).astype(int) - np.asarray(theirs))
+        # Training took the texts from the cache, which keeps them in half precision.
+        assert difference.max() <= 8
 
 
 def test_tensorboard_shows_loss_and_rate_of_every_step(shown: tuple[Path, Ended]):

@@ -130,7 +130,7 @@ def merge(
     def combine() -> tuple[dict[str, Delta], AdapterFile]:
         from anima_pipe.adapters.combine import Size, merge_adapters
 
-        read = [(_read(path), strength) for path, strength in map(_strength, sources)]
+        read = [(_read(path), strength) for path, strength in map(path_and_strength, sources)]
         size = Size(rank=rank, energy=energy) if rank or energy else None
         first = read[0][0][0]
         for (file, _deltas), _strength_of_file in read[1:]:
@@ -249,7 +249,7 @@ def _read(path: Path) -> tuple[AdapterFile, dict[str, Delta]]:
     return file, deltas_of(file, anima_paths())
 
 
-def _strength(argument: str) -> tuple[Path, float]:
+def path_and_strength(argument: str) -> tuple[Path, float]:
     """Split FILE:STRENGTH; a colon may be part of the path."""
     path, found, strength = argument.rpartition(":")
     try:

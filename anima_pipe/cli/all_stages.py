@@ -19,6 +19,7 @@ from anima_pipe import demo
 from anima_pipe.cli.ending import INTERRUPTED
 from anima_pipe.cli.stage_command import stage_command
 from anima_pipe.errors import PipeError
+from anima_pipe.files import write_atomically
 from anima_pipe.hub.home import MODEL_OPTIONS
 from anima_pipe.kohya.model_files import recorded_for
 from anima_pipe.kohya.options import options_of
@@ -33,6 +34,10 @@ STAGES = ("fetch-tokenizer", "cache-latents", "encode-text", "train")
 
 OUTPUT = Path("output")
 """Where results go that nothing else is said of, each in a folder of its own."""
+
+FIRST_LOOK_PROMPTS = 4
+FIRST_LOOK_SETTINGS = {"width": 256, "height": 256, "sample_steps": 8, "scale": 1}
+"""Of a first look's previews: those of the demo's prompts."""
 
 Given = Mapping[str, object]
 """Options by name, as they are written on a command line: text, or true and false, or several."""
@@ -105,12 +110,43 @@ def with_defaults(options: Resolved) -> dict[str, object]:
             path = Path(str(dataset)).resolve()
             name = path.name if path.is_dir() else path.stem
             defaults |= {"output_dir": OUTPUT / name, "output_name": name}
+            if "sample_prompts" not in given:
+                folder = Path(str(given.get("output_dir", defaults["output_dir"])))
+                defaults |= _prompts_of(options, folder)
         given = {**defaults, **given}
     if options.given("cache_dir") is None:
         given["cache_dir"] = Path(str(given["output_dir"])) / "cache"
     if options.given("logging_dir") is None:
         given["logging_dir"] = Path(str(given["output_dir"])) / "logs"
     return given
+
+
+def _prompts_of(options: Resolved, folder: Path) -> dict[str, object]:
+    """Write prompts of previews from a few of the dataset's own captions; return the option.
+
+    Returns:
+        Nothing where the dataset cannot be read: the stage that needs it will say why.
+    """
+    from anima_pipe.kohya.settings import dataset_configs
+    from anima_pipe.survey import find_pictures, picture_captions
+
+    try:
+        pictures = find_pictures(dataset_configs(options))
+        texts = list(dict.fromkeys(picture_captions(picture, 1)[0] for picture in pictures))
+    except PipeError:
+        return {}
+    chosen = [text for text in texts if text][:: max(1, len(texts) // FIRST_LOOK_PROMPTS)]
+    prompts = [
+        {"prompt": text, **FIRST_LOOK_SETTINGS, "seed": number}
+        for number, text in enumerate(chosen[:FIRST_LOOK_PROMPTS], 1)
+    ]
+    if not prompts:
+        return {}
+    path = folder / "prompts.json"
+    # Not lines: a caption may hold what would be a setting there.
+    text = json.dumps(prompts, indent=1, ensure_ascii=False)
+    write_atomically(path, text.encode())
+    return {"sample_prompts": path}
 
 
 def _run_stage(name: str, given: Given, folder: Path) -> dict[str, Any]:

@@ -44,6 +44,9 @@ COMMANDS: Final = {
     "extract": Entry(
         "anima_pipe.cli.adapter_files:extract", "The adapter between two checkpoints."
     ),
+    "sample": Entry(
+        "anima_pipe.cli.sample:command", "Draw with adapters at any strengths; sheets to compare."
+    ),
     "all": Entry("anima_pipe.cli.all_stages:command", "The five stages in turn."),
     "doctor": Entry("anima_pipe.cli.doctor:command", "What is there, and what to do next."),
     "cache": Entry("anima_pipe.cli.cache:command", "Look into a cache, check it, thin it out."),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
@@ -71,19 +72,27 @@ class _Written(NamedTuple):
     place: str
 
 
-def read_sample_prompts(path: Path) -> list[PreviewPrompt]:
+BARE: Final = PreviewPrompt(prompt="")
+"""What holds where a prompt says nothing."""
+
+
+def read_sample_prompts(path: Path, defaults: PreviewPrompt = BARE) -> list[PreviewPrompt]:
     """Read a file of prompts.
+
+    Args:
+        path: The file.
+        defaults: What holds where a prompt says nothing.
 
     Raises:
         ConfigError: The file is missing or holds no prompt, or a setting cannot be honoured.
     """
     match path.suffix.lower():
         case ".txt":
-            prompts = list(_text_prompts(path))
+            prompts = list(_text_prompts(path, defaults))
         case ".toml":
-            prompts = list(_toml_prompts(path))
+            prompts = list(_toml_prompts(path, defaults))
         case ".json":
-            prompts = list(_json_prompts(path))
+            prompts = list(_json_prompts(path, defaults))
         case suffix:
             raise ConfigError(
                 f"{path}: {suffix or 'a file without extension'} is no form of prompts",
@@ -99,12 +108,13 @@ def is_prompt_table(table: Mapping[str, object]) -> bool:
     return isinstance(table.get("prompt"), dict)
 
 
-def parse_prompt(line: str, place: str) -> PreviewPrompt:
+def parse_prompt(line: str, place: str, defaults: PreviewPrompt = BARE) -> PreviewPrompt:
     """Read one line.
 
     Args:
         line: The prompt and its settings.
         place: Where it stands, for messages.
+        defaults: What holds where the line says nothing.
 
     Raises:
         ConfigError: A setting is unknown, or its value does not fit.
@@ -114,17 +124,36 @@ def parse_prompt(line: str, place: str) -> PreviewPrompt:
     for part in parts:
         letter, _, value = part.partition(" ")
         written.append(_Written(f"--{letter.lower()}", value.strip(), place))
-    return _prompt(prompt.strip(), written)
+    return _with_settings(replace(defaults, prompt=prompt.strip()), written)
 
 
-def _text_prompts(path: Path) -> Iterator[PreviewPrompt]:
+def with_settings(prompt: PreviewPrompt, values: Mapping[str, object], place: str) -> PreviewPrompt:
+    """Return a prompt with other settings.
+
+    Args:
+        prompt: What it was.
+        values: Texts by the letters of `SETTINGS`; None leaves one as it is.
+        place: Where they stand, for messages.
+
+    Raises:
+        ConfigError: A value does not fit.
+    """
+    written = [
+        _Written(f"--{letter}", str(value), place)
+        for letter, value in values.items()
+        if value is not None
+    ]
+    return _with_settings(prompt, written)
+
+
+def _text_prompts(path: Path, defaults: PreviewPrompt) -> Iterator[PreviewPrompt]:
     """Yield the prompts of lines; empty ones and those that start with # are passed over."""
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.strip() and not line.lstrip().startswith("#"):
-            yield parse_prompt(line.strip(), f"{path} line {number}")
+            yield parse_prompt(line.strip(), f"{path} line {number}", defaults)
 
 
-def _toml_prompts(path: Path) -> Iterator[PreviewPrompt]:
+def _toml_prompts(path: Path, defaults: PreviewPrompt) -> Iterator[PreviewPrompt]:
     """Yield the prompts of [[prompt.subset]]; what a subset says itself wins over [prompt]."""
     file = read_toml(path)
     shared = file.table.get("prompt")
@@ -144,18 +173,18 @@ def _toml_prompts(path: Path) -> Iterator[PreviewPrompt]:
         table |= {
             name: _Written(name, value, file.place((*at, name))) for name, value in subset.items()
         }
-        yield _table_prompt(table, file.place(at))
+        yield _table_prompt(table, file.place(at), defaults)
 
 
-def _json_prompts(path: Path) -> Iterator[PreviewPrompt]:
+def _json_prompts(path: Path, defaults: PreviewPrompt) -> Iterator[PreviewPrompt]:
     """Yield the prompts of a list."""
     for place, element in _json_elements(path):
         if isinstance(element, str):
-            yield parse_prompt(element, place)
+            yield parse_prompt(element, place, defaults)
         elif isinstance(element, dict):
             items = cast("dict[str, Any]", element).items()
             table = {name: _Written(name, value, place) for name, value in items}
-            yield _table_prompt(table, place)
+            yield _table_prompt(table, place, defaults)
         else:
             raise ConfigError(f"{place}: {element!r} is no prompt", "write a text or an object")
 
@@ -179,15 +208,16 @@ def _json_elements(path: Path) -> Iterator[tuple[str, object]]:
         yield f"{path} line {text.count(chr(10), 0, blank.end()) + 1}", element
 
 
-def _table_prompt(table: dict[str, _Written], place: str) -> PreviewPrompt:
+def _table_prompt(table: dict[str, _Written], place: str, defaults: PreviewPrompt) -> PreviewPrompt:
     prompt = table.pop("prompt", None)
     if prompt is None or not isinstance(prompt.value, str):
         raise ConfigError(f"{place}: no prompt", 'write prompt = "..."')
-    return _prompt(prompt.value.strip(), list(table.values()))
+    plain = replace(defaults, prompt=prompt.value.strip())
+    return _with_settings(plain, list(table.values()))
 
 
-def _prompt(prompt: str, written: list[_Written]) -> PreviewPrompt:
-    """Return a prompt with its settings, each checked."""
+def _with_settings(prompt: PreviewPrompt, written: list[_Written]) -> PreviewPrompt:
+    """Return a prompt with the settings that are written, each checked."""
     fields: dict[str, Any] = {}
     for item in written:
         setting = next((s for s in SETTINGS if item.name in (f"--{s.letter}", s.key)), None)
@@ -196,7 +226,7 @@ def _prompt(prompt: str, written: list[_Written]) -> PreviewPrompt:
             continue
         fields[setting.field] = _value(setting, item)
         _check_range(setting.field, fields[setting.field], item)
-    return PreviewPrompt(prompt=prompt, **fields)
+    return replace(prompt, **fields)
 
 
 def _check_other(item: _Written) -> None:
