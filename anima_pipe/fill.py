@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
 from anima_pipe.errors import DataError
-from anima_pipe.records import LatentRequest, Skipped
+from anima_pipe.records import LatentRequest, MaskRequest, Skipped
 from anima_pipe.runtime import Rank
 from anima_pipe.shards.contents import cached_keys
-from anima_pipe.shards.folders import StoredDtype
+from anima_pipe.shards.folders import MASK_CACHE, StoredDtype
 from anima_pipe.shards.index import Problem
 from anima_pipe.shards.keys import text_key
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 
 ALONE: Final = Rank()
+
+MASKS_PER_TASK: Final = 8
+"""Decoded by a process at a time: there is no encoder to wait for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,8 @@ class FillSummary:
     """Missing, and for other processes to encode."""
     failed: list[Skipped] = field(default_factory=list[Skipped])
     """What was wanted and could not be encoded."""
+    lost: set[str] = field(default_factory=set[str])
+    """Keys of that."""
     problems: list[Problem] = field(default_factory=list[Problem])
     """What was found wrong in the cache as it was."""
     shards: int = 0
@@ -115,6 +120,32 @@ def fill_latents(
     )
     if own:
         _encode_latents(own, settings, summary)
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+def fill_masks(
+    requests: Mapping[str, MaskRequest], settings: LatentSettings, rank: Rank = ALONE
+) -> FillSummary:
+    """Cache the masks that the cache lacks, beside the latents of whatever VAE.
+
+    Args:
+        requests: All masks that are needed, by key.
+        settings: Where the cache is, and how many processes decode.
+        rank: Do this process's part of them only; the others do the rest.
+
+    Raises:
+        OutputError: The cache cannot be written.
+    """
+    started = time.monotonic()
+    cached, problems = cached_keys(settings.cache.folder, "masks", MASK_CACHE)
+    missing = [request for key, request in requests.items() if key not in cached]
+    own = [request for request in missing if rank.takes(request.image.content)]
+    summary = FillSummary(
+        reused=len(requests) - len(missing), elsewhere=len(missing) - len(own), problems=problems
+    )
+    if own:
+        _write_masks(own, settings, summary)
     summary.seconds = time.monotonic() - started
     return summary
 
@@ -155,6 +186,7 @@ def _encode_latents(
     from anima_pipe.runtime import choose_device, progress_bar
     from anima_pipe.shards import LatentWriter
     from anima_pipe.source.decode import decode_in_workers
+    from anima_pipe.source.images import load_pixels
 
     # Like buckets together for full batches; both orientations of a picture side by side.
     missing.sort(key=lambda request: (request.choice.bucket, str(request.image.path)))
@@ -165,36 +197,66 @@ def _encode_latents(
         settings.cache.folder, fingerprint, settings.cache.dtype, settings.vae.name
     )
     bar = progress_bar(len(missing), "image", "latents")
+    lost = {request.key for request in missing}
     with writer, bar:
-        for batch in decode_in_workers(missing, settings.batch_size, settings.workers):
+        for batch in decode_in_workers(load_pixels, missing, settings.batch_size, settings.workers):
             summary.failed += batch.failures
             if batch.requests:
-                failed = _add_latents(writer, vae, batch.requests, batch.pixels.to(device))
+                encoded, failed = _add_latents(writer, vae, batch.requests, batch.pixels.to(device))
+                lost -= encoded
                 summary.failed += failed
-                summary.encoded += len(batch.requests) - len(failed)
             bar.update(len(batch.requests) + len(batch.failures))
+    summary.encoded = len(missing) - len(lost)
+    summary.lost = lost
     summary.shards = writer.summary.shards
 
 
 def _add_latents(
     writer: LatentWriter, vae: ImageVae, requests: Sequence[LatentRequest], pixels: torch.Tensor
-) -> list[Skipped]:
+) -> tuple[set[str], list[Skipped]]:
     """Encode pictures of one size, UInt8[B, height, width, 3], and store their latents.
 
     Returns:
-        Pictures that the VAE made something of that is not finite.
+        The keys of those that were stored, and pictures that the VAE made something of that is
+        not finite.
     """
+    encoded: set[str] = set()
     failed: list[Skipped] = []
     images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
     for request, latent in zip(requests, vae.encode(images).cpu(), strict=True):
         try:
-            writer.add(request.key, latent, _latent_metadata(request))
+            writer.add(request.key, latent, _metadata(request))
         except DataError as error:
-            failed.append(Skipped(name=str(request.image.path), reason=error.problem))
-    return failed
+            failed.append(Skipped(name=request.name, reason=error.problem))
+        else:
+            encoded.add(request.key)
+    return encoded, failed
 
 
-def _latent_metadata(request: LatentRequest) -> dict[str, object]:
+def _write_masks(
+    missing: list[MaskRequest], settings: LatentSettings, summary: FillSummary
+) -> None:
+    from anima_pipe.runtime import progress_bar
+    from anima_pipe.shards import MaskWriter
+    from anima_pipe.source.decode import decode_in_workers
+    from anima_pipe.source.images import load_mask
+
+    missing.sort(key=lambda request: (request.choice.bucket, request.name))
+    writer = MaskWriter(settings.cache.folder)
+    lost = {request.key for request in missing}
+    with writer, progress_bar(len(missing), "mask", "masks") as bar:
+        for batch in decode_in_workers(load_mask, missing, MASKS_PER_TASK, settings.workers):
+            summary.failed += batch.failures
+            for request, mask in zip(batch.requests, batch.pixels, strict=True):
+                writer.add(request.key, mask, _metadata(request) | {"channel": request.channel})
+                lost.discard(request.key)
+            bar.update(len(batch.requests) + len(batch.failures))
+    summary.encoded = len(missing) - len(lost)
+    summary.lost = lost
+    summary.shards = writer.summary.shards
+
+
+def _metadata(request: LatentRequest | MaskRequest) -> dict[str, object]:
     choice = request.choice
     return {
         "image": request.image.path.name,

@@ -16,10 +16,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     import torch
+
+PIXELS_PER_LATENT: Final = 8
+"""Edge of the square of pixels that one latent position stands for."""
 
 DEFAULT_NEGATIVE = (
     "worst quality, low quality, score_1, score_2, score_3, blurry, jpeg artifacts, sepia"
@@ -61,6 +64,33 @@ class LatentRequest:
     """Mirrored left to right before encoding."""
     interpolation: str | None = None
     """Resampling filter by Kohya's name; None: area to shrink, lanczos to enlarge."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages: the path of the picture."""
+        return str(self.image.path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskRequest:
+    """One mask that a dataset needs: how much each position of a latent counts in the loss."""
+
+    key: str
+    picture: Path
+    """The picture that it belongs to."""
+    image: ImageFile
+    """What it is read from: an image of its own, or the picture itself."""
+    channel: Literal["red", "alpha"]
+    """Which channel of that is the mask; "red" of mask images, as in Kohya."""
+    choice: BucketChoice
+    """That of the picture, as the next two are: a mask lies over it."""
+    flipped: bool = False
+    interpolation: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages: the path of the picture, which cannot do without it."""
+        return str(self.picture)
 
 
 @dataclass(frozen=True, slots=True)

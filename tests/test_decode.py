@@ -24,7 +24,7 @@ def keys_of(batches):
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_batches_hold_one_bucket_each_in_the_order_of_the_requests(tmp_path, num_workers):
     requests = decode_requests(tmp_path, 10)
-    batches = list(decode_in_workers(requests, 3, num_workers))
+    batches = list(decode_in_workers(load_pixels, requests, 3, num_workers))
     assert keys_of(batches) == [
         ["0-False", "2-False", "4-False"],
         ["6-False", "8-False"],
@@ -43,7 +43,7 @@ def test_batches_hold_one_bucket_each_in_the_order_of_the_requests(tmp_path, num
 def test_each_row_is_the_picture_of_its_request(tmp_path, num_workers):
     requests = decode_requests(tmp_path, 6, orientations=(False, True))
     seen = 0
-    for batch in decode_in_workers(requests, 5, num_workers):
+    for batch in decode_in_workers(load_pixels, requests, 5, num_workers):
         assert batch.pixels.dtype == torch.uint8
         for request, pixels in zip(batch.requests, batch.pixels, strict=True):
             assert (pixels.numpy() == load_pixels(request)).all()
@@ -57,7 +57,7 @@ def test_a_picture_that_fails_is_listed_and_costs_its_batch_nothing(tmp_path, nu
     broken = requests[2].image.path
     broken.write_bytes(broken.read_bytes()[:-100])
     requests[4].image.path.unlink()
-    batches = list(decode_in_workers(requests, 4, num_workers))
+    batches = list(decode_in_workers(load_pixels, requests, 4, num_workers))
     assert keys_of(batches) == [
         ["0-False", "6-False"],
         ["1-False", "3-False", "5-False", "7-False"],
@@ -71,17 +71,17 @@ def test_a_picture_that_fails_is_listed_and_costs_its_batch_nothing(tmp_path, nu
 def test_a_batch_of_nothing_but_failures_has_no_rows(tmp_path):
     requests = decode_requests(tmp_path, 1)
     requests[0].image.path.unlink()
-    (batch,) = decode_in_workers(requests, 4, 0)
+    (batch,) = decode_in_workers(load_pixels, requests, 4, 0)
     assert (len(batch.requests), len(batch.pixels), len(batch.failures)) == (0, 0, 1)
 
 
 def test_nothing_to_decode_starts_no_process():
-    assert list(decode_in_workers([], 4, 2)) == []
+    assert list(decode_in_workers(load_pixels, [], 4, 2)) == []
     assert multiprocessing.active_children() == []
 
 
 def test_leaving_early_ends_the_workers(tmp_path):
-    batches = decode_in_workers(decode_requests(tmp_path, 40), 1, 2)
+    batches = decode_in_workers(load_pixels, decode_requests(tmp_path, 40), 1, 2)
     next(batches)
     assert multiprocessing.active_children()
     batches.close()
@@ -89,7 +89,7 @@ def test_leaving_early_ends_the_workers(tmp_path):
 
 
 def test_a_worker_that_is_killed_is_one_clear_error(tmp_path):
-    batches = decode_in_workers(decode_requests(tmp_path, 40), 1, 2)
+    batches = decode_in_workers(load_pixels, decode_requests(tmp_path, 40), 1, 2)
     next(batches)
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGKILL)
@@ -103,8 +103,9 @@ if __name__ == "__main__":  # what stands outside is run by every worker
     from pathlib import Path
     from picture_files import decode_requests
     from anima_pipe.source.decode import decode_in_workers
+    from anima_pipe.source.images import load_pixels
 
-    batches = decode_in_workers(decode_requests(Path(sys.argv[1]), 40), 1, 2)
+    batches = decode_in_workers(load_pixels, decode_requests(Path(sys.argv[1]), 40), 1, 2)
     next(batches)
     print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
     time.sleep(600)

@@ -34,7 +34,7 @@ NAMES: Final = {
     "qwen3": "text encoder",
 }
 _OTHER_TORCH: Final = "install torch for this machine (pytorch.org), or compute with --device cpu"
-KINDS: Final[tuple[Kind, ...]] = ("latents", "text")
+KINDS: Final[tuple[Kind, ...]] = ("latents", "masks", "text")
 BYTES_PER_WEIGHT: Final = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 

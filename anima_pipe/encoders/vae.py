@@ -15,10 +15,9 @@ from anima_pipe.encoders.vae_layers import (
     ResidualBlock,
     Upsample,
 )
+from anima_pipe.records import PIXELS_PER_LATENT
 
 LATENT_CHANNELS = 16
-PIXELS_PER_LATENT = 8
-"""Edge of the square of pixels that one latent position stands for."""
 
 # Published with Wan 2.1 and Qwen-Image: statistics of the posterior mean over their training data.
 LATENTS_MEAN = (

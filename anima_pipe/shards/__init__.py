@@ -11,7 +11,7 @@
     contents    what a cache holds, told from the sidecars
     statistics  the same in numbers
     pruning     removes what is not needed any more
-    latents, text, cache    the doors: LatentWriter, TextWriter, open_cache
+    latents, masks, text, cache    the doors: LatentWriter, MaskWriter, TextWriter, open_cache
 
 docs/cache-format.md describes the files.
 """
@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from anima_pipe.shards.cache import Cache, open_cache
-    from anima_pipe.shards.keys import latent_key, text_key
+    from anima_pipe.shards.keys import latent_key, mask_key, text_key
     from anima_pipe.shards.latents import LatentWriter
+    from anima_pipe.shards.masks import MaskWriter
     from anima_pipe.shards.store import Problem, Store
     from anima_pipe.shards.text import TextWriter
     from anima_pipe.shards.writer import WriterSummary
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Cache",
     "LatentWriter",
+    "MaskWriter",
     "Problem",
     "Store",
     "TextWriter",
     "WriterSummary",
     "latent_key",
+    "mask_key",
     "open_cache",
     "text_key",
 ]
@@ -44,11 +47,13 @@ __all__ = [
 _HOMES: Final = {
     "Cache": "cache",
     "LatentWriter": "latents",
+    "MaskWriter": "masks",
     "Problem": "store",
     "Store": "store",
     "TextWriter": "text",
     "WriterSummary": "writer",
     "latent_key": "keys",
+    "mask_key": "keys",
     "open_cache": "cache",
     "text_key": "keys",
 }

@@ -1,4 +1,4 @@
-"""Opening a cache folder: the latents of one VAE and the captions of one text encoder."""
+"""Opening a cache folder: the latents of one VAE, the captions of one text encoder, masks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 
 from anima_pipe.records import TextCondition
+from anima_pipe.shards.folders import MASK_CACHE
 from anima_pipe.shards.latents import LATENTS
+from anima_pipe.shards.masks import MASKS
 from anima_pipe.shards.store import Store
 from anima_pipe.shards.text import TEXT
 
@@ -20,6 +22,8 @@ class Cache:
     latents: Store[torch.Tensor]
     """`latents[key]` is Float[16, H, W] in the stored dtype."""
     text: Store[TextCondition]
+    masks: Store[torch.Tensor]
+    """`masks[key]` is Float16[H, W] in [0, 1]."""
 
 
 def open_cache(cache_dir: Path | str, latents: str | None = None, text: str | None = None) -> Cache:
@@ -41,4 +45,8 @@ def open_cache(cache_dir: Path | str, latents: str | None = None, text: str | No
         CacheError: Several caches fit, or the description of one cannot be read.
     """
     folder = Path(cache_dir)
-    return Cache(Store(LATENTS, folder, latents), Store(TEXT, folder, text))
+    return Cache(
+        latents=Store(LATENTS, folder, latents),
+        text=Store(TEXT, folder, text),
+        masks=Store(MASKS, folder, MASK_CACHE),
+    )

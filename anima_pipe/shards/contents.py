@@ -10,6 +10,7 @@ from anima_pipe.shards.index import Problem, ShardIndex, load_index
 
 TENSORS: Final[dict[Kind, tuple[str, ...]]] = {
     "latents": ("latent",),
+    "masks": ("mask",),
     "text": ("qwen_hidden", "t5_ids"),
 }
 """The tensors of a sample; the first one's shape is the sample's shape."""
@@ -20,7 +21,7 @@ def cached_keys(cache_dir: Path, kind: Kind, name: str) -> tuple[set[str], list[
 
     Args:
         cache_dir: The cache folder; need not exist.
-        kind: Latents or text.
+        kind: What is in it.
         name: The encoder's fingerprint, with `-<dtype>` behind it.
 
     Raises:

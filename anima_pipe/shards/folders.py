@@ -16,8 +16,12 @@ from anima_pipe import __version__
 from anima_pipe.errors import CacheError
 from anima_pipe.files import refusals_named, write_atomically
 
-Kind = Literal["latents", "text"]
+Kind = Literal["latents", "masks", "text"]
 StoredDtype = Literal["fp16", "bf16", "fp32"]
+
+MASK_CACHE: Final = "area-average-1"
+"""Stands in for a fingerprint where there is no encoder: how masks come to latent resolution, and
+the version of that. All masks share it, whatever the VAE and the dtype of the latents."""
 
 FORMAT_VERSION: Final = 1
 DESCRIPTION: Final = "cache.json"

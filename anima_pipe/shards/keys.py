@@ -17,6 +17,9 @@ from anima_pipe.records import BucketChoice
 LATENT_KEYS: Final = "anima-pipe latent 1"
 """Raised when the same fields come to mean other pixels: all latents are then encoded again."""
 
+MASK_KEYS: Final = "anima-pipe mask 1"
+"""Raised when the same fields come to mean other numbers."""
+
 TEXT_KEYS: Final = "anima-pipe text 1"
 """Raised when the same caption comes to mean other tokens."""
 
@@ -51,6 +54,38 @@ def latent_key(
         "alpha": alpha,
     }
     return _digest(LATENT_KEYS, fields)
+
+
+def mask_key(
+    *,
+    content: str,
+    channel: str,
+    choice: BucketChoice,
+    flipped: bool,
+    interpolation: str | None,
+) -> str:
+    """Return the key of one mask as it lies over a latent.
+
+    Args:
+        content: Hash of the bytes of the file that it is read from.
+        channel: Which channel of that file.
+        choice: Bucket, size after resizing, and crop of the picture.
+        flipped: Mirrored left to right.
+        interpolation: Resampling filter by Kohya's name; None: the default pair of filters.
+
+    Returns:
+        32 hexadecimal digits, the same on every machine.
+    """
+    fields = {
+        "content": content,
+        "channel": channel,
+        "bucket": choice.bucket,
+        "resized": choice.resized,
+        "crop": choice.crop,
+        "flipped": flipped,
+        "interpolation": interpolation,
+    }
+    return _digest(MASK_KEYS, fields)
 
 
 def text_key(caption: str) -> str:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from anima_pipe.errors import CacheError
+from anima_pipe.records import PIXELS_PER_LATENT
 from anima_pipe.shards.contents import TENSORS, read_shards
 from anima_pipe.shards.folders import Identity, Kind, described_folders
 from anima_pipe.shards.index import Problem, ShardIndex
 from anima_pipe.shards.unfinished import SUFFIX
 
-PIXELS_PER_LATENT: Final = 8
-"""Pixels along the side of what one value of a latent stands for."""
+KINDS: Final[tuple[Kind, ...]] = ("latents", "masks", "text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class FolderStatistics:
     """In shards that are being written, or were when their writer died."""
     problems: Sequence[Problem]
     buckets: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
-    """Latents by the (width, height) in pixels of what they were made from."""
+    """Latents or masks by the (width, height) in pixels of what they were made from."""
     tokens: Sequence[int] = ()
     """Qwen's tokens of each text, sorted."""
 
@@ -45,10 +45,9 @@ def cache_statistics(cache_dir: Path) -> list[FolderStatistics]:
     Raises:
         CacheError: There is no cache, or the description of one cannot be read.
     """
-    kinds: tuple[Kind, ...] = ("latents", "text")
     found = [
         _folder_statistics(folder, identity)
-        for kind in kinds
+        for kind in KINDS
         for folder, identity in described_folders(cache_dir, kind)
     ]
     if not found:
@@ -72,8 +71,8 @@ def _folder_statistics(folder: Path, identity: Identity) -> FolderStatistics:
         problems=problems,
         tokens=sorted(shape[0] for shape in shapes.values()) if identity.kind == "text" else (),
     )
-    if identity.kind == "latents":
-        for _, height, width in shapes.values():
+    if identity.kind != "text":
+        for *_, height, width in shapes.values():
             statistics.buckets[width * PIXELS_PER_LATENT, height * PIXELS_PER_LATENT] += 1
     return statistics
 

@@ -1,8 +1,9 @@
-"""From any of Pillow's colour modes to 8-bit RGB without transparency."""
+"""From any of Pillow's colour modes to 8-bit RGB without transparency, or to a mask."""
 
 from __future__ import annotations
 
 from io import BytesIO
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -28,10 +29,32 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "F":
         raise ValueError("its floating-point values have no agreed range")
     if picture.has_transparency_data:
-        return _over_white(picture)
+        return _over(picture, "white")
     if picture.mode == "CMYK":
         return _from_cmyk(picture)
     return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def to_mask(picture: Image.Image, channel: Literal["red", "alpha"]) -> Image.Image:
+    """Return one channel of a decoded picture as a mask of mode L.
+
+    As in Kohya, the red channel of a mask image counts, and a picture without transparency counts
+    everywhere. Transparent parts of a mask image count for nothing.
+
+    Args:
+        picture: In any mode.
+        channel: Which one.
+
+    Raises:
+        ValueError: The values have no agreed range (floating point, 32-bit integers).
+    """
+    if channel == "alpha":
+        if not picture.has_transparency_data:
+            return Image.new("L", picture.size, "white")
+        return picture.convert("RGBA").getchannel("A")
+    if picture.has_transparency_data:
+        return _over(picture, "black").getchannel("R")
+    return to_rgb(picture).getchannel("R")
 
 
 def _with_8_bits(picture: Image.Image) -> Image.Image:
@@ -42,9 +65,9 @@ def _with_8_bits(picture: Image.Image) -> Image.Image:
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
-def _over_white(picture: Image.Image) -> Image.Image:
+def _over(picture: Image.Image, colour: str) -> Image.Image:
     layer = picture.convert("RGBA")
-    paper = Image.new("RGBA", layer.size, "white")
+    paper = Image.new("RGBA", layer.size, colour)
     return Image.alpha_composite(paper, layer).convert("RGB")
 
 

@@ -7,59 +7,64 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from anima_pipe.errors import DataError, PipeError
-from anima_pipe.records import LatentRequest, Skipped
-from anima_pipe.source.images import load_pixels
+from anima_pipe.records import LatentRequest, MaskRequest, Skipped
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
-    import numpy as np
     import torch
     from numpy.typing import NDArray
+
+Request = TypeVar("Request", LatentRequest, MaskRequest)
+
+Loader: TypeAlias = "Callable[[Request], NDArray[Any]]"
+"""What decodes one request, such as `load_pixels`; a function that a worker can import."""
 
 BATCHES_AHEAD = 2
 """Batches per worker that are decoded, or being decoded, before the caller takes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecodedBatch:
-    """Pictures of one bucket, ready to encode, and those that could not be decoded."""
+class DecodedBatch(Generic[Request]):
+    """Pictures or masks of one bucket, and those that could not be decoded."""
 
-    requests: list[LatentRequest]
+    requests: list[Request]
     """May be empty, if nothing but failures is left of the batch."""
     pixels: torch.Tensor
-    """UInt8[B, height, width, 3], one per request."""
+    """What the loader returns, stacked: UInt8[B, height, width, 3] of `load_pixels`."""
     failures: list[Skipped]
     """One per request that is missing from `requests`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Decoded:
+class _Decoded(Generic[Request]):
     """What a worker sends back."""
 
-    requests: list[LatentRequest]
-    pixels: list[NDArray[np.uint8]]
+    requests: list[Request]
+    pixels: list[NDArray[Any]]
     failures: list[Skipped]
 
 
 def decode_in_workers(
-    requests: Iterable[LatentRequest], batch_size: int, num_workers: int
-) -> Iterator[DecodedBatch]:
-    """Decode pictures into batches of one bucket each.
+    load: Loader[Request], requests: Iterable[Request], batch_size: int, num_workers: int
+) -> Iterator[DecodedBatch[Request]]:
+    """Decode pictures, or masks, into batches of one bucket each.
 
     The batches and their order depend on the order of the requests alone: buckets come in the
     order in which they first appear. Put requests for the same picture side by side: it is then
     decoded once for both orientations.
 
     Args:
+        load: `load_pixels` or `load_mask`.
         requests: What to decode.
         batch_size: Pictures per batch, at least 1; the last batch of a bucket may be smaller.
         num_workers: Processes that decode; 0: decode in this one, when a batch is asked for.
@@ -72,15 +77,16 @@ def decode_in_workers(
     """
     batches = list(_batches(requests, batch_size))
     num_workers = min(num_workers, len(batches))
-    decoded = _in_processes(batches, num_workers) if num_workers else map(_decode, batches)
+    decode = partial(_decode, load)
+    decoded = _in_processes(decode, batches, num_workers) if num_workers else map(decode, batches)
     for batch in decoded:
         yield DecodedBatch(
             requests=batch.requests, pixels=_stacked(batch.pixels), failures=batch.failures
         )
 
 
-def _batches(requests: Iterable[LatentRequest], batch_size: int) -> Iterator[list[LatentRequest]]:
-    by_bucket: dict[tuple[int, int], list[LatentRequest]] = {}
+def _batches(requests: Iterable[Request], batch_size: int) -> Iterator[list[Request]]:
+    by_bucket: dict[tuple[int, int], list[Request]] = {}
     for request in requests:
         by_bucket.setdefault(request.choice.bucket, []).append(request)
     for members in by_bucket.values():
@@ -88,7 +94,7 @@ def _batches(requests: Iterable[LatentRequest], batch_size: int) -> Iterator[lis
             yield members[start : start + batch_size]
 
 
-def _stacked(pixels: list[NDArray[np.uint8]]) -> torch.Tensor:
+def _stacked(pixels: list[NDArray[Any]]) -> torch.Tensor:
     # Here and not at the top: workers import this module, and have no other need of torch.
     import torch
 
@@ -97,17 +103,16 @@ def _stacked(pixels: list[NDArray[np.uint8]]) -> torch.Tensor:
     return torch.stack([torch.from_numpy(picture) for picture in pixels])
 
 
-def _decode(batch: list[LatentRequest]) -> _Decoded:
+def _decode(load: Loader[Request], batch: list[Request]) -> _Decoded[Request]:
     """Decode one batch; runs in a worker."""
-    decoded = _Decoded(requests=[], pixels=[], failures=[])
-    for _, group in groupby(batch, key=lambda r: (r.image, r.choice, r.interpolation)):
+    decoded: _Decoded[Request] = _Decoded(requests=[], pixels=[], failures=[])
+    for as_it_is, group in groupby(batch, key=lambda r: replace(r, key="", flipped=False)):
         orientations = list(group)
         try:
-            upright = load_pixels(replace(orientations[0], flipped=False))
+            upright = load(as_it_is)
         except DataError as error:
             decoded.failures.extend(
-                Skipped(name=str(request.image.path), reason=error.problem)
-                for request in orientations
+                Skipped(name=request.name, reason=error.problem) for request in orientations
             )
             continue
         decoded.requests.extend(orientations)
@@ -117,7 +122,11 @@ def _decode(batch: list[LatentRequest]) -> _Decoded:
     return decoded
 
 
-def _in_processes(batches: list[list[LatentRequest]], num_workers: int) -> Iterator[_Decoded]:
+def _in_processes(
+    decode: Callable[[list[Request]], _Decoded[Request]],
+    batches: list[list[Request]],
+    num_workers: int,
+) -> Iterator[_Decoded[Request]]:
     """Decode batches in order, a bounded number of them ahead.
 
     A pool and not a torch DataLoader: arrays come back through pipes instead of shared memory,
@@ -126,10 +135,10 @@ def _in_processes(batches: list[list[LatentRequest]], num_workers: int) -> Itera
     pool = ProcessPoolExecutor(
         num_workers, mp_context=_process_context(), initializer=_live_with_the_parent
     )
-    ahead: deque[Future[_Decoded]] = deque()
+    ahead: deque[Future[_Decoded[Request]]] = deque()
     try:
         for batch in batches:
-            ahead.append(pool.submit(_decode, batch))
+            ahead.append(pool.submit(decode, batch))
             if len(ahead) > num_workers * BATCHES_AHEAD:
                 yield ahead.popleft().result()
         while ahead:

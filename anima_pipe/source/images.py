@@ -12,15 +12,15 @@ from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from anima_pipe.errors import DataError, PipeError
-from anima_pipe.records import ImageFile, LatentRequest
-from anima_pipe.source.colours import to_rgb
+from anima_pipe.records import PIXELS_PER_LATENT, ImageFile, LatentRequest, MaskRequest
+from anima_pipe.source.colours import to_mask, to_rgb
 from anima_pipe.source.resize import resize_and_crop
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 EXTENSIONS = frozenset(
@@ -107,22 +107,51 @@ def load_pixels(request: LatentRequest) -> NDArray[np.uint8]:
         DataError: The file is damaged, cut short, or no longer what `request.image` says.
         ConfigError: There is no filter named `request.interpolation`.
     """
-    path = request.image.path
-    with _failing_as_data_error(path):
-        encoded = path.read_bytes()
-        # A cache keeps pixels under the hash of the scan: they have to be of the same bytes.
-        if _content_hash(BytesIO(encoded)) != request.image.content:
-            raise DataError(f"{path} has changed since it was scanned", "run the stage again")
-        with _quiet_pillow(), Image.open(BytesIO(encoded)) as picture:
-            upright = to_rgb(_upright(picture))
-        if upright.size != request.image.size:
-            raise DataError(
-                f"{path} is {upright.width}x{upright.height} pixels, but its header says "
-                f"{request.image.size[0]}x{request.image.size[1]}",
-                REMEDY,
-            )
-        pixels = resize_and_crop(upright, request.choice, request.interpolation)
+    with _failing_as_data_error(request.image.path):
+        pixels = resize_and_crop(
+            to_rgb(_decoded(request.image)), request.choice, request.interpolation
+        )
     return pixels[:, ::-1].copy() if request.flipped else pixels
+
+
+def load_mask(request: MaskRequest) -> NDArray[np.float32]:
+    """Decode a mask, bring it to its picture's bucket as the picture, and average over positions.
+
+    Returns:
+        Float32[height / 8, width / 8] of `request.choice.bucket`, in [0, 1].
+
+    Raises:
+        DataError: The file is damaged, cut short, or no longer what `request.image` says.
+        ConfigError: There is no filter named `request.interpolation`.
+    """
+    with _failing_as_data_error(request.image.path):
+        mask = to_mask(_decoded(request.image), request.channel)
+        pixels = resize_and_crop(mask, request.choice, request.interpolation)
+    width, height = (side // PIXELS_PER_LATENT for side in request.choice.bucket)
+    squares = pixels.reshape(height, PIXELS_PER_LATENT, width, PIXELS_PER_LATENT)
+    averaged = squares.mean(axis=(1, 3), dtype=np.float32) / np.float32(255)
+    return averaged[:, ::-1].copy() if request.flipped else averaged
+
+
+def _decoded(image: ImageFile) -> Image.Image:
+    """Decode a file and turn it upright, having made sure that it is what the scan saw.
+
+    Raises:
+        DataError: It is not. Whatever else a decoder raises is left to the caller.
+    """
+    encoded = image.path.read_bytes()
+    # A cache keeps pixels under the hash of the scan: they have to be of the same bytes.
+    if _content_hash(BytesIO(encoded)) != image.content:
+        raise DataError(f"{image.path} has changed since it was scanned", "run the stage again")
+    with _quiet_pillow(), Image.open(BytesIO(encoded)) as picture:
+        upright = _upright(picture)
+    if upright.size != image.size:
+        raise DataError(
+            f"{image.path} is {upright.width}x{upright.height} pixels, but its header says "
+            f"{image.size[0]}x{image.size[1]}",
+            REMEDY,
+        )
+    return upright
 
 
 def _content_hash(file: BufferedReader | BytesIO) -> str:

@@ -38,12 +38,13 @@ def resize_and_crop(
     """Bring a picture to `choice.resized` and cut its bucket out.
 
     Args:
-        picture: In mode RGB.
+        picture: In mode RGB, or L for a mask.
         choice: From `choose_bucket`.
         interpolation: Kohya's name of a filter; None: area where neither side grows, else lanczos.
 
     Returns:
-        UInt8[height, width, 3] of the bucket's size, not shared with `picture`.
+        UInt8[height, width, 3] of the bucket's size, without the last axis for a mask; not shared
+        with `picture`.
 
     Raises:
         ConfigError: There is no filter of that name.
@@ -76,17 +77,19 @@ def _area_average(pixels: NDArray[np.uint8], choice: BucketChoice) -> NDArray[np
     Pillow's BOX is not that: it counts a source pixel fully or not at all.
 
     Args:
-        pixels: UInt8[height, width, 3].
+        pixels: UInt8[height, width, 3], or UInt8[height, width].
         choice: Which part of which size.
     """
     left, top = choice.crop
     width, height = choice.bucket
     rows = _averaged(pixels.reshape(pixels.shape[0], -1), choice.resized[1], top, height)
     # Averaging is over the first axis, where whole lines are added up at memory speed.
-    columns = np.ascontiguousarray(rows.reshape(height, -1, 3).transpose(1, 2, 0))
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    columns = np.ascontiguousarray(rows.reshape(height, -1, channels).transpose(1, 2, 0))
     columns = columns.reshape(columns.shape[0], -1)
-    averaged = _averaged(columns, choice.resized[0], left, width).reshape(width, 3, height)
-    return np.ascontiguousarray(np.rint(averaged).astype(np.uint8).transpose(2, 0, 1))
+    averaged = _averaged(columns, choice.resized[0], left, width).reshape(width, channels, height)
+    bucket = np.ascontiguousarray(np.rint(averaged).astype(np.uint8).transpose(2, 0, 1))
+    return bucket.reshape(height, width, *pixels.shape[2:])
 
 
 def _averaged(
