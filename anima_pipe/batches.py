@@ -98,14 +98,24 @@ class Batches:
 
 
 def read_batch(visits: Sequence[Visit], cache: Cache) -> Batch:
-    """Read the visits' latents and texts, in their stored dtypes, on the CPU."""
+    """Read the visits' latents, masks and texts, in their stored dtypes, on the CPU."""
+    latents = torch.stack([cache.latents[visit.latent] for visit in visits])
     return Batch(
-        latents=torch.stack([cache.latents[visit.latent] for visit in visits]),
+        latents=latents,
         text=pad_texts([cache.text[visit.text] for visit in visits]),
         weights=torch.tensor([visit.loss_weight for visit in visits]),
         sigma_offsets=torch.tensor([visit.sigma_offset for visit in visits]),
         names=tuple(visit.name for visit in visits),
+        masks=_masks([visit.mask for visit in visits], latents.shape[2:], cache),
     )
+
+
+def _masks(keys: Sequence[str | None], size: tuple[int, ...], cache: Cache) -> torch.Tensor | None:
+    """Read masks, Float16[B, H, W]; where only some samples have one, all of the others counts."""
+    if not any(keys):
+        return None
+    everything = torch.ones(size, dtype=torch.float16)
+    return torch.stack([cache.masks[key] if key else everything for key in keys])
 
 
 def pad_texts(conditions: Sequence[TextCondition]) -> PaddedText:

@@ -37,6 +37,10 @@ class SubsetConfig:
     """Added to the normal draw behind the noise levels of its pictures; -0.5 to 0.5."""
     is_reg: bool = False
     """Regularisation pictures: visited as often in all as the dataset's other pictures."""
+    mask_dir: Path | None = None
+    """Folder of mask images named like the pictures: white parts count in the loss."""
+    alpha_mask: bool = False
+    """Without such a folder: opaque parts of the pictures count in the loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

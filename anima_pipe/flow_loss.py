@@ -18,6 +18,9 @@ from anima_pipe.errors import ConfigError
 from anima_pipe.noise import Noise, NoiseConfig, sample_noise
 from anima_pipe.sigmas import SigmaConfig, sample_sigmas
 
+LEAST_MASK_AREA: Final = 1e-6
+"""In positions: below that of any mask but an empty one, whose loss it keeps at 0."""
+
 HUBER_SCHEDULES: Final = ("constant", "exponential", "snr")
 
 
@@ -98,22 +101,36 @@ def velocity_target(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 def sample_losses(
-    velocity: torch.Tensor, target: torch.Tensor, sigmas: torch.Tensor, config: LossConfig
+    velocity: torch.Tensor,
+    target: torch.Tensor,
+    sigmas: torch.Tensor,
+    config: LossConfig,
+    masks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return each sample's loss, weighted by its noise level.
+
+    Under a mask it is the mean over what the mask leaves, so that a small figure counts as much as
+    one that fills its picture; Kohya's is that mean times the mask's area.
 
     Args:
         velocity: What the model predicts, Float[B, C, H, W].
         target: The same shape.
         sigmas: Float32[B].
         config: Which loss.
+        masks: Float32[B, H, W] in [0, 1], how much each position counts; None: all the same. The
+            loss under a mask of zeros is 0.
 
     Returns:
         Float32[B].
     """
     turn = huber_turn(sigmas, config).view(-1, 1, 1, 1)
     losses = LOSSES[config.kind](velocity.float() - target.float(), turn)
-    return losses.flatten(1).mean(1) * WEIGHTINGS[config.weighting](sigmas)
+    if masks is None:
+        means = losses.flatten(1).mean(1)
+    else:
+        areas = masks.flatten(1).sum(1).clamp(min=LEAST_MASK_AREA)
+        means = (losses.mean(1) * masks).flatten(1).sum(1) / areas
+    return means * WEIGHTINGS[config.weighting](sigmas)
 
 
 def huber_turn(sigmas: torch.Tensor, config: LossConfig) -> torch.Tensor:

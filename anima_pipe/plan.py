@@ -42,6 +42,8 @@ class PlannedSample:
     """Added to the normal draw behind its noise levels."""
     is_reg: bool = False
     """A regularisation picture."""
+    masks: tuple[str, ...] = ()
+    """Keys of its masks, one per latent; empty where everything counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,8 @@ class Visit:
     text: str
     loss_weight: float
     sigma_offset: float
+    mask: str | None
+    """Key of what counts in the loss; None: everything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +91,12 @@ class Plan:
 
 
 def make_plan(
-    survey: Survey, latent_keys: Iterable[str], text_keys: Iterable[str], *, seed: int
+    survey: Survey,
+    latent_keys: Iterable[str],
+    text_keys: Iterable[str],
+    mask_keys: Iterable[str] = (),
+    *,
+    seed: int,
 ) -> Plan:
     """Join the dataset's samples with what the caches hold.
 
@@ -95,16 +104,20 @@ def make_plan(
         survey: The dataset.
         latent_keys: Keys in the latent cache.
         text_keys: Keys in the text cache.
+        mask_keys: Keys in the cache of masks.
         seed: Of the run.
 
     Raises:
-        CacheError: A sample's latents or texts, or the empty caption, are not in the caches.
+        CacheError: A sample's latents, masks or texts, or the empty caption, are not in the caches.
     """
     samples = tuple(_planned(sample, survey) for sample in survey.samples)
     cached_latents, cached_texts = frozenset(latent_keys), frozenset(text_keys)
+    cached_masks = frozenset(mask_keys)
     without_latents = [s.name for s in samples if not cached_latents.issuperset(s.latents)]
+    without_masks = [s.name for s in samples if not cached_masks.issuperset(s.masks)]
     without_text = [s.name for s in samples if not cached_texts.issuperset(s.texts)]
     _refuse_gaps("latents", without_latents, len(samples), "cache-latents")
+    _refuse_gaps("masks", without_masks, len(samples), "cache-latents")
     _refuse_gaps("text", without_text, len(samples), "encode-text")
     if EMPTY_CAPTION not in cached_texts:
         raise CacheError(
@@ -149,6 +162,8 @@ def _special_lines(plan: Plan) -> Iterator[str]:
             counts = sorted(Counter(values).items())
             shares = (f"{value:g} ({count} images)" for value, count in counts)
             yield f"{title} {', '.join(shares)}"
+    if masked := sum(bool(sample.masks) for sample in plan.samples):
+        yield f"masks       of {masked} images"
 
 
 def _planned(sample: Sample, survey: Survey) -> PlannedSample:
@@ -166,20 +181,23 @@ def _planned(sample: Sample, survey: Survey) -> PlannedSample:
         loss_weight=subset.loss_weight,
         sigma_offset=subset.sigma_offset,
         is_reg=subset.is_reg,
+        masks=sample.mask_keys,
     )
 
 
 def _draw(sample: PlannedSample, epoch: int, rng: random.Random) -> Visit:
-    latent, text, chance = rng.choice(sample.latents), rng.choice(sample.texts), rng.random()
+    number = rng.randrange(len(sample.latents))
+    text, chance = rng.choice(sample.texts), rng.random()
     # Kohya counts epochs from 1 here.
     every = sample.dropout_every_n_epochs
     dropped = chance < sample.dropout_rate or (every > 0 and (epoch + 1) % every == 0)
     return Visit(
         name=sample.name,
-        latent=latent,
+        latent=sample.latents[number],
         text=EMPTY_CAPTION if dropped else text,
         loss_weight=sample.loss_weight,
         sigma_offset=sample.sigma_offset,
+        mask=sample.masks[number] if sample.masks else None,
     )
 
 

@@ -71,6 +71,9 @@ class LatentRequest:
         return str(self.image.path)
 
 
+MaskChannel = Literal["red", "alpha"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskRequest:
     """One mask that a dataset needs: how much each position of a latent counts in the loss."""
@@ -80,7 +83,7 @@ class MaskRequest:
     """The picture that it belongs to."""
     image: ImageFile
     """What it is read from: an image of its own, or the picture itself."""
-    channel: Literal["red", "alpha"]
+    channel: MaskChannel
     """Which channel of that is the mask; "red" of mask images, as in Kohya."""
     choice: BucketChoice
     """That of the picture, as the next two are: a mask lies over it."""
@@ -139,6 +142,8 @@ class Batch:
     """Float32[B]: added to the normal draw behind each sample's noise level."""
     names: tuple[str, ...]
     """The samples' file names, for messages."""
+    masks: torch.Tensor | None = None
+    """Float[B, H, W] in [0, 1]: how much each position counts in the loss; None: all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

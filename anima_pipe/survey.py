@@ -10,19 +10,22 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from anima_pipe.buckets import choose_bucket, random_crops
+from anima_pipe.buckets import choose_bucket
 from anima_pipe.dataset import DatasetConfig, SubsetConfig, regularisation_visits
 from anima_pipe.errors import DataError
-from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, Skipped
+from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, MaskRequest, Skipped
+from anima_pipe.requests import latent_requests, mask_requests
 from anima_pipe.runtime import say
-from anima_pipe.shards.keys import latent_key
 from anima_pipe.source.caption_files import read_caption, read_json_caption
 from anima_pipe.source.captions import CaptionRules, render_caption
 from anima_pipe.source.images import find_images
 from anima_pipe.source.json_captions import GroupedCaption
+from anima_pipe.source.mask_files import find_masks
 from anima_pipe.source.metadata_file import read_metadata_file
 from anima_pipe.source.scan import scan_images
 
@@ -39,6 +42,8 @@ class Picture:
     subset: SubsetConfig
     caption: str | None = None
     """By a metadata file; None: the file beside the picture says it."""
+    mask: Path | None = None
+    """Its mask image, where the subset has a folder of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,8 @@ class Sample:
     choice: BucketChoice
     latent_keys: tuple[str, ...]
     """One per crop and orientation: as it is, and mirrored where flip_aug asks for it."""
+    mask_keys: tuple[str, ...]
+    """One per latent, in their order; empty where everything counts."""
     captions: tuple[str, ...]
     """Distinct final texts, one of which is drawn per visit; empty where they were not read."""
     visits: int
@@ -64,6 +71,8 @@ class Survey:
     samples: tuple[Sample, ...]
     latents: dict[str, LatentRequest]
     """Every latent that the samples need, by key."""
+    masks: dict[str, MaskRequest]
+    """Every mask that they need, by key."""
     skipped: tuple[Skipped, ...]
 
     @property
@@ -71,14 +80,19 @@ class Survey:
         """The distinct texts of all samples, and the empty one that caption dropout puts in."""
         return list(dict.fromkeys(["", *(c for sample in self.samples for c in sample.captions)]))
 
-    def without(self, failed: Sequence[Skipped]) -> Survey:
-        """Leave out pictures that turned out unreadable when they were decoded.
+    def without(self, lost: AbstractSet[str], failed: Sequence[Skipped]) -> Survey:
+        """Leave out pictures that turned out unreadable when they or their masks were decoded.
+
+        Args:
+            lost: Keys of the latents and masks that there cannot be.
+            failed: The pictures, and why.
 
         Raises:
             DataError: No picture is left.
         """
-        names = {item.name for item in failed}
-        samples = _balanced([s for s in self.samples if str(s.picture.path) not in names])
+        samples = _balanced(
+            [s for s in self.samples if lost.isdisjoint(s.latent_keys + s.mask_keys)]
+        )
         if not samples:
             raise DataError(
                 f"none of the {len(self.samples)} pictures can be decoded; "
@@ -92,14 +106,19 @@ def find_pictures(datasets: Sequence[DatasetConfig]) -> list[Picture]:
     """List the pictures of every subset, in a stable order, without opening them.
 
     Raises:
-        DataError: A folder is missing or holds no pictures, or a metadata file cannot be read.
+        DataError: A folder is missing or holds no pictures, a metadata file cannot be read, or a
+            picture has no mask in its subset's folder of masks.
     """
-    return [
-        Picture(path=path, dataset=dataset, subset=subset, caption=caption)
-        for dataset in datasets
-        for subset in dataset.subsets
-        for path, caption in _listed(subset)
-    ]
+    pictures: list[Picture] = []
+    for dataset in datasets:
+        for subset in dataset.subsets:
+            listed = _listed(subset)
+            masks = find_masks(subset.mask_dir, [path for path, _ in listed])
+            pictures += [
+                Picture(path=path, dataset=dataset, subset=subset, caption=caption, mask=mask)
+                for (path, caption), mask in zip(listed, masks, strict=True)
+            ]
+    return pictures
 
 
 def _listed(subset: SubsetConfig) -> list[tuple[Path, str | None]]:
@@ -147,49 +166,76 @@ def survey_pictures(
     Raises:
         DataError: Not one picture can be used.
     """
-    samples: list[Sample] = []
-    latents: dict[str, LatentRequest] = {}
+    found: list[_Found] = []
     skipped: list[Skipped] = []
     too_small = 0
     images = scan_images([picture.path for picture in pictures], cache_dir, rehash=rehash)
+    masks = list(dict.fromkeys(picture.mask for picture in pictures if picture.mask))
+    mask_images = dict(zip(masks, scan_images(masks, cache_dir, rehash=rehash), strict=True))
     for picture, image in zip(pictures, images, strict=True):
+        if isinstance(image, ImageFile) and picture.dataset.leaves_out(image.size):
+            too_small += 1
+            continue
+        mask = mask_images[picture.mask] if picture.mask else None
         try:
-            if isinstance(image, DataError):
-                raise image
-            if picture.dataset.leaves_out(image.size):
-                too_small += 1
-                continue
-            captions = () if caption_variants == 0 else picture_captions(picture, caption_variants)
-            choice = choose_bucket(picture.dataset.buckets, image_size=image.size)
+            found.append(_found(picture, image, mask, caption_variants, crop_variants))
         except DataError as error:
             skipped.append(Skipped(name=str(picture.path), reason=error.problem))
-            continue
-        requests = _latent_requests(picture.subset, image, choice, crop_variants)
-        latents.update((request.key, request) for request in requests)
-        keys = tuple(request.key for request in requests)
-        samples.append(
-            Sample(
-                picture=picture,
-                image=image,
-                choice=choice,
-                latent_keys=keys,
-                captions=captions,
-                visits=picture.subset.num_repeats,
-            )
-        )
     if too_small:
         say(f"{too_small} of {len(pictures)} pictures are left out by skip_image_resolution")
-    if not samples:
+    if not found:
         raise _none_left(pictures, skipped)
-    balanced = _balanced(samples)
-    if unused := len(samples) - len(balanced):
+    balanced = _balanced([one.sample for one in found])
+    if unused := len(found) - len(balanced):
         say(f"{unused} regularisation pictures are not used: the others are enough")
+    latents = {request.key: request for one in found for request in one.latents}
+    over_them = {request.key: request for one in found for request in one.masks}
     return Survey(
         datasets=tuple(dict.fromkeys(picture.dataset for picture in pictures)),
         samples=balanced,
         latents={key: latents[key] for sample in balanced for key in sample.latent_keys},
+        masks={key: over_them[key] for sample in balanced for key in sample.mask_keys},
         skipped=tuple(skipped),
     )
+
+
+class _Found(NamedTuple):
+    """A picture that can be used, and what it needs of the caches."""
+
+    sample: Sample
+    latents: list[LatentRequest]
+    masks: list[MaskRequest]
+
+
+def _found(
+    picture: Picture,
+    image: ImageFile | DataError,
+    mask: ImageFile | DataError | None,
+    caption_variants: int | None,
+    crop_variants: int,
+) -> _Found:
+    """Read one picture's caption, choose its bucket, and say what it needs.
+
+    Raises:
+        DataError: The picture, its mask or its caption cannot be used.
+    """
+    if isinstance(image, DataError):
+        raise image
+    captions = () if caption_variants == 0 else picture_captions(picture, caption_variants)
+    choice = choose_bucket(picture.dataset.buckets, image_size=image.size)
+    latents = latent_requests(picture.subset, image, choice, crop_variants)
+    is_masked = mask is not None or picture.subset.alpha_mask
+    masks = mask_requests(picture.path, mask, latents) if is_masked else []
+    sample = Sample(
+        picture=picture,
+        image=image,
+        choice=choice,
+        latent_keys=tuple(request.key for request in latents),
+        mask_keys=tuple(request.key for request in masks),
+        captions=captions,
+        visits=picture.subset.num_repeats,
+    )
+    return _Found(sample, latents, masks)
 
 
 def _none_left(pictures: Sequence[Picture], skipped: Sequence[Skipped]) -> DataError:
@@ -311,28 +357,3 @@ def _variant(raw: GroupedCaption | str, rules: CaptionRules, index: int) -> str:
     if isinstance(raw, GroupedCaption):
         return raw.render(rules, rng)
     return render_caption(raw, rules, rng=rng)
-
-
-def _latent_requests(
-    subset: SubsetConfig, image: ImageFile, centred: BucketChoice, crop_variants: int
-) -> list[LatentRequest]:
-    choices = (
-        random_crops(centred, crop_variants, seed=image.content)
-        if subset.random_crop
-        else (centred,)
-    )
-    orientations = (False, True) if subset.flip_aug else (False,)
-    interpolation = subset.resize_interpolation
-    return [
-        LatentRequest(
-            key=latent_key(
-                content=image.content, choice=choice, flipped=flipped, interpolation=interpolation
-            ),
-            image=image,
-            choice=choice,
-            flipped=flipped,
-            interpolation=interpolation,
-        )
-        for choice in choices
-        for flipped in orientations
-    ]

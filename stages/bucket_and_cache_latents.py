@@ -1,7 +1,7 @@
-"""Stage 2: choose a bucket for every picture, and cache what the VAE makes of it.
+"""Stage 2: choose a bucket for every picture, and cache what the VAE makes of it, and masks.
 
-Reads   the dataset's pictures, the VAE
-Writes  latent shards under the cache folder; pictures already there are not encoded again
+Reads   the dataset's pictures and masks, the VAE
+Writes  shards of latents and masks under the cache folder; what is there is not encoded again
 Costs   the VAE's time; a second when nothing has changed
 
 Launched several times at once (accelerate launch --num_processes N -m ...), on one machine or on
@@ -18,7 +18,7 @@ from anima_pipe.kohya.resolved import Resolved
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentSummary:
-    """Counts of latents; with flip_aug or random_crop a picture has several."""
+    """Counts of latents; with flip_aug or random_crop a picture has several, and as many masks."""
 
     encoded: int
     reused: int
@@ -27,7 +27,9 @@ class LatentSummary:
     skipped: int
     """Pictures left out, unreadable at first sight."""
     failed: int
-    """Latents left out because their picture's pixels could not be read."""
+    """Latents and masks left out because their pixels could not be read."""
+    masks_encoded: int
+    masks_reused: int
     problems: int
     """Found in the cache as it was: damaged samples, sidecars that had to be rebuilt."""
     shards: int
@@ -38,7 +40,7 @@ class LatentSummary:
 
 def run(options: Resolved) -> LatentSummary:
     """Survey the dataset's pictures and encode those that the cache lacks."""
-    from anima_pipe.fill import fill_latents
+    from anima_pipe.fill import fill_latents, fill_masks
     from anima_pipe.kohya.model_files import with_recorded_models
     from anima_pipe.kohya.settings import dataset_configs, latent_settings
     from anima_pipe.report import report_fill, report_skipped
@@ -58,17 +60,23 @@ def run(options: Resolved) -> LatentSummary:
     rank = launched_rank()
     filled = fill_latents(survey.latents, settings, rank)
     report_fill("latents", filled, rank)
+    masks = fill_masks(survey.masks, settings, rank)
+    if survey.masks:
+        report_fill("masks", masks, rank)
     skipped = survey.skipped if rank.number == 0 else ()  # every process finds the same ones
-    report_skipped([*skipped, *filled.failed], strict=options.value("strict"))
+    failed = [*filled.failed, *masks.failed]
+    report_skipped([*skipped, *failed], strict=options.value("strict"))
     return LatentSummary(
         encoded=filled.encoded,
         reused=filled.reused,
-        elsewhere=filled.elsewhere,
+        elsewhere=filled.elsewhere + masks.elsewhere,
         skipped=len(survey.skipped),
-        failed=len(filled.failed),
-        problems=len(filled.problems),
-        shards=filled.shards,
-        seconds=round(filled.seconds, 3),
+        failed=len(failed),
+        masks_encoded=masks.encoded,
+        masks_reused=masks.reused,
+        problems=len(filled.problems) + len(masks.problems),
+        shards=filled.shards + masks.shards,
+        seconds=round(filled.seconds + masks.seconds, 3),
         cache_dir=str(settings.cache.folder),
     )
 

@@ -129,7 +129,7 @@ def check_model_files(settings: TrainSettings) -> None:
 
 def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Plan, Cache]:
     """Survey the dataset, fill what the caches lack, and join the two."""
-    from anima_pipe.fill import fill_latents, fill_text
+    from anima_pipe.fill import fill_latents, fill_masks, fill_text
     from anima_pipe.kohya.settings import prompt_texts
     from anima_pipe.plan import make_plan
     from anima_pipe.report import report_fill, report_skipped, report_uncaptioned
@@ -153,19 +153,23 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Pla
         # The first process fills the caches; the others wait, and find nothing missing.
         with accelerator.main_process_first():
             latents = fill_latents(survey.latents, data.latents)
+            masks = fill_masks(survey.masks, data.latents)
             wanted = dict.fromkeys([*survey.captions, *prompt_texts(prompts)])
             texts = fill_text(list(wanted), data.text)
         report_fill("latents", latents)
+        if survey.masks:
+            report_fill("masks", masks)
         report_fill("texts", texts)
-        survey = survey.without(latents.failed)
+        lost = latents.lost | masks.lost
+        survey = survey.without(lost, [*latents.failed, *masks.failed])
     report_skipped(survey.skipped, strict=data.strict)
     cache = open_cache(
         data.cache.folder,
         data.latents.cache_name if data.latents else None,
         data.text.cache_name if data.text else None,
     )
-    plan = make_plan(survey, cache.latents.keys(), cache.text.keys(), seed=settings.seed)
-    return plan, cache
+    held = (cache.latents.keys(), cache.text.keys(), cache.masks.keys())
+    return make_plan(survey, *held, seed=settings.seed), cache
 
 
 def prepare_batches(

@@ -1,6 +1,7 @@
 """What a training step is given: windows of batches, padded texts, shares of processes."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from anima_pipe.batches import Batches, pad_texts
 from anima_pipe.plan import EMPTY_CAPTION, Plan, PlannedSample
 from anima_pipe.records import TextCondition
-from anima_pipe.shards import LatentWriter, TextWriter, open_cache
+from anima_pipe.shards import LatentWriter, MaskWriter, TextWriter, open_cache
 
 WIDTH = 8
 
@@ -69,6 +70,25 @@ def test_a_batch_pairs_each_latent_with_its_own_text(cache):
         real = batch.text.qwen_mask[row]
         assert real.sum() == int(name) + 1
         assert (batch.text.qwen_hidden[row][real] == value).all()
+
+
+def test_a_batch_brings_the_masks_of_its_samples_and_ones_for_those_without(tmp_path, cache):
+    halves = {f"{number:031x}m": torch.full((4, 6), number / 2) for number in range(2)}
+    with MaskWriter(tmp_path) as masks:
+        for key, mask in halves.items():
+            masks.add(key, mask, {})
+    masked = replace(cache, masks=open_cache(tmp_path).masks)
+    plain = plan_of(3, 3)
+    members = tuple(
+        replace(sample, masks=(key,)) for sample, key in zip(plain.samples, halves, strict=False)
+    )
+    plan = replace(plain, samples=(*members, plain.samples[2]))
+    (share,) = take(Batches(plan=plan, cache=masked), 1)[0].shares
+    assert share.batch.masks is not None
+    values = [mask.unique().tolist() for mask in share.batch.masks]
+    found = dict(zip(share.batch.names, values, strict=True))
+    assert found == {"0": [0.0], "1": [0.5], "2": [1.0]}
+    assert take(Batches(plan=plain, cache=masked), 1)[0].shares[0].batch.masks is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=6))

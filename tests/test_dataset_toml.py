@@ -234,7 +234,10 @@ def test_a_folder_that_is_not_here_may_lie_beside_the_file(folders):
         ("general = 5\n" + one(), ["general: is not a table"]),
         ("datasets = [{ resolution = 512, subsets = [{}] }]", ["image_dir is missing"]),
         (one(subset="is_reg = true"), ["holds regularisation pictures only"]),
-        (one(subset="alpha_mask = true"), ["alpha_mask: is refused: masks"]),
+        (
+            one(subset='conditioning_data_dir = "a"'),
+            ["conditioning_data_dir: is read only with masked_loss"],
+        ),
         (one(subset="color_aug = true"), ["cannot be cached"]),
         (one(subset="face_crop_aug_range = [1.0, 3.0]"), ["face_crop_aug_range: is refused"]),
         (one("resolution = 512, validation_split = 0.1"), ["validation_split: is refused"]),

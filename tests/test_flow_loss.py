@@ -53,6 +53,30 @@ def losses(error: list[float], sigmas: list[float] | None = None, **settings: ob
     return found.tolist()
 
 
+def test_a_masked_loss_is_the_mean_over_what_the_mask_leaves():
+    velocity = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 2.0]]]]).expand(
+        3, 2, 2, 2
+    )
+    masks = torch.tensor([[[1.0, 0.5], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]], [[0.0, 0.0]] * 2])
+    found = sample_losses(velocity, torch.zeros(()), torch.ones(3), LossConfig(), masks)
+    # Of the two channels: (1 * (1 + 0) + 0.5 * (4 + 0)) / (2 * 1.5); everything; nothing.
+    assert found.tolist() == pytest.approx([1.0, (1 + 4 + 9 + 16 + 4) / 8, 0.0])
+
+
+@pytest.mark.parametrize("weighting", ["none", "sigma_sqrt"])
+@pytest.mark.parametrize("kind", sorted(LOSSES))
+def test_where_the_mask_is_black_there_is_no_gradient(kind, weighting):
+    velocity = torch.randn(2, 16, 4, 4, generator=generator(), requires_grad=True)
+    masks = torch.zeros(2, 4, 4)
+    masks[0, 1:3, 2] = 0.3
+    config = LossConfig(kind=kind, weighting=weighting)
+    sample_losses(velocity, torch.zeros(()), torch.full((2,), 1e-3), config, masks).sum().backward()
+    assert velocity.grad is not None
+    learnt = velocity.grad.abs().amax(1) > 0
+    assert torch.equal(learnt, masks > 0)
+    assert velocity.grad.isfinite().all()
+
+
 def test_the_loss_of_a_sample_is_its_own_mean_square_in_float32():
     target = torch.zeros(2, 16, 2, 2)
     velocity = torch.stack([torch.full((16, 2, 2), 2.0), torch.full((16, 2, 2), 0.5)]).bfloat16()

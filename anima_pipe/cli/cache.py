@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,7 @@ from anima_pipe.kohya.rows import TEXT as ENCODE_TEXT
 from anima_pipe.kohya.rows import TRAIN
 
 if TYPE_CHECKING:
+    from anima_pipe.shards.codec import Codec
     from anima_pipe.shards.folders import Kind
     from anima_pipe.shards.pruning import Waste
     from anima_pipe.shards.statistics import FolderStatistics
@@ -136,17 +137,16 @@ def collect(files: Sequence[Path], cache_dir: Path, config_file: Path | None, de
 def _compare_checksums(cache_dir: Path) -> int:
     """Read every sample; return how many problems were found."""
     from anima_pipe.shards.latents import LATENTS
+    from anima_pipe.shards.masks import MASKS
     from anima_pipe.shards.statistics import cache_statistics
     from anima_pipe.shards.store import Store
     from anima_pipe.shards.text import TEXT
 
+    codecs: dict[Kind, Codec[Any]] = {"latents": LATENTS, "masks": MASKS, "text": TEXT}
     wrong = 0
     for folder in cache_statistics(cache_dir):
         name = f"{folder.identity.fingerprint}-{folder.identity.dtype}"
-        if folder.identity.kind == "latents":
-            found = Store(LATENTS, cache_dir, name).verify()
-        else:
-            found = Store(TEXT, cache_dir, name).verify()
+        found = Store(codecs[folder.identity.kind], cache_dir, name).verify()
         # The statistics have rebuilt lost sidecars already, and may name the same samples.
         problems = list(dict.fromkeys(map(str, [*folder.problems, *found])))
         for problem in problems:
@@ -185,7 +185,7 @@ def _needed(
     from anima_pipe.shards.keys import text_key
     from anima_pipe.survey import find_pictures, survey_pictures
 
-    needed: dict[Kind, set[str]] = {"latents": set(), "text": set()}
+    needed: dict[Kind, set[str]] = {"latents": set(), "masks": set(), "text": set()}
     for options in _resolved(files, config_file):
         survey = survey_pictures(
             find_pictures(dataset_configs(options)),
@@ -201,6 +201,7 @@ def _needed(
                 "mend or remove them: nothing has been removed from the cache",
             )
         needed["latents"].update(survey.latents)
+        needed["masks"].update(survey.masks)
         texts = [*survey.captions, *prompt_texts(preview_prompts(options))]
         needed["text"].update(map(text_key, texts))
     return needed

@@ -12,13 +12,14 @@ import torch
 
 from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
 from anima_pipe.errors import ConfigError
-from anima_pipe.fill import LatentSettings, TextSettings, fill_latents, fill_text
+from anima_pipe.fill import LatentSettings, TextSettings, fill_latents, fill_masks, fill_text
 from anima_pipe.kohya.model_files import with_recorded_models
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.settings import dataset_configs, latent_settings, text_settings
-from anima_pipe.records import LatentRequest, TextCondition
-from anima_pipe.shards.folders import Identity, Kind, described_folders
+from anima_pipe.records import LatentRequest, MaskRequest, TextCondition
+from anima_pipe.shards.folders import MASK_CACHE, Identity, Kind, described_folders
 from anima_pipe.shards.latents import LATENTS
+from anima_pipe.shards.masks import MASKS
 from anima_pipe.shards.store import Store
 from anima_pipe.shards.text import TEXT
 from anima_pipe.survey import find_pictures, survey_pictures
@@ -70,12 +71,14 @@ def _reencode_latents(options: Resolved, count: int) -> Iterator[Comparison]:
     options.require("dataset_config")
     settings = latent_settings(options)
     pictures = find_pictures(dataset_configs(options))
-    requests = survey_pictures(
+    survey = survey_pictures(
         pictures,
         caption_variants=0,
         crop_variants=options.value("crop_variants"),
         cache_dir=settings.cache.folder,
-    ).latents
+    )
+    yield from _redo_masks(survey.masks, settings, count)
+    requests = survey.latents
     fingerprint = vae_fingerprint(settings.vae)
     for folder, identity in _folders_of(settings.cache.folder, "latents", fingerprint):
         cached = Store(LATENTS, settings.cache.folder, f"{fingerprint}-{identity.dtype}")
@@ -83,6 +86,21 @@ def _reencode_latents(options: Resolved, count: int) -> Iterator[Comparison]:
         fresh = _latents_anew({key: requests[key] for key in keys}, settings, identity)
         pairs = {key: (cached[key], fresh[key]) for key in keys if key in fresh}
         yield _compared(folder, keys, pairs)
+
+
+def _redo_masks(
+    requests: Mapping[str, MaskRequest], settings: LatentSettings, count: int
+) -> Iterator[Comparison]:
+    cached = Store(MASKS, settings.cache.folder, MASK_CACHE)
+    keys = _drawn(requests.keys() & cached.keys(), count)
+    if not keys:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        anew = replace(settings, cache=replace(settings.cache, folder=Path(folder)))
+        fill_masks({key: requests[key] for key in keys}, anew)
+        fresh = Store(MASKS, Path(folder), MASK_CACHE)
+        pairs = {key: (cached[key], fresh[key].clone()) for key in keys if key in fresh}
+        yield _compared(cached.folder, keys, pairs)
 
 
 def _reencode_texts(options: Resolved, count: int) -> Iterator[Comparison]:

@@ -138,10 +138,15 @@ def _examined(reading: Reading, datasets: list[DatasetConfig]) -> ExaminedDatase
     if not datasets and not reading.findings:
         problem = "this leaves no pictures to train on: num_repeats is below 1 everywhere"
         reading.object_to((), problem, "set num_repeats of a subset to 1 or more")
-    has_reg = any(subset.is_reg for dataset in datasets for subset in dataset.subsets)
+    subsets = [subset for dataset in datasets for subset in dataset.subsets]
+    has_reg = any(subset.is_reg for subset in subsets)
     if _prior_weight(reading) != 1 and not has_reg:
         unused = "prior_loss_weight changes nothing: there are no regularisation pictures"
         reading.warnings.append(unused)
+    if reading.options.get("masked_loss") and not any(s.mask_dir or s.alpha_mask for s in subsets):
+        reading.warnings.append(
+            "masked_loss changes nothing: no subset has conditioning_data_dir or alpha_mask"
+        )
     return ExaminedDatasets(datasets, reading.findings, reading.warnings)
 
 
@@ -259,6 +264,8 @@ def _subset(
             loss_weight=weight * _prior_weight(reading) if is_reg else weight,
             is_reg=is_reg,
             sigma_offset=first_value("custom_attributes", levels),
+            mask_dir=_mask_dir(reading, path, levels),
+            alpha_mask=first_value("alpha_mask", levels),
         )
     except ConfigError as error:
         reading.object_to(path, error.problem, error.remedy)
@@ -283,11 +290,24 @@ def _source(
     return None if folder is None or lacks_metadata else _Source(folder, metadata_file)
 
 
+def _mask_dir(reading: Reading, path: KeyPath, levels: Levels) -> Path | None:
+    """Return the folder of a subset's masks; as in Kohya it needs masked_loss."""
+    given = first_value("conditioning_data_dir", levels)
+    if given is None:
+        return None
+    own_path = (*path, "conditioning_data_dir")
+    if not reading.options.get("masked_loss"):
+        remedy = "set masked_loss = true among the options of the training, or remove it"
+        reading.object_to(own_path, "is read only with masked_loss", remedy, here_only=True)
+        return None
+    return _place(reading, own_path, given)
+
+
 def _place(reading: Reading, path: KeyPath, given: object) -> Path | None:
     """Return a folder, or a metadata file, relative to where we are or else to the file."""
     if not isinstance(given, Path):
         return None
-    is_folder = path[-1] == "image_dir"
+    is_folder = path[-1] != "metadata_file"
     candidates = dict.fromkeys(base / given for base in (Path.cwd(), reading.file.path.parent))
     for candidate in candidates:
         if candidate.is_dir() if is_folder else candidate.is_file():

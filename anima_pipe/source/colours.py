@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageCms
+
+from anima_pipe.records import MaskChannel
 
 MOST_OF_16_BITS = 65535
 
@@ -35,7 +36,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def to_mask(picture: Image.Image, channel: Literal["red", "alpha"]) -> Image.Image:
+def to_mask(picture: Image.Image, channel: MaskChannel) -> Image.Image:
     """Return one channel of a decoded picture as a mask of mode L.
 
     As in Kohya, the red channel of a mask image counts, and a picture without transparency counts

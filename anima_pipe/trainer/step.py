@@ -135,7 +135,8 @@ class TrainStep:
             text.qwen_mask,
             text.t5_mask,
         )
-        losses = sample_losses(velocity, target, sigmas, self.config.objective.loss)
+        masks = None if batch.masks is None else batch.masks.to(device, torch.float32)
+        losses = sample_losses(velocity, target, sigmas, self.config.objective.loss, masks)
         return losses * batch.weights.to(device), sigmas
 
     def _clip(self) -> torch.Tensor:

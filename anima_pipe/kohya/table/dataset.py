@@ -228,16 +228,22 @@ _SOURCES: Final = group(
         minimum=0,
         test="test_regularisation.py::test_regularisation_pictures_weigh_what_prior_loss_weight_says",
     ),
-    *refused(
-        "masks are not supported yet",
-        "remove it; transparent parts are trained as white",
-        flag("alpha_mask", "Weight the loss by the pictures' alpha channel."),
-        flag("masked_loss", "Weight the loss by masks."),
+    flag(
+        "alpha_mask",
+        "Train on the opaque parts of pictures only; what lies behind the others is white.",
+        test="test_masks.py::test_where_masks_are_black_nothing_is_learnt",
     ),
-    *refused(
-        "it belongs to ControlNet training, which this project does not do",
-        "remove it",
-        path("conditioning_data_dir", "Folder of control pictures."),
+    flag(
+        "masked_loss",
+        "Train on the white parts of mask images only, those of conditioning_data_dir; the loss is "
+        "the mean over these parts.",
+        default_note="Kohya divides by the whole area, which makes small parts count less.",
+        test="test_masks.py::test_where_masks_are_black_nothing_is_learnt",
+    ),
+    path(
+        "conditioning_data_dir",
+        "Folder of mask images named like the pictures, for masked_loss.",
+        test="test_masks.py::test_where_masks_are_black_nothing_is_learnt",
     ),
     *refused(
         "a dataset class of your own would bypass the caches",

@@ -1,0 +1,88 @@
+"""Which latents, and which masks over them, one picture needs, and under which keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from anima_pipe.buckets import random_crops
+from anima_pipe.dataset import SubsetConfig
+from anima_pipe.errors import DataError
+from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, MaskChannel, MaskRequest
+from anima_pipe.shards.keys import latent_key, mask_key
+from anima_pipe.source.mask_files import refuse_other_size
+
+
+def latent_requests(
+    subset: SubsetConfig, image: ImageFile, centred: BucketChoice, crop_variants: int
+) -> list[LatentRequest]:
+    """Return the latents of one picture, by its subset's rules: one per crop and orientation.
+
+    Args:
+        subset: The rules.
+        image: The picture.
+        centred: Its bucket, cropped in the middle.
+        crop_variants: Crops in its place where random_crop asks for them.
+    """
+    choices = (
+        random_crops(centred, crop_variants, seed=image.content)
+        if subset.random_crop
+        else (centred,)
+    )
+    orientations = (False, True) if subset.flip_aug else (False,)
+    interpolation = subset.resize_interpolation
+    return [
+        LatentRequest(
+            key=latent_key(
+                content=image.content, choice=choice, flipped=flipped, interpolation=interpolation
+            ),
+            image=image,
+            choice=choice,
+            flipped=flipped,
+            interpolation=interpolation,
+        )
+        for choice in choices
+        for flipped in orientations
+    ]
+
+
+def mask_requests(
+    picture: Path, mask: ImageFile | DataError | None, latents: Sequence[LatentRequest]
+) -> list[MaskRequest]:
+    """Return the masks that lie over one picture's latents, one each.
+
+    Args:
+        picture: Its path.
+        mask: Its mask image; None: its own alpha channel.
+        latents: From `latent_requests`.
+
+    Raises:
+        DataError: The mask image cannot be read, or has another size than the picture.
+    """
+    if isinstance(mask, DataError):
+        raise mask
+    if mask is None:
+        return [_mask_request(picture, latent.image, "alpha", latent) for latent in latents]
+    refuse_other_size(mask, latents[0].image)
+    return [_mask_request(picture, mask, "red", latent) for latent in latents]
+
+
+def _mask_request(
+    picture: Path, image: ImageFile, channel: MaskChannel, latent: LatentRequest
+) -> MaskRequest:
+    key = mask_key(
+        content=image.content,
+        channel=channel,
+        choice=latent.choice,
+        flipped=latent.flipped,
+        interpolation=latent.interpolation,
+    )
+    return MaskRequest(
+        key=key,
+        picture=picture,
+        image=image,
+        channel=channel,
+        choice=latent.choice,
+        flipped=latent.flipped,
+        interpolation=latent.interpolation,
+    )
