@@ -1,6 +1,8 @@
 """Finding Anima's files in an installation of ComfyUI: by content, by name, in any folder of it."""
 
+import json
 import shutil
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from safetensors.torch import save_file
 
 from anima_pipe.cli.all_stages import with_defaults
 from anima_pipe.kohya.resolve import resolve
+
+TRANSFORMER = "pretrained_model_name_or_path"
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,114 @@ def test_of_several_in_comfyui_none_is_guessed_and_one_can_be_named(
     assert "--vae_file" in guessed.stderr
     assert named.exit_code == 0, named.stderr
     assert recorded(hubs)["vae"] == str(second)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["mine.safetensors", "anima-preview.safetensors"],
+        ["anima-preview.safetensors", "anima-preview3-base.safetensors"],
+        ["anima-preview3-base.safetensors", "anima-base-v1.0.safetensors"],
+    ],
+)
+def test_of_several_releases_the_newest_is_taken(
+    hubs: Hubs, comfyui: Path, release: dict[str, Path], names: list[str]
+):
+    for name in names:
+        shutil.copy(release[TRANSFORMER], comfyui / "models" / "diffusion_models" / name)
+
+    assert fetch_models("--comfyui", comfyui).exit_code == 0
+    assert Path(recorded(hubs)[TRANSFORMER]).name == names[-1]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, comfyui: Path) -> Path:
+    """The folders of that ComfyUI, moved to another place."""
+    shutil.move(comfyui / "models", tmp_path / "disk" / "weights")
+    return tmp_path / "disk" / "weights"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # As ComfyUI's own example has it, old names of folders and several lines included.
+        """\
+        mine:
+            base_path: {parent}
+            is_default: true
+            checkpoints: weights/checkpoints/
+            vae: weights/vae/
+            clip: |
+                weights/clip
+                weights/text_encoders/
+            unet: weights/diffusion_models
+        """,
+        """\
+        of_nothing:
+        first:
+            diffusion_models: {parent}/weights/diffusion_models
+            text_encoders: ../disk/weights/text_encoders
+        second:
+            base_path: ../disk
+            vae: weights/vae
+        """,
+        """\
+        mine:
+            base_path: $DISK/weights
+            diffusion_models: diffusion_models
+            text_encoders: text_encoders
+            vae: vae
+        """,
+    ],
+)
+def test_folders_that_comfyui_has_elsewhere_are_searched_too(
+    hubs: Hubs, comfyui: Path, elsewhere: Path, text: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DISK", str(elsewhere.parent))
+    settings = textwrap.dedent(text).format(parent=elsewhere.parent)
+    (comfyui / "extra_model_paths.yaml").write_text(settings)
+
+    ended = fetch_models("--comfyui", comfyui)
+
+    assert ended.exit_code == 0, ended.stderr
+    for option, place in PLACES.items():
+        found = elsewhere / Path(place).parent / "of_mine" / f"my_{option}.safetensors"
+        assert recorded(hubs)[option] == str(found)
+
+
+@pytest.mark.parametrize("is_default", [True, False])
+def test_of_two_of_a_name_the_one_that_comfyui_takes_is_taken(
+    hubs: Hubs, comfyui: Path, tmp_path: Path, release: dict[str, Path], is_default: bool
+):
+    here = comfyui / "models" / PLACES["vae"]
+    there = tmp_path / "disk" / here.name
+    there.parent.mkdir()
+    for place in (here, there):
+        shutil.copy(release["vae"], place)
+    section = {"base_path": str(tmp_path), "vae": "disk", "is_default": is_default}
+    # JSON is YAML.
+    (comfyui / "extra_model_paths.yaml").write_text(json.dumps({"mine": section}))
+
+    assert fetch_models("--comfyui", comfyui / "models").exit_code == 0
+    assert recorded(hubs)["vae"] == str(there if is_default else here)
+
+
+def test_a_file_of_folders_that_cannot_be_read_is_named(hubs: Hubs, comfyui: Path):
+    (comfyui / "extra_model_paths.yaml").write_text("mine: [")
+
+    ended = fetch_models("--comfyui", comfyui)
+
+    assert ended.exit_code == 2
+    assert "extra_model_paths.yaml cannot be read" in ended.stderr
+
+
+def test_files_behind_a_link_to_a_folder_are_found(hubs: Hubs, comfyui: Path, tmp_path: Path):
+    vae = comfyui / "models" / "vae"
+    shutil.move(vae / "of_mine", tmp_path / "disk")
+    (vae / "linked").symlink_to(tmp_path / "disk")
+
+    assert fetch_models("--comfyui", comfyui).exit_code == 0
+    assert recorded(hubs)["vae"] == str(tmp_path / "disk" / "my_vae.safetensors")
 
 
 def test_what_comfyui_lacks_is_named(hubs: Hubs, comfyui: Path):

@@ -71,8 +71,9 @@ def command(
     """Fetch or find the files."""
 
     def work() -> int:
+        from anima_pipe.hub.comfyui import find_in_comfyui
         from anima_pipe.hub.home import models_folder, record_models
-        from anima_pipe.hub.models import fetch_models, find_in_comfyui
+        from anima_pipe.hub.models import fetch_models
 
         models = Path(models_dir).expanduser() if models_dir else models_folder()
         files = _files(transformer_file, qwen3_file, vae_file)

@@ -1,18 +1,18 @@
-"""Anima's released files: fetched into ComfyUI's layout, or found in a ComfyUI that has them."""
+"""Anima's released files, fetched into ComfyUI's layout."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from anima_pipe.errors import CheckpointError, ConfigError, FetchError, OutputError
+from anima_pipe.errors import FetchError, OutputError
 from anima_pipe.files import put_in_place, refusals_named
 from anima_pipe.hub.causes import SourceError
 from anima_pipe.hub.clients import fetch_large, look_up
-from anima_pipe.hub.kinds import QWEN3, TRANSFORMER, VAE, describe_weights
+from anima_pipe.hub.kinds import QWEN3, TRANSFORMER, VAE
 from anima_pipe.hub.locks import locked
 from anima_pipe.hub.remote_file import RemoteFile
 from anima_pipe.hub.sources import Source
@@ -40,6 +40,8 @@ class ModelFile:
     """In the repository."""
     folders: tuple[str, ...]
     """Of ComfyUI's `models` that hold such files; it is fetched into the first."""
+    earlier_names: tuple[str, ...] = ()
+    """Of released files that serve as well, newest first."""
 
     def place(self, models: Path) -> Path:
         """Return where the file goes in a folder of models."""
@@ -52,6 +54,7 @@ MODEL_FILES: Final = (
         name="transformer",
         path="split_files/diffusion_models/anima-base-v1.0.safetensors",
         folders=("diffusion_models", "unet"),
+        earlier_names=("anima-preview3-base.safetensors", "anima-preview.safetensors"),
     ),
     ModelFile(
         option=QWEN3,
@@ -183,61 +186,6 @@ def _cannot_be_had(
         f"the {file.name} cannot be had:{''.join(failures)}",
         f"or put {file.path} from {sources[0].page} to {file.place(models)} by hand",
     )
-
-
-def find_in_comfyui(comfyui: Path, files: Sequence[ModelFile]) -> dict[str, Path]:
-    """Find the files in an existing installation, by their released names or by their content.
-
-    Returns:
-        The paths by option.
-
-    Raises:
-        ConfigError: It is no installation of ComfyUI, or a file is missing or not to be told.
-    """
-    models = comfyui / "models" if (comfyui / "models").is_dir() else comfyui
-    if not any((models / folder).is_dir() for file in files for folder in file.folders):
-        raise ConfigError(
-            f"{comfyui} is no installation of ComfyUI: it has no models/diffusion_models",
-            "name the folder that holds ComfyUI's main.py",
-        )
-    return {file.option: _find(file, models) for file in files}
-
-
-def _find(file: ModelFile, models: Path) -> Path:
-    released = PurePosixPath(file.path).name
-    fitting = sorted(_fitting(file, models))
-    chosen = [path for path in fitting if path.name == released]
-    # Who names a file means that one.
-    if not chosen and file in MODEL_FILES:
-        chosen = fitting
-    if len(chosen) == 1:
-        return chosen[0].resolve()
-    where = " or ".join(str(models / folder) for folder in file.folders)
-    if not chosen:
-        raise ConfigError(
-            f"there is no file of the {file.name} in {where}",
-            "run fetch-models without --comfyui, or with --models_dir "
-            f"{models} to add what is missing there",
-        )
-    listed = ", ".join(str(path.relative_to(models)) for path in chosen)
-    raise ConfigError(
-        f"more than one file may be the {file.name}: {listed}",
-        f"name it by --{_OVERRIDES[file.option]}",
-    )
-
-
-_OVERRIDES: Final = {TRANSFORMER: "transformer_file", QWEN3: "qwen3_file", VAE: "vae_file"}
-
-
-def _fitting(file: ModelFile, models: Path) -> Iterable[Path]:
-    for folder in file.folders:
-        for path in (models / folder).rglob("*.safetensors"):
-            try:
-                if describe_weights(path).option == file.option:
-                    yield path
-            except CheckpointError:
-                # Files of other models may be of any kind, damaged ones too.
-                continue
 
 
 def _existing(path: Path) -> Path:
