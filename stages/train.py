@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from anima_pipe.ema import Ema
     from anima_pipe.kohya.training import ModelSettings, TrainSettings
     from anima_pipe.model import AnimaTransformer
+    from anima_pipe.noise_chart import NoiseChart
     from anima_pipe.plan import Plan
     from anima_pipe.previews import Previews
     from anima_pipe.shards import Cache
@@ -54,7 +55,14 @@ class TrainSummary:
     seconds: float
 
 
-def run(options: Resolved) -> TrainSummary:
+def run(options: Resolved) -> TrainSummary | NoiseChart:
+    """Train, or only show the noise levels that training would draw."""
+    from anima_pipe.cli.show_timesteps import show_timesteps
+
+    return show_timesteps(options) if options.value("show_timesteps") else train(options)
+
+
+def train(options: Resolved) -> TrainSummary:
     """Fill the caches, plan, load, train and save."""
     from anima_pipe.files import make_folder
     from anima_pipe.interrupts import stop_request

@@ -3,6 +3,7 @@
 from typing import Final
 
 from anima_pipe.kohya.rows import (
+    TRAIN,
     TRAINING,
     Option,
     flag,
@@ -10,6 +11,7 @@ from anima_pipe.kohya.rows import (
     integer,
     number,
     refused,
+    size,
     text,
 )
 
@@ -90,12 +92,29 @@ _FLOW: Final = group(
         acts_with=("weighting_scheme", ("mode",)),
         test="test_options_of_the_objective.py::test_noise_levels_are_drawn_as_the_options_say",
     ),
-    *refused(
-        "drawing the noise levels is not supported yet",
-        "remove it",
-        text("show_timesteps", "Draw the noise levels and end."),
-        text("show_timesteps_resolution", "Picture size for that.", default="1024"),
-        number("show_timesteps_offset", "Offset for that.", default=0.0),
+    text(
+        "show_timesteps",
+        "Show which noise levels these options draw and what each weighs, in lines (console) or as "
+        "<output_name>-timesteps.png in output_dir (image), and end.",
+        choices=("console", "image"),
+        commands=(TRAIN,),
+        test="test_noise_chart.py::test_the_command_shows_the_noise_levels_and_ends",
+    ),
+    size(
+        "show_timesteps_resolution",
+        "Picture size assumed for that, in pixels; it matters under flux_shift.",
+        default=(1024, 1024),
+        default_note="Kohya's 1024.",
+        commands=(TRAIN,),
+        test="test_noise_chart.py::test_the_chart_takes_the_size_and_the_offset_asked_for",
+    ),
+    number(
+        "show_timesteps_offset",
+        "Offset assumed for that, see custom_attributes of dataset.toml.",
+        default=0.0,
+        commands=(TRAIN,),
+        acts_with=("timestep_sampling", ("sigmoid", "shift", "flux_shift")),
+        test="test_noise_chart.py::test_the_chart_takes_the_size_and_the_offset_asked_for",
     ),
 )
 
