@@ -162,7 +162,8 @@ def test_dora_starts_from_the_norms_of_the_base_and_trains_them(by_row):
         delta.up.zero_()
         delta.dora_scale.copy_(2 * weight.norm(dim=1 if by_row else 0, keepdim=True))
 
-    torch.testing.assert_close(layer(torch.eye(12).double()).T, 2 * weight)
+    # ComfyUI adds the least step of fp32 to every norm.
+    torch.testing.assert_close(layer(torch.eye(12).double()).T, 2 * weight, rtol=2e-6, atol=0)
     assert delta.dora_scale.shape == ((16, 1) if by_row else (1, 12))
 
 

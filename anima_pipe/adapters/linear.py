@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from anima_pipe.adapters.delta import Delta, effective_weights, root_module, take
 from anima_pipe.adapters.dora import check_dora_scale, dora_gain, is_by_row, weight_norm
+from anima_pipe.adapters.frozen import FrozenLinear, frozen_linear
 from anima_pipe.errors import ConfigError
 
 OTHER_NAMES = {
@@ -52,6 +53,11 @@ class DeltaConfig(ABC):
             chance: float = getattr(self, name)
             if not 0 <= chance < 1:
                 raise ConfigError(f"{name} is {chance}", "use a chance from 0 up to below 1")
+
+    @property
+    def drops(self) -> bool:
+        """Whether elements, ranks or rows are dropped in training."""
+        return self.dropout > 0 or self.rank_dropout > 0
 
     @property
     def stated_alpha(self) -> float:
@@ -139,6 +145,19 @@ class LinearDelta(Delta):
             Float[..., out] in x's dtype.
         """
 
+    def changed(self, base: FrozenLinear, x: Tensor, strength: float) -> Tensor | None:
+        """Return the output of a frozen layer with what the matrices add, in one pass.
+
+        Args:
+            base: The layer.
+            x: As for `added`, with the same dropouts.
+            strength: Multiplies the change.
+
+        Returns:
+            Float[..., out] in x's dtype; None where there is no such pass: use `added`.
+        """
+        del base, x, strength
+
     @abstractmethod
     def product(self) -> Tensor:
         """Return the change that the matrices make, Float32[out, in], differentiable."""
@@ -173,12 +192,14 @@ class LinearDelta(Delta):
 
     def forward(self, base: nn.Module, x: Tensor) -> Tensor:
         """Return the base's output plus the change; see `Delta.forward`."""
-        output = base(x)
         if self.strength == 0:
-            return output
+            return base(x)
         strength = 0.0 if self._left_out() else self.strength
         if self.dora_scale is None:
-            return output + self.added(x, strength)
+            frozen = frozen_linear(base)
+            output = None if frozen is None else self.changed(frozen, x, strength)
+            return base(x) + self.added(x, strength) if output is None else output
+        output = base(x)
         return output + strength * self._rescaled(self.dora_scale, base, x, output)
 
     def _left_out(self) -> bool:

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 
 import torch
 from torch import Tensor, nn
 
 from anima_pipe.adapters.delta import check_shared_axis, file_alpha, take
+from anima_pipe.adapters.frozen import (
+    FrozenLinear,
+    added_in_place,
+    lora_linear,
+    merged_linear,
+)
 from anima_pipe.adapters.linear import DeltaConfig, LinearDelta, linear_root
 from anima_pipe.adapters.lora import lora_delta
 
@@ -36,8 +42,8 @@ class LohaConfig(DeltaConfig):
 def loha_delta(x: Tensor, factors: Sequence[Tensor], scale: float) -> Tensor:
     """Return what LoHa adds to a linear layer's output.
 
-    An elementwise product of ranks r is a LoRA of rank r * r. That form is used where it takes
-    less work than the full matrix, and the full matrix elsewhere.
+    An elementwise product of ranks r is a LoRA of rank r * r; `merges` chooses between that form
+    and the whole matrix.
 
     Args:
         x: Float[..., in].
@@ -47,11 +53,9 @@ def loha_delta(x: Tensor, factors: Sequence[Tensor], scale: float) -> Tensor:
     Returns:
         Float[..., out] in x's dtype.
     """
-    outputs, rank = factors[0].shape
-    inputs = x.shape[-1]
-    if rank * rank * (inputs + outputs) < inputs * outputs:
-        return lora_delta(x, *as_lora(factors), scale)
-    return nn.functional.linear(x, (hadamard(factors) * scale).to(x.dtype))
+    if merges(x, factors):
+        return nn.functional.linear(x, (hadamard(factors) * scale).to(x.dtype))
+    return lora_delta(x, *as_lora(factors), scale)
 
 
 def hadamard(factors: Sequence[Tensor]) -> Tensor:
@@ -69,6 +73,29 @@ def as_lora(factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     down = (second.unsqueeze(1) * fourth.unsqueeze(0)).flatten(0, 1)
     up = (first.unsqueeze(2) * third.unsqueeze(1)).flatten(1, 2)
     return down, up
+
+
+FORMING_TOKENS: Final = 450
+"""Forming the change and its gradients takes as long as multiplying so many tokens by the weight
+does; measured by bench/adapter_forms.py on a CPU."""
+
+
+def merges(x: Tensor, factors: Sequence[Tensor]) -> bool:
+    """Tell whether the change is formed as a whole, rather than as a LoRA of rank r * r.
+
+    Counted in products of the tokens with the weight: the LoRA takes three of r * r (in + out) /
+    (in * out) each, in and out and for its gradients. The change takes one, for its gradient; and
+    two more in half precision, where it is not added to the weight but multiplied by itself.
+
+    Args:
+        x: Float[..., in].
+        factors: See `loha_delta`.
+    """
+    outputs, rank = factors[0].shape
+    inputs = x.shape[-1]
+    as_lora = 3 * rank * rank * (inputs + outputs) / (inputs * outputs)
+    as_whole = 1 if added_in_place(x) else 3
+    return x.numel() // inputs * (as_lora - as_whole) >= FORMING_TOKENS
 
 
 class LohaDelta(LinearDelta):
@@ -120,6 +147,15 @@ class LohaDelta(LinearDelta):
             rows = torch.rand(change.shape[-1], device=x.device)
             change = change * (rows >= config.rank_dropout)
         return change
+
+    def changed(self, base: FrozenLinear, x: Tensor, strength: float) -> Tensor | None:
+        """Return the layer's output with the change; see `LinearDelta.changed`."""
+        if self.training and self.config.drops:
+            return None
+        factors, scale = list(self.factors), self.config.scale * strength
+        if merges(x, factors):
+            return merged_linear(x, base, lambda *parts: hadamard(parts) * scale, factors)
+        return lora_linear(x, base, *as_lora(factors), scale)
 
     def product(self) -> Tensor:
         """Return alpha / rank * (w1_a w1_b) * (w2_a w2_b); see `LinearDelta.product`."""

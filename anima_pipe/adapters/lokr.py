@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from anima_pipe.adapters.delta import check_shared_axis, file_alpha, take
+from anima_pipe.adapters.frozen import FrozenLinear, added_in_place, lokr_linear
 from anima_pipe.adapters.linear import DeltaConfig, LinearDelta, kaiming_uniform, linear_root
 from anima_pipe.errors import ConfigError
 
@@ -107,6 +108,26 @@ def lokr_delta(x: Tensor, first: Tensor, second: Sequence[Tensor], scale: float)
     return blocks.flatten(-2)
 
 
+MERGING_TOKENS: Final = 32
+"""From so many tokens per row of the small factor on, forming the sum of weight and change costs
+less than multiplying by the factors; measured by bench/adapter_forms.py on a CPU."""
+
+
+def merges(x: Tensor, first: Tensor) -> bool:
+    """Tell whether the change is added to the weight, as a whole, rather than its output.
+
+    Forming the sum takes as long as the weight is large, whatever the tokens; the factors take as
+    long as the weight is large for as many tokens as the small factor has rows. In half precision
+    the sum would lose the change to rounding, and a product of its own is never the faster.
+
+    Args:
+        x: Float[..., in].
+        first: Float[out_l, in_m], the small factor.
+    """
+    tokens = x.numel() // x.shape[-1]
+    return added_in_place(x) and tokens >= MERGING_TOKENS * min(first.shape)
+
+
 class LokrDelta(LinearDelta):
     """The LoKr of one linear layer.
 
@@ -173,6 +194,14 @@ class LokrDelta(LinearDelta):
             rows = torch.rand(change.shape[-1], device=x.device)
             change = change * (rows >= config.rank_dropout)
         return change
+
+    def changed(self, base: FrozenLinear, x: Tensor, strength: float) -> Tensor | None:
+        """Return the layer's output with the change; see `LinearDelta.changed`."""
+        # A large factor that is a product of thin matrices is multiplied by them in turn.
+        if len(self.second) > 1 or (self.training and self.config.drops):
+            return None
+        first = product(self.first) * (self._scale * strength)
+        return lokr_linear(x, base, first, self.second[0], merged=merges(x, first))
 
     def product(self) -> Tensor:
         """Return alpha / rank * kron(w1, w2); see `LinearDelta.product`."""

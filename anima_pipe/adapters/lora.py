@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anima_pipe.adapters.delta import check_shared_axis, file_alpha, take
+from anima_pipe.adapters.frozen import FrozenLinear, lora_linear
 from anima_pipe.adapters.linear import DeltaConfig, LinearDelta, kaiming_uniform, linear_root
 
 
@@ -21,16 +22,8 @@ class LoraConfig(DeltaConfig):
     together; what is left is scaled up to keep the mean, as Kohya does.
     """
 
-    pissa: bool = False
-    """Whether it starts from the base's largest singular directions; see `pissa`."""
-
     def start(self, base: nn.Module, generator: torch.Generator) -> LoraDelta:
         """Return a LoRA that changes nothing yet; see `DeltaConfig.create`."""
-        if self.pissa:
-            # A PissaDelta is a LoRA, so its module imports this one.
-            from anima_pipe.adapters.pissa import start_pissa
-
-            return start_pissa(base, self, generator)
         linear = linear_root(base)
         down = kaiming_uniform(self.rank, linear.in_features, generator)
         return LoraDelta(down, torch.zeros(linear.out_features, self.rank), self)
@@ -102,6 +95,10 @@ class LoraDelta(LinearDelta):
     def added(self, x: Tensor, strength: float) -> Tensor:
         """Return what LoRA adds to the output; see `LinearDelta.added`."""
         return lora_delta(x, self.down, self.up, self.inner_scale(x, strength))
+
+    def changed(self, base: FrozenLinear, x: Tensor, strength: float) -> Tensor | None:
+        """Return the layer's output and LoRA's in one pass; see `LinearDelta.changed`."""
+        return lora_linear(x, base, self.down, self.up, self.inner_scale(x, strength))
 
     def product(self) -> Tensor:
         """Return alpha / rank * up @ down; see `LinearDelta.product`."""

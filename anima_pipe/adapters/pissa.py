@@ -7,18 +7,31 @@ base as it was published, a LoRA of twice the rank.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from anima_pipe.adapters.delta import effective_weights
-from anima_pipe.adapters.lora import LoraDelta, lora_delta
+from anima_pipe.adapters.frozen import FrozenLinear
+from anima_pipe.adapters.lora import LoraConfig, LoraDelta, lora_delta
 from anima_pipe.adapters.low_rank import leading_factors
 from anima_pipe.errors import ConfigError
 
-if TYPE_CHECKING:
-    from anima_pipe.adapters.lora import LoraConfig
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PissaConfig(LoraConfig):
+    """How the LoRA of one linear layer is made, at choice from the base; else as `LoraConfig`."""
+
+    pissa: bool = False
+    """Whether it starts from the base's largest singular directions."""
+
+    def start(self, base: nn.Module, generator: torch.Generator) -> LoraDelta:
+        """Return a LoRA that changes nothing yet; see `DeltaConfig.create`."""
+        if self.pissa:
+            return start_pissa(base, self, generator)
+        # The zero-argument form of super does not know the class that slots make anew.
+        return LoraConfig.start(self, base, generator)
 
 
 def start_pissa(base: nn.Module, config: LoraConfig, generator: torch.Generator) -> PissaDelta:
@@ -71,6 +84,9 @@ class PissaDelta(LoraDelta):
         scale = self.inner_scale(x, strength)
         started = lora_delta(x, self.start_down, self.start_up, scale)
         return lora_delta(x, self.down, self.up, scale) - started
+
+    def changed(self, base: FrozenLinear, x: Tensor, strength: float) -> None:
+        """Leave it to `added`: a start put on and taken off again is not nothing to the bit."""
 
     def product(self) -> Tensor:
         """Return the difference of the products; see `LinearDelta.product`."""

@@ -10,8 +10,9 @@ from anima_pipe.adapters.delta import Delta
 from anima_pipe.adapters.linear import OTHER_NAMES, DeltaConfig
 from anima_pipe.adapters.loha import LohaConfig, LohaDelta
 from anima_pipe.adapters.lokr import LokrConfig, LokrDelta
-from anima_pipe.adapters.lora import LoraConfig, LoraDelta
+from anima_pipe.adapters.lora import LoraDelta
 from anima_pipe.adapters.norm import NormDelta
+from anima_pipe.adapters.pissa import PissaConfig
 from anima_pipe.adapters.tlora import TloraConfig, TloraDelta
 from anima_pipe.errors import ConfigError
 
@@ -29,7 +30,7 @@ class Kind:
 
 
 KINDS: Final = {
-    "lora": Kind(config=LoraConfig, delta=LoraDelta),
+    "lora": Kind(config=PissaConfig, delta=LoraDelta),
     "lokr": Kind(
         config=LokrConfig,
         delta=LokrDelta,

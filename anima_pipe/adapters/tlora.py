@@ -36,8 +36,6 @@ class TloraConfig(LoraConfig):
             )
         if self.tlora_exponent <= 0:
             raise ConfigError(f"tlora_exponent is {self.tlora_exponent}", "use 1, or more than 0")
-        if self.pissa:
-            raise ConfigError("T-LoRA does not start from the base", "leave pissa out")
 
     def start(self, base: nn.Module, generator: torch.Generator) -> TloraDelta:
         """Return a T-LoRA that changes nothing yet; see `DeltaConfig.create`."""

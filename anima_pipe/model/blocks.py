@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - everybody's name for it
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from anima_pipe.model.recomputed import forgetting, recomputed
 from anima_pipe.model.rope import Rotation, rotate
 
 EPSILON = 1e-6
@@ -78,11 +79,10 @@ class Attention(nn.Module):
         Returns:
             Float[B, N, width], the heads side by side.
         """
-        query = self.q_norm(self._split(self.q_proj(x)))
-        key = self.k_norm(self._split(self.k_proj(source)))
+        of_query, of_key = rotations or (None, None)
+        query = recomputed(_placed, self.q_norm, self._split(self.q_proj(x)), of_query)
+        key = recomputed(_placed, self.k_norm, self._split(self.k_proj(source)), of_key)
         value = self._split(self.v_proj(source))
-        if rotations is not None:
-            query, key = rotate(query, rotations[0]), rotate(key, rotations[1])
         heads = F.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
         )
@@ -90,6 +90,12 @@ class Attention(nn.Module):
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (-1, self.head_width))
+
+
+def _placed(norm: nn.Module, heads: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
+    """Return queries or keys, Float[B, N, heads, head width], normed and rotated."""
+    normed = norm(heads)
+    return normed if rotation is None else rotate(normed, rotation)
 
 
 class ImageAttention(Attention):
@@ -120,7 +126,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return Float[B, N, width] from Float[B, N, width]."""
-        return self.layer2(F.gelu(self.layer1(x)))
+        return self.layer2(recomputed(F.gelu, self.layer1(x)))
 
 
 class TimeCondition(NamedTuple):
@@ -180,15 +186,15 @@ class TransformerBlock(nn.Module):
             rotation: Of the N tokens.
         """
         shift, scale, gate = _parts(self.adaln_modulation_self_attn, time)
-        normed = modulated_norm(x, shift, scale)
+        normed = recomputed(modulated_norm, x, shift, scale)
         x = _add_gated(x, gate, self.self_attn(normed, normed, rotation))
 
         shift, scale, gate = _parts(self.adaln_modulation_cross_attn, time)
-        normed = modulated_norm(x, shift, scale)
+        normed = recomputed(modulated_norm, x, shift, scale)
         x = _add_gated(x, gate, self.cross_attn(normed, context))
 
         shift, scale, gate = _parts(self.adaln_modulation_mlp, time)
-        return _add_gated(x, gate, self.mlp(modulated_norm(x, shift, scale)))
+        return _add_gated(x, gate, self.mlp(recomputed(modulated_norm, x, shift, scale)))
 
 
 class FinalLayer(nn.Module):
@@ -208,10 +214,14 @@ class FinalLayer(nn.Module):
 
 
 def run_block(block: nn.Module, *inputs: object, checkpointed: bool) -> torch.Tensor:
-    """Run a block, keeping only its inputs for the backward pass if it is checkpointed."""
+    """Run a block, keeping only its inputs for the backward pass if it is checkpointed.
+
+    Else it keeps what it cannot make again cheaply; see `recomputed`.
+    """
     if checkpointed and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
-    return block(*inputs)
+    with forgetting():
+        return block(*inputs)
 
 
 def _parts(modulate: nn.Module, time: TimeCondition, count: int = 3) -> tuple[torch.Tensor, ...]:
