@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +20,7 @@ import click
 
 from anima_pipe import __version__
 from anima_pipe.cli.ending import ending_of
+from anima_pipe.cli.next_step import Findings, next_step
 from anima_pipe.errors import PipeError
 from anima_pipe.hub.home import home, models_folder, recorded_models
 from anima_pipe.kohya.resolve import resolve
@@ -34,18 +35,10 @@ NAMES: Final = {
     "qwen3": "text encoder",
 }
 _OTHER_TORCH: Final = "install torch for this machine (pytorch.org), or compute with --device cpu"
+LISTED_CACHES: Final = 6
+"""So that all of it fits on a screen."""
 KINDS: Final[tuple[Kind, ...]] = ("latents", "masks", "text")
 BYTES_PER_WEIGHT: Final = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-
-
-@dataclass(slots=True, kw_only=True)
-class Findings:
-    """What the examination came to, for the last line."""
-
-    missing: list[str] = field(default_factory=list[str])
-    """Model files that no option and no record names."""
-    broken: list[str] = field(default_factory=list[str])
-    """Remedies of what is there and cannot be used."""
 
 
 @click.command(
@@ -75,7 +68,7 @@ def command(config_file: str | None, cache_dir: str | None, device: str, *, debu
             ("tokenizer", _tokenizer(options, findings)),
             ("caches", _caches(options, findings)),
             ("self-check", _self_check(device, findings)),
-            ("next", _next(findings, config_file)),
+            ("next", _next(options, findings, file)),
         ):
             for number, line in enumerate(lines):
                 click.echo(f"{title if number == 0 else '':<12}{line}")
@@ -131,22 +124,34 @@ def _models(options: Resolved, findings: Findings) -> Iterator[str]:
         path: Path | None = options.value(option) or recorded.get(option)
         if path is None:
             findings.missing.append(name)
-            yield f"{name:<13} none is named (--{option}), and fetch-models noted none"
+            yield f"{name:<13} not named (--{option}), nor noted"
         else:
             yield f"{name:<13} {path}"
-            yield f"{'':<13} {_weights(option, path, findings)}"
+            try:
+                line = _weights(option, path, findings)
+            except PipeError as error:
+                findings.broken.append(_mended(option, path, options) or error.remedy)
+                line = f"cannot be used: {error.problem}"
+            yield f"{'':<13} {line}"
+
+
+def _mended(option: str, path: Path, options: Resolved) -> str | None:
+    """Return what to do about a file that is missing or damaged; None: what its error says."""
+    if path.is_relative_to(models_folder()):
+        return f"rm {shlex.quote(str(path))} && anima-pipe fetch-models"
+    if path.exists():
+        return None
+    if noted := recorded_models().get(option):
+        return f"take {option} out of {options.given(option)}: fetch-models noted {noted}"
+    return f"take {option} out of {options.given(option)}, and run anima-pipe fetch-models"
 
 
 def _weights(option: str, path: Path, findings: Findings) -> str:
     from anima_pipe.encoders.qwen_files import find_qwen_files
     from anima_pipe.hub.kinds import QWEN3, TRANSFORMER, describe_weights
 
-    try:
-        files = find_qwen_files(path).weights if option == QWEN3 else (path,)
-        told = describe_weights(files[0])
-    except PipeError as error:
-        findings.broken.append(error.remedy)
-        return f"cannot be used: {error.problem}"
+    files = find_qwen_files(path).weights if option == QWEN3 else (path,)
+    told = describe_weights(files[0])
     size = sum(file.stat().st_size for file in files)
     blocks = f", {told.blocks} blocks" if told.blocks else ""
     line = f"{_readable(size)}, {told.kind}, {told.dtype}{blocks}"
@@ -168,29 +173,41 @@ def _tokenizer(options: Resolved, findings: Findings) -> Iterator[str]:
         "t5_tokenizer_dir", default
     )
     try:
-        if (lacking := lacking_files(folder)) and options.value("auto_download_t5_tokenizer"):
-            yield f"{folder}: lacks {', '.join(lacking)}; fetched when needed"
-            return
-        require_t5_tokenizer(folder)
+        lacking = lacking_files(folder)
+        findings.tokenizer_lacks = bool(lacking) and options.value("auto_download_t5_tokenizer")
+        if not findings.tokenizer_lacks:
+            require_t5_tokenizer(folder)
     except PipeError as error:
         findings.broken.append(error.remedy)
         yield f"cannot be used: {error.problem}"
-    else:
-        yield f"{folder}: whole, its files agree"
+        return
+    yield str(folder)
+    yield (
+        f"lacks {', '.join(lacking)}; fetched when needed" if lacking else "whole, its files agree"
+    )
 
 
 def _caches(options: Resolved, findings: Findings) -> Iterator[str]:
-    folders: list[Path] = [options.value("cache_dir")]
-    # Where `all` puts them if it is told nothing else.
-    if options.given("cache_dir") is None and options.value("output_dir"):
-        folders.append(options.value("output_dir") / "cache")
+    folders = list(dict.fromkeys(_cache_folders(options)))
     told = [
         _cache(cache, kind, findings)
         for folder in folders
         for kind in KINDS
         for cache in sorted(folder.glob(f"{kind}-*"))
     ]
-    yield from told or [f"none in {' or '.join(map(str, folders))}"]
+    yield from told[:LISTED_CACHES] or [f"none in {' or '.join(map(str, folders))}"]
+    if len(told) > LISTED_CACHES:
+        yield f"and {len(told) - LISTED_CACHES} more; --cache_dir names one folder"
+
+
+def _cache_folders(options: Resolved) -> Iterator[Path]:
+    """Yield the run's own folder, or else where commands put caches if they are told nothing."""
+    yield options.value("cache_dir")
+    if options.given("cache_dir") is not None:
+        return
+    if options.value("output_dir"):
+        yield options.value("output_dir") / "cache"
+    yield from sorted(path for path in Path("output").glob("*/cache") if path.is_dir())
 
 
 def _cache(folder: Path, kind: Kind, findings: Findings) -> str:
@@ -204,9 +221,12 @@ def _cache(folder: Path, kind: Kind, findings: Findings) -> str:
         findings.broken.append(error.remedy)
         return f"cannot be used: {error.problem}"
     samples = len({key for shard in shards for key in shard.keys})
-    damage = f", {len(problems)} problems" if problems else ""
+    if samples:
+        findings.caches.setdefault(folder.parent, set()).add(kind)
+    damage = f", {_counted(len(problems), 'problem')}" if problems else ""
     made_by = Path(identity.encoder_name).name
-    return f"{folder}: {samples} samples in {len(shards)} shards, by {made_by}{damage}"
+    held = f"{_counted(samples, 'sample')} in {_counted(len(shards), 'shard')}"
+    return f"{folder}: {held}, by {made_by}{damage}"
 
 
 def _self_check(device: str, findings: Findings) -> Iterator[str]:
@@ -227,16 +247,13 @@ def _self_check(device: str, findings: Findings) -> Iterator[str]:
         findings.broken.append(_OTHER_TORCH)
 
 
-def _next(findings: Findings, config_file: str | None) -> Iterator[str]:
-    """Yield the one thing to do."""
-    if findings.broken:
-        yield findings.broken[0]
-    elif findings.missing:
-        yield "anima-pipe fetch-models    (or, to see it work first: anima-pipe all)"
-    else:
-        config = config_file or "train_args.toml"
-        rest = "--dataset_config dataset.toml --output_dir output"
-        yield f"anima-pipe all --config_file {config} {rest}"
+def _next(options: Resolved, findings: Findings, config_file: Path | None) -> Iterator[str]:
+    # Called when all others have spoken.
+    yield next_step(options, findings, config_file)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _readable(size: int) -> str:

@@ -1,0 +1,110 @@
+"""The one next command to run, by what doctor found."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from anima_pipe.kohya.resolved import Resolved
+    from anima_pipe.shards.folders import Kind
+
+
+@dataclass(slots=True, kw_only=True)
+class Findings:
+    """What the examination came to."""
+
+    missing: list[str] = field(default_factory=list[str])
+    """Model files that no option and no record names."""
+    broken: list[str] = field(default_factory=list[str])
+    """Remedies of what is there and cannot be used."""
+    tokenizer_lacks: bool = False
+    """Whether files of the tokenizer are missing, which would be fetched when needed."""
+    caches: dict[Path, set[Kind]] = field(default_factory=dict[Path, "set[Kind]"])
+    """Which kinds of samples there are, by the folder that --cache_dir takes."""
+
+
+def next_step(options: Resolved, findings: Findings, config_file: Path | None) -> str:
+    """Return what to run, or to do, next: the earliest step on the way that is not done yet.
+
+    Args:
+        options: Of `all`.
+        findings: Of the files, the tokenizer and the caches.
+        config_file: The configuration that was examined, if any.
+    """
+    if findings.broken:
+        return findings.broken[0]
+    if findings.missing:
+        return "anima-pipe fetch-models    (or, to see it work first: anima-pipe all)"
+    config = {"config_file": config_file}
+    if findings.tokenizer_lacks:
+        return _command("fetch-tokenizer", config)
+    if config_file is None:
+        return _before_a_configuration()
+    return _of_the_run(options, findings, config)
+
+
+def _before_a_configuration() -> str:
+    names = {"config_file": Path("train_args.toml"), "dataset_config": Path("dataset.toml")}
+    command = _command("all", {**names, "output_dir": Path("output/NAME")})
+    if all(path.is_file() for path in names.values()):
+        return command
+    return f"write train_args.toml and dataset.toml (README.md has both), then {command}"
+
+
+def _of_the_run(options: Resolved, findings: Findings, config: Mapping[str, Path | None]) -> str:
+    from anima_pipe.kohya.outputs import output_name
+
+    folder: Path = options.value("output_dir") or Path("output")
+    trained = folder / f"{output_name(options)}.safetensors"
+    exported = folder / "comfyui" / trained.name
+    if _is_newer(exported, trained):
+        return f"cp {shlex.quote(str(exported))} ComfyUI/models/loras    (your ComfyUI's folder)"
+    if trained.is_file():
+        return _command("export-comfy", {"input": trained, "output": exported})
+    asked = {**config, **_unset(options)}
+    own = (options.value("cache_dir"), folder / "cache")
+    filled = next((cache for cache in own if len(findings.caches.get(cache, ())) > 1), None)
+    if filled is None:
+        return _command("all", asked)
+    if filled != options.value("cache_dir"):
+        asked["cache_dir"] = filled
+    resume = " --resume latest" if _has_state(folder, output_name(options)) else ""
+    return _command("train", asked) + resume
+
+
+def _is_newer(path: Path, source: Path) -> bool:
+    if not path.is_file():
+        return False
+    return not source.is_file() or path.stat().st_mtime >= source.stat().st_mtime
+
+
+def _has_state(folder: Path, name: str) -> bool:
+    from anima_pipe.errors import PipeError
+    from anima_pipe.train_state import latest_state
+
+    try:
+        latest_state(folder, name)
+    except PipeError:
+        return False
+    return True
+
+
+def _unset(options: Resolved) -> dict[str, Path]:
+    """Return what a run asks for beside its configuration, by the names that README.md uses."""
+    asked: dict[str, Path] = {}
+    if not (options.value("dataset_config") or options.value("train_data_dir")):
+        asked["dataset_config"] = Path("dataset.toml")
+    if not options.value("output_dir"):
+        asked["output_dir"] = Path("output")
+    return asked
+
+
+def _command(name: str, given: Mapping[str, Path | None]) -> str:
+    words = ["anima-pipe", name]
+    for option, path in given.items():
+        words += [f"--{option}", str(path)] if path else []
+    return shlex.join(words)
