@@ -53,6 +53,8 @@ class Source:
     """Set unless the user says otherwise."""
     averages: bool = False
     """Schedule-free: it takes no schedule of the learning rate, and no warmup by one."""
+    one_rate: bool = False
+    """It finds one step size for all: groups share a learning rate, or have 0 and stand still."""
 
 
 _FIXED_RATE: Final = {"relative_step": False, "scale_parameter": False}
@@ -68,7 +70,7 @@ def _schedule_free(name: str) -> Source:
 
 
 def _dadaptation(name: str, module: str = "dadaptation") -> Source:
-    return Source(module, name, "dadaptation")
+    return Source(module, name, "dadaptation", one_rate=True)
 
 
 OPTIMIZERS: Final[Mapping[str, Source]] = {
@@ -90,7 +92,7 @@ OPTIMIZERS: Final[Mapping[str, Source]] = {
     "DAdaptAdanIP": _dadaptation("DAdaptAdanIP", "dadaptation.experimental"),
     "DAdaptLion": _dadaptation("DAdaptLion"),
     "DAdaptSGD": _dadaptation("DAdaptSGD"),
-    "Prodigy": Source("prodigyopt", "Prodigy", "prodigyopt"),
+    "Prodigy": Source("prodigyopt", "Prodigy", "prodigyopt", one_rate=True),
     "CAME": Source("came_pytorch", "CAME", "came-pytorch"),
     "Adafactor": Source("transformers.optimization", "Adafactor", "transformers", _FIXED_RATE),
     "RAdamScheduleFree": _schedule_free("RAdamScheduleFree"),
@@ -149,8 +151,9 @@ def create_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig) 
             "relative_step=True leaves the step size to Adafactor, and learning_rate without use",
             "remove relative_step from optimizer_args, and set learning_rate",
         )
-    if source.name == "AdamW" and groups[0].parameters and groups[0].parameters[0].is_cuda:
-        arguments.setdefault("fused", True)
+    _refuse_several_rates(groups, config.kind, source)
+    if _has_fused_form(source, groups) and not arguments.keys() & {"fused", "foreach"}:
+        arguments["fused"] = True
     try:
         optimizer = build(_tables(groups), lr=groups[0].learning_rate, **arguments)
     except (TypeError, ValueError, AssertionError) as error:
@@ -161,6 +164,23 @@ def create_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig) 
     if source.averages:
         optimizer.train()
     return optimizer
+
+
+def _refuse_several_rates(groups: Sequence[ParameterGroup], kind: str, source: Source) -> None:
+    """Such optimizers notice it themselves, but only at the first step."""
+    rates = sorted({group.learning_rate for group in groups if group.learning_rate})
+    if source.one_rate and len(rates) > 1:
+        raise ConfigError(
+            f"{kind} finds one step size for all, but there are learning rates "
+            f"{', '.join(f'{rate:g}' for rate in rates)}",
+            "give every part the same rate, or 0 to leave it untrained; leave LoRA+ out",
+        )
+
+
+def _has_fused_form(source: Source, groups: Sequence[ParameterGroup]) -> bool:
+    """Tell whether torch steps all these tensors with one kernel, if asked."""
+    on_gpu = all(parameter.is_cuda for group in groups for parameter in group.parameters)
+    return on_gpu and source.module == "torch.optim" and source.name in ("Adam", "AdamW")
 
 
 @contextmanager

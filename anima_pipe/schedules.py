@@ -1,12 +1,18 @@
-"""Learning-rate schedules by Kohya's names, through transformers."""
+"""Learning-rate schedules by Kohya's names, through transformers and torch.
+
+piecewise_constant, the one of diffusers, is here: factors of the rate, each up to a step.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from anima_pipe.errors import ConfigError
 
@@ -17,9 +23,15 @@ SCHEDULES: Final = (
     "cosine",
     "cosine_with_restarts",
     "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
     "polynomial",
     "inverse_sqrt",
+    "warmup_stable_decay",
+    "piecewise_constant",
 )
+
+BY_STEP_ALONE: Final = ("constant", "constant_with_warmup", "inverse_sqrt", "piecewise_constant")
+"""Schedules that do not ask how long the run is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +41,25 @@ class ScheduleConfig:
     kind: str = "constant"
     warmup: float = 0
     """Steps of linear warmup; below 1 a fraction of all steps, as Kohya reads it."""
+    decay: float = 0
+    """Steps of the decay at the end of warmup_stable_decay; below 1 a fraction of all steps."""
     num_cycles: float = 1
-    """Restarts of cosine_with_restarts; cosine_with_min_lr takes half of it, as in Kohya."""
+    """Restarts of cosine_with_restarts; the other cosines take half of it, as in Kohya."""
     power: float = 1.0
     """Exponent of polynomial."""
     min_lr_ratio: float = 0.0
-    """Floor of cosine_with_min_lr, as a fraction of the learning rate."""
+    """Floor of the schedules that have one, as a fraction of the learning rate."""
+    timescale: int | None = None
+    """Steps of inverse_sqrt over which the rate falls by the root of two; None: the warmup."""
+    class_name: str = ""
+    """A class of torch.optim.lr_scheduler, or package.module.Class; it wins over `kind`."""
+    arguments: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Further arguments of the schedule's function or class."""
 
     def __post_init__(self) -> None:
+        if self.class_name:
+            _find_class(self.class_name)
+            return
         if self.kind not in SCHEDULES:
             raise ConfigError(
                 f"unsupported lr_scheduler {self.kind!r}", f"use one of {', '.join(SCHEDULES)}"
@@ -50,34 +73,133 @@ class ScheduleConfig:
     @property
     def follows_length(self) -> bool:
         """Whether the rate depends on how long the run is."""
-        by_kind = self.kind not in ("constant", "constant_with_warmup", "inverse_sqrt")
-        return by_kind or 0 < self.warmup < 1
+        if self.class_name:
+            return False
+        return self.kind not in BY_STEP_ALONE or 0 < self.warmup < 1
 
     def warmup_steps(self, total_steps: int) -> int:
         """Return the warmup in whole steps."""
-        return int(self.warmup * total_steps) if self.warmup < 1 else int(self.warmup)
+        return _whole(self.warmup, total_steps)
+
+    def decay_steps(self, total_steps: int) -> int:
+        """Return the last decay in whole steps."""
+        return _whole(self.decay, total_steps)
+
+
+def _whole(count_or_share: float, total_steps: int) -> int:
+    return int(count_or_share * total_steps if count_or_share < 1 else count_or_share)
 
 
 def create_schedule(optimizer: Optimizer, config: ScheduleConfig, total_steps: int) -> LRScheduler:
-    """Build the schedule; it is stepped once per optimizer step."""
-    from transformers.optimization import get_scheduler
+    """Build the schedule; it is stepped once per optimizer step.
 
-    return get_scheduler(
-        config.kind,
-        optimizer,
-        num_warmup_steps=config.warmup_steps(total_steps),
-        num_training_steps=total_steps,
-        scheduler_specific_kwargs=_specific_arguments(config),
-    )
+    Raises:
+        ConfigError: The arguments do not fit the schedule, or the run is shorter than its parts.
+    """
+    if config.class_name:
+        build, own = _find_class(config.class_name), {}
+    else:
+        build, own = _function(config.kind), _own_arguments(config, total_steps)
+    try:
+        return build(optimizer, **{**own, **config.arguments})
+    except (TypeError, ValueError, AttributeError) as error:
+        named = f"lr_scheduler_type {config.class_name}" if config.class_name else config.kind
+        raise ConfigError(
+            f"lr_scheduler_args do not fit {named}: {error}", "correct lr_scheduler_args"
+        ) from error
 
 
-def _specific_arguments(config: ScheduleConfig) -> dict[str, Any]:
+def _function(kind: str) -> Callable[..., LRScheduler]:
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+    from transformers.trainer_utils import SchedulerType
+
+    if kind == "piecewise_constant":
+        return piecewise_constant
+    return TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(kind)]
+
+
+def _own_arguments(config: ScheduleConfig, total_steps: int) -> dict[str, Any]:
+    """Return what Kohya hands to a schedule's function."""
+    if config.kind in ("constant", "piecewise_constant"):
+        return {}
+    warmup = {"num_warmup_steps": config.warmup_steps(total_steps)}
+    timed = {**warmup, "num_training_steps": total_steps}
     match config.kind:
+        case "constant_with_warmup":
+            return warmup
+        case "inverse_sqrt":
+            return {**warmup, "timescale": config.timescale}
         case "cosine_with_restarts":
-            return {"num_cycles": int(config.num_cycles)}
-        case "cosine_with_min_lr":
-            return {"num_cycles": config.num_cycles / 2, "min_lr_rate": config.min_lr_ratio}
+            return {**timed, "num_cycles": int(config.num_cycles)}
+        case "cosine_with_min_lr" | "cosine_warmup_with_min_lr":
+            cycles = {"num_cycles": config.num_cycles / 2}
+            floor = "min_lr" not in config.arguments
+            return {**timed, **cycles, **({"min_lr_rate": config.min_lr_ratio} if floor else {})}
         case "polynomial":
-            return {"power": config.power}
+            return {**timed, "power": config.power}
+        case "warmup_stable_decay":
+            return _stable_decay(config, total_steps)
         case _:
-            return {}
+            return timed
+
+
+def _stable_decay(config: ScheduleConfig, total_steps: int) -> dict[str, Any]:
+    warmup, decay = config.warmup_steps(total_steps), config.decay_steps(total_steps)
+    if warmup + decay > total_steps:
+        raise ConfigError(
+            f"lr_warmup_steps {warmup} and lr_decay_steps {decay} are more than the run's "
+            f"{total_steps} steps",
+            "lower one of them",
+        )
+    return {
+        "num_warmup_steps": warmup,
+        "num_stable_steps": total_steps - warmup - decay,
+        "num_decay_steps": decay,
+        "num_cycles": config.num_cycles / 2,
+        "min_lr_ratio": config.min_lr_ratio,
+    }
+
+
+def piecewise_constant(optimizer: Optimizer, step_rules: str) -> LambdaLR:
+    """Return a schedule of constant pieces.
+
+    Args:
+        optimizer: Its rates are multiplied.
+        step_rules: `FACTOR:STEP,...,FACTOR`: the first factor holds up to its step, the next one
+            up to its own, the last one from there on.
+
+    Raises:
+        ValueError: The text is not of that form.
+    """
+    *pieces, last = step_rules.split(",")
+    until = {int(step): float(factor) for factor, step in (piece.split(":") for piece in pieces)}
+    rest = float(last)
+    ends = sorted(until)
+
+    def factor(step: int) -> float:
+        end = next((end for end in ends if step < end), None)
+        return rest if end is None else until[end]
+
+    return LambdaLR(optimizer, factor)
+
+
+def _find_class(name: str) -> Callable[..., LRScheduler]:
+    """Return the class of a schedule by its name.
+
+    Raises:
+        ConfigError: There is none, or it follows a measurement that training does not make.
+    """
+    module, _, plain = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module or "torch.optim.lr_scheduler"), plain)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"lr_scheduler_type {name}: {error}",
+            "name a class of torch.optim.lr_scheduler, or package.module.Class of one installed",
+        ) from error
+    if "metrics" in inspect.signature(getattr(found, "step", found)).parameters:
+        raise ConfigError(
+            f"lr_scheduler_type {name} follows a validation loss after every step",
+            "use a schedule that follows the steps alone",
+        )
+    return found

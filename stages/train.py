@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from anima_pipe.kohya.training import ModelSettings, TrainSettings
     from anima_pipe.model import AnimaTransformer
     from anima_pipe.noise_chart import NoiseChart
+    from anima_pipe.optimizers import ParameterGroup
     from anima_pipe.plan import Plan
     from anima_pipe.previews import Previews
     from anima_pipe.shards import Cache
@@ -242,6 +243,21 @@ def prepare_previews(
     )
 
 
+def rated_groups(settings: TrainSettings, adapter: Adapter) -> list[ParameterGroup]:
+    """Return the trained tensors by learning rate and decay."""
+    from anima_pipe.optimizers import ParameterGroup
+
+    return [
+        ParameterGroup(
+            name=group.name,
+            parameters=group.parameters,
+            learning_rate=group.rate(settings.learning_rate),
+            decays=group.decays,
+        )
+        for group in adapter.groups(settings.part_rates)
+    ]
+
+
 def prepare_trainer(
     settings: TrainSettings,
     batches: Batches,
@@ -252,7 +268,7 @@ def prepare_trainer(
 ) -> Trainer:
     """Put the loop together and say what it will do."""
     from anima_pipe.model import TextConditionedTransformer
-    from anima_pipe.optimizers import ParameterGroup, create_optimizer
+    from anima_pipe.optimizers import create_optimizer
     from anima_pipe.report import report_plan
     from anima_pipe.saving import Saver
     from anima_pipe.schedules import create_schedule
@@ -268,16 +284,7 @@ def prepare_trainer(
         dtype=settings.model.dtype,
         skips_non_finite=settings.skips_non_finite,
     )
-    groups = [
-        ParameterGroup(
-            name=group.name,
-            parameters=group.parameters,
-            learning_rate=group.rate(settings.learning_rate),
-            decays=group.decays,
-        )
-        for group in adapter.groups()
-    ]
-    optimizer = create_optimizer(groups, settings.optimizer)
+    optimizer = create_optimizer(rated_groups(settings, adapter), settings.optimizer)
     conditioned = TextConditionedTransformer(transformer)
     adapter.follow_sigmas(conditioned)
     if largest := settings.model.scale_weight_norms:
@@ -346,10 +353,9 @@ def resume_if_asked(settings: TrainSettings, states: StateSaver, trainer: Traine
         return 0
     allowed = settings.states.resume_allow
     done = resume(settings.states.resume, states.parts, allowed)
-    if "learning_rate" in allowed:
-        groups = states.parts.adapter.groups()
-        rates = {group.name: group.rate(settings.learning_rate) for group in groups}
-        trainer.set_learning_rates(rates)
+    if any(name == "learning_rate" or name.endswith("_lr") for name in allowed):
+        groups = rated_groups(settings, states.parts.adapter)
+        trainer.set_learning_rates({group.name: group.learning_rate for group in groups})
     if done >= trainer.config.max_train_steps:
         raise ConfigError(
             f"state {settings.states.resume} is at step {done}, the run's last",

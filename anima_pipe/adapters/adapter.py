@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -18,6 +18,7 @@ from anima_pipe.adapters.norm import NormDelta
 from anima_pipe.adapters.registry import find_kind, kind_name
 from anima_pipe.adapters.rules import (
     Group,
+    PartRate,
     RankRules,
     RateRules,
     first_match,
@@ -79,9 +80,9 @@ class Adapter:
         for _name, parameter in self.named_parameters():
             yield parameter
 
-    def groups(self) -> list[Group]:
+    def groups(self, parts: Sequence[PartRate] = ()) -> list[Group]:
         """Return the trainable tensors by learning rate and decay; see `group_parameters`."""
-        return group_parameters(self.deltas, self.rates)
+        return group_parameters(self.deltas, self.rates, parts)
 
     def table(self) -> list[TableRow]:
         """Return what is trained: siblings, and their like in all layers, make one row."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -73,6 +73,17 @@ class RateRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartRate:
+    """A part of the model that is trained at a learning rate of its own."""
+
+    name: str
+    pattern: str
+    """A regular expression that is the whole path of each module of the part."""
+    rate: float
+    """0: the part is not trained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """Tensors that share a learning rate and a weight decay."""
 
@@ -93,22 +104,30 @@ class Group:
         return (run_rate if self.own_rate is None else self.own_rate) * self.ratio
 
 
-def group_parameters(deltas: Mapping[str, Delta], rules: RateRules) -> list[Group]:
+def group_parameters(
+    deltas: Mapping[str, Delta], rules: RateRules, parts: Sequence[PartRate] = ()
+) -> list[Group]:
     """Sort the trained tensors by learning rate and decay.
 
-    The groups are called "linear" and "norm", after them the number of the pattern that gave the
-    rate, and " plus" for those that LoRA+ trains faster.
+    The groups are called "linear" and "norm", after them the name of the part or the number of the
+    pattern that gave the rate, and " plus" for those that LoRA+ trains faster. A pattern wins over
+    a part.
 
     Raises:
-        ConfigError: A pattern is the path of no trained module.
+        ConfigError: A pattern is the path of no trained module, or a part that is to be trained
+            has none.
     """
-    rates = rules.rates()
-    refuse_idle("network_reg_lrs", rates, deltas)
-    numbers = {pattern: number for number, pattern in enumerate(rates)}
+    patterns = rules.rates()
+    refuse_idle("network_reg_lrs", patterns, deltas)
+    _refuse_idle_parts(parts, deltas)
+    rates = {**{part.pattern: part.rate for part in parts}, **patterns}
+    names = {part.pattern: part.name for part in parts}
+    names |= {pattern: f"reg_lr_{number}" for number, pattern in enumerate(patterns)}
+    order = (*patterns, *(part.pattern for part in parts))
     groups: dict[str, Group] = {}
     for path, delta in deltas.items():
-        pattern = first_match(rates, path)
-        place = delta.group if pattern is None else f"{delta.group} reg_lr_{numbers[pattern]}"
+        pattern = first_match(order, path)
+        place = delta.group if pattern is None else f"{delta.group} {names[pattern]}"
         plus = delta.faster if isinstance(delta, LinearDelta) and rules.ratio != 1 else ()
         for name, parameter in delta.trained().items():
             called = place + (Group.FASTER if name in plus else "")
@@ -121,6 +140,15 @@ def group_parameters(deltas: Mapping[str, Delta], rules: RateRules) -> list[Grou
             )
             groups.setdefault(called, group).parameters.append(parameter)
     return list(groups.values())
+
+
+def _refuse_idle_parts(parts: Sequence[PartRate], paths: Collection[str]) -> None:
+    for part in parts:
+        if part.rate and not any(re.fullmatch(part.pattern, path) for path in paths):
+            raise ConfigError(
+                f"{part.name}_lr is {part.rate:g}, but nothing of that part is trained",
+                f"remove {part.name}_lr, or take the part in with network_args",
+            )
 
 
 def first_match(patterns: Iterable[str], path: str) -> str | None:

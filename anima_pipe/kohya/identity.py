@@ -37,6 +37,7 @@ def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> di
         "optimizer_type": settings.optimizer.kind.lower(),
         "optimizer_args": dict(sorted(settings.optimizer.arguments.items())),
         "learning_rate": settings.learning_rate,
+        **{f"{part.name}_lr": part.rate for part in settings.part_rates},
         "lr_scheduler": schedule,
         "max_train_steps": total_steps if schedule.follows_length else "any",
         "max_grad_norm": settings.max_grad_norm,

@@ -20,6 +20,7 @@ from anima_pipe.optimizers import (
     create_optimizer,
     find_optimizer,
 )
+from anima_pipe.schedules import ScheduleConfig
 
 ADAPTER_KINDS = {
     "networks.lora_anima": "lora",
@@ -39,6 +40,7 @@ def part_findings(options: Resolved) -> Iterator[Finding]:
     for check, names in (
         (_check_adapter, ("network_args", "network_module")),
         (_check_optimizer, ("optimizer_args", "optimizer_type")),
+        (schedule_config, ("lr_scheduler_type", "lr_scheduler_args", "lr_scheduler")),
     ):
         try:
             check(options)
@@ -58,6 +60,25 @@ def _check_adapter(options: Resolved) -> None:
         options.value("network_dim"),
         options.value("network_alpha"),
         options.value("network_args") or {},
+    )
+
+
+def schedule_config(options: Resolved) -> ScheduleConfig:
+    """Return how the learning rate moves.
+
+    Raises:
+        ConfigError: There is no such schedule.
+    """
+    return ScheduleConfig(
+        kind=options.value("lr_scheduler"),
+        warmup=options.value("lr_warmup_steps"),
+        decay=options.value("lr_decay_steps"),
+        num_cycles=options.value("lr_scheduler_num_cycles"),
+        power=options.value("lr_scheduler_power"),
+        min_lr_ratio=options.value("lr_scheduler_min_lr_ratio") or 0.0,
+        timescale=options.value("lr_scheduler_timescale"),
+        class_name=options.value("lr_scheduler_type"),
+        arguments=options.value("lr_scheduler_args") or {},
     )
 
 

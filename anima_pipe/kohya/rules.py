@@ -11,7 +11,13 @@ from anima_pipe.kohya.resolved import Resolved
 def rule_findings(resolved: Resolved) -> Iterator[Finding]:
     """Yield what cannot hold together."""
     warmup = resolved.written.get("lr_warmup_steps")
-    if warmup and warmup.value and resolved.value("lr_scheduler") == "constant":
+    if _names_class(resolved) and warmup and warmup.value:
+        yield Finding(
+            place=warmup.place,
+            problem=f"{warmup.spelling} does not reach the class that lr_scheduler_type names",
+            remedy="remove it; give the class its own arguments in lr_scheduler_args",
+        )
+    elif warmup and warmup.value and resolved.value("lr_scheduler") == "constant":
         yield Finding(
             place=warmup.place,
             problem=f"lr_scheduler constant takes no warmup, but {warmup.spelling} is "
@@ -26,7 +32,8 @@ def _schedule_free_findings(resolved: Resolved) -> Iterator[Finding]:
     optimizer = resolved.written.get("optimizer_type")
     if optimizer is None or not str(optimizer.value).lower().endswith("schedulefree"):
         return
-    for name, needed in (("lr_scheduler", "constant"), ("lr_warmup_steps", 0)):
+    schedule = (("lr_scheduler", "constant"), ("lr_warmup_steps", 0), ("lr_scheduler_type", ""))
+    for name, needed in schedule:
         if (value := resolved.value(name)) != needed:
             yield Finding(
                 place=resolved.given(name) or optimizer.place,
@@ -34,6 +41,12 @@ def _schedule_free_findings(resolved: Resolved) -> Iterator[Finding]:
                 remedy=f"set {name} to {needed}; warmup is an argument of AdamWScheduleFree and "
                 "SGDScheduleFree (optimizer_args warmup_steps=100)",
             )
+
+
+def _names_class(resolved: Resolved) -> bool:
+    """Tell whether the schedule is a class, so that what Kohya's names take does not reach it."""
+    written = resolved.written.get("lr_scheduler_type")
+    return written is not None and bool(written.value)
 
 
 def rule_warnings(resolved: Resolved) -> Iterator[str]:
@@ -49,6 +62,8 @@ def rule_warnings(resolved: Resolved) -> Iterator[str]:
     if resolved.given("max_train_epochs") and resolved.given("max_train_steps"):
         steps = resolved.written["max_train_steps"]
         yield f"{steps} has no effect beside max_train_epochs"
+    if _names_class(resolved) and resolved.given("lr_scheduler"):
+        yield f"{resolved.written['lr_scheduler']} has no effect beside lr_scheduler_type"
     for name in ("train_data_dir", "reg_data_dir", "in_json"):
         if resolved.given("dataset_config") and resolved.given(name):
             yield f"{resolved.written[name]} has no effect beside dataset_config"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from anima_pipe.dataset import DatasetConfig
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
@@ -15,6 +16,9 @@ from anima_pipe.kohya.dataset_toml import (
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.sample_prompts import read_sample_prompts
 from anima_pipe.records import PreviewPrompt
+
+if TYPE_CHECKING:
+    from anima_pipe.adapters.rules import PartRate
 
 
 def dataset_configs(options: Resolved) -> list[DatasetConfig]:
@@ -66,6 +70,28 @@ def preview_prompts(options: Resolved) -> list[PreviewPrompt]:
 def prompt_texts(prompts: Iterable[PreviewPrompt]) -> list[str]:
     """Return the texts that drawing the prompts needs."""
     return [text for prompt in prompts for text in (prompt.prompt, prompt.negative)]
+
+
+PARTS: Final = {
+    "llm_adapter": r"llm_adapter\..*",
+    "self_attn": r"blocks\.\d+\.self_attn\..*",
+    "cross_attn": r"blocks\.\d+\.cross_attn\..*",
+    "mlp": r"blocks\.\d+\.mlp\..*",
+    "mod": r".*adaln_modulation.*",
+}
+"""Kohya's parts of the model, each with an option NAME_lr, and the paths of their modules."""
+
+
+def part_rates(options: Resolved) -> tuple[PartRate, ...]:
+    """Return the parts of the model that take a learning rate of their own."""
+    from anima_pipe.adapters.rules import PartRate
+
+    rates = {part: options.value(f"{part}_lr") for part in PARTS}
+    return tuple(
+        PartRate(name=part, pattern=PARTS[part], rate=rate)
+        for part, rate in rates.items()
+        if rate is not None
+    )
 
 
 def learning_rate(options: Resolved) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from anima_pipe.adapters.rules import PartRate
 from anima_pipe.dataset import DatasetConfig
 from anima_pipe.errors import ConfigError
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
@@ -28,7 +29,12 @@ from anima_pipe.kohya.outputs import (
     save_config,
     state_settings,
 )
-from anima_pipe.kohya.parts import ADAPTER_KINDS, KIND_DEFAULTS, part_findings
+from anima_pipe.kohya.parts import (
+    ADAPTER_KINDS,
+    KIND_DEFAULTS,
+    part_findings,
+    schedule_config,
+)
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.optimizers import OptimizerConfig, find_optimizer
 from anima_pipe.runtime import torch_dtype, warn
@@ -104,6 +110,8 @@ class TrainSettings:
     objective: ObjectiveConfig
     optimizer: OptimizerConfig
     learning_rate: float
+    part_rates: tuple[PartRate, ...]
+    """Parts of the model with learning rates of their own."""
     max_grad_norm: float
     skips_non_finite: bool
     schedule: ScheduleConfig
@@ -168,15 +176,10 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
         objective=objective,
         optimizer=_optimizer(options),
         learning_rate=settings.learning_rate(options),
+        part_rates=settings.part_rates(options),
         max_grad_norm=options.value("max_grad_norm"),
         skips_non_finite=options.value("on_nonfinite") == "skip",
-        schedule=ScheduleConfig(
-            kind=options.value("lr_scheduler"),
-            warmup=options.value("lr_warmup_steps"),
-            num_cycles=options.value("lr_scheduler_num_cycles"),
-            power=options.value("lr_scheduler_power"),
-            min_lr_ratio=options.value("lr_scheduler_min_lr_ratio") or 0.0,
-        ),
+        schedule=schedule_config(options),
         length=LengthSettings(
             steps=options.value("max_train_steps"),
             epochs=options.value("max_train_epochs"),
@@ -268,7 +271,8 @@ def _optimizer(options: Resolved) -> OptimizerConfig:
 
 def _refuse_schedule(options: Resolved, kind: str) -> None:
     """Schedule-free optimizers take neither a schedule nor its warmup; the words are the seed's."""
-    for name, wanted in (("lr_scheduler", "constant"), ("lr_warmup_steps", 0)):
+    schedule = (("lr_scheduler", "constant"), ("lr_warmup_steps", 0), ("lr_scheduler_type", ""))
+    for name, wanted in schedule:
         if options.value(name) != wanted:
             raise ConfigError(
                 f"optimizer={kind} requires {name}={wanted}, but it is {options.value(name)} "

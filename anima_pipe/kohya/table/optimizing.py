@@ -30,10 +30,24 @@ SCHEDULES: Final = (
     "cosine",
     "cosine_with_restarts",
     "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
     "polynomial",
     "inverse_sqrt",
+    "warmup_stable_decay",
+    "piecewise_constant",
 )
-_LATER_SCHEDULE: Final = Refused("it is not supported yet", "use one of " + ", ".join(SCHEDULES))
+_WITH_CYCLES: Final = (
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+)
+_WITH_FLOOR: Final = _WITH_CYCLES[1:]
+_FOLLOWS_LOSS: Final = Refused(
+    "it follows a validation loss after every step, which training does not measure",
+    "use cosine, or warmup_stable_decay",
+)
+_PART_RATE: Final = "; 0: not trained, not set: learning_rate."
 
 _OPTIMIZER: Final = group(
     "Optimizer and learning rate",
@@ -85,12 +99,7 @@ _OPTIMIZER: Final = group(
         "How the learning rate moves.",
         default="constant",
         choices=SCHEDULES,
-        refused_values={
-            "warmup_stable_decay": _LATER_SCHEDULE,
-            "piecewise_constant": _LATER_SCHEDULE,
-            "cosine_warmup_with_min_lr": _LATER_SCHEDULE,
-            "reduce_lr_on_plateau": _LATER_SCHEDULE,
-        },
+        refused_values={"reduce_lr_on_plateau": _FOLLOWS_LOSS},
         test="test_options_of_training.py::test_the_rate_moves_as_the_schedule_says",
     ),
     count_or_share(
@@ -102,10 +111,10 @@ _OPTIMIZER: Final = group(
     ),
     number(
         "lr_scheduler_num_cycles",
-        "Restarts of cosine_with_restarts; cosine_with_min_lr takes half of it.",
+        "Restarts of cosine_with_restarts; other cosines take half of it.",
         default=1,
         minimum=0,
-        acts_with=("lr_scheduler", ("cosine_with_restarts", "cosine_with_min_lr")),
+        acts_with=("lr_scheduler", _WITH_CYCLES),
         test="test_options_of_training.py::test_the_rate_moves_as_the_schedule_says",
     ),
     number(
@@ -117,23 +126,37 @@ _OPTIMIZER: Final = group(
     ),
     number(
         "lr_scheduler_min_lr_ratio",
-        "Floor of cosine_with_min_lr, as a share of the rate.",
+        "Floor of the schedules that have one, as a share of the rate.",
         minimum=0,
         maximum=1,
-        acts_with=("lr_scheduler", ("cosine_with_min_lr",)),
+        acts_with=("lr_scheduler", _WITH_FLOOR),
         test="test_options_of_training.py::test_the_rate_moves_as_the_schedule_says",
     ),
-    *refused(
-        "schedules with a decay of their own are not supported yet",
-        "remove it, and use cosine or linear",
-        count_or_share("lr_decay_steps", "Steps of the last decay.", default=0),
-        integer("lr_scheduler_timescale", "Time scale of inverse_sqrt.", asks_nothing=(0,)),
+    count_or_share(
+        "lr_decay_steps",
+        "Steps of the decay at the end of warmup_stable_decay, or a share of the run.",
+        default=0,
+        minimum=0,
+        acts_with=("lr_scheduler", ("warmup_stable_decay",)),
+        test="test_schedules.py::test_the_options_reach_the_schedule",
     ),
-    *refused(
-        "schedulers by Python name are not supported yet",
-        "use lr_scheduler",
-        text("lr_scheduler_type", "Class of the scheduler.", default=""),
-        pairs("lr_scheduler_args", "Its arguments."),
+    integer(
+        "lr_scheduler_timescale",
+        "Steps of inverse_sqrt over which the rate falls by the root of two; not set: the warmup.",
+        minimum=1,
+        acts_with=("lr_scheduler", ("inverse_sqrt",)),
+        test="test_schedules.py::test_the_options_reach_the_schedule",
+    ),
+    text(
+        "lr_scheduler_type",
+        "Class of torch.optim.lr_scheduler, or package.module.Class; wins over lr_scheduler.",
+        default="",
+        test="test_schedules.py::test_the_options_reach_the_schedule",
+    ),
+    pairs(
+        "lr_scheduler_args",
+        "Further arguments of the schedule, such as T_max=1000 or step_rules=1:500,0.1.",
+        test="test_schedules.py::test_the_options_reach_the_schedule",
     ),
     *refused(
         "it is no option of Kohya's",
@@ -146,14 +169,35 @@ _OPTIMIZER: Final = group(
         texts("text_encoder_lr", "Learning rate of the text encoder.", asks_nothing=(0,)),
         moot_with="network_train_unet_only",
     ),
-    *refused(
-        "learning rates by part are not supported yet",
-        "remove it",
-        number("llm_adapter_lr", "Learning rate of the text adapter."),
-        number("self_attn_lr", "Learning rate of self-attention."),
-        number("cross_attn_lr", "Learning rate of cross-attention."),
-        number("mlp_lr", "Learning rate of the mlp layers."),
-        number("mod_lr", "Learning rate of the modulation layers."),
+    number(
+        "llm_adapter_lr",
+        "Learning rate of the text adapter" + _PART_RATE,
+        minimum=0,
+        test="test_rates_by_part.py::test_a_part_trains_at_its_own_rate",
+    ),
+    number(
+        "self_attn_lr",
+        "Learning rate of self-attention, its norms included" + _PART_RATE,
+        minimum=0,
+        test="test_rates_by_part.py::test_a_part_trains_at_its_own_rate",
+    ),
+    number(
+        "cross_attn_lr",
+        "Learning rate of cross-attention, its norms included" + _PART_RATE,
+        minimum=0,
+        test="test_rates_by_part.py::test_a_part_trains_at_its_own_rate",
+    ),
+    number(
+        "mlp_lr",
+        "Learning rate of the mlp layers" + _PART_RATE,
+        minimum=0,
+        test="test_rates_by_part.py::test_a_part_trains_at_its_own_rate",
+    ),
+    number(
+        "mod_lr",
+        "Learning rate of the modulation layers, where include_patterns trains them" + _PART_RATE,
+        minimum=0,
+        test="test_rates_by_part.py::test_a_part_trains_at_its_own_rate",
     ),
     *refused(
         "it is an old form of optimizer_type",

@@ -1,0 +1,212 @@
+"""Learning-rate schedules against the functions of transformers, diffusers and torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import diffusers.optimization
+import pytest
+import torch
+from commands import anima_pipe
+from torch.optim.lr_scheduler import LRScheduler, StepLR
+from transformers import optimization
+
+from anima_pipe.errors import ConfigError
+from anima_pipe.schedules import ScheduleConfig, create_schedule
+
+STEPS = 40
+
+FUNCTIONS: dict[str, tuple[ScheduleConfig, Callable[..., LRScheduler], dict[str, object]]] = {
+    "constant": (
+        ScheduleConfig(kind="constant"),
+        optimization.get_constant_schedule,
+        {},
+    ),
+    "warmup": (
+        ScheduleConfig(kind="constant_with_warmup", warmup=0.25),
+        optimization.get_constant_schedule_with_warmup,
+        {"num_warmup_steps": 10},
+    ),
+    "linear": (
+        ScheduleConfig(kind="linear", warmup=5),
+        optimization.get_linear_schedule_with_warmup,
+        {"num_warmup_steps": 5, "num_training_steps": STEPS},
+    ),
+    "cosine": (
+        ScheduleConfig(kind="cosine", warmup=5),
+        optimization.get_cosine_schedule_with_warmup,
+        {"num_warmup_steps": 5, "num_training_steps": STEPS},
+    ),
+    "restarts": (
+        ScheduleConfig(kind="cosine_with_restarts", warmup=5, num_cycles=3),
+        optimization.get_cosine_with_hard_restarts_schedule_with_warmup,
+        {"num_warmup_steps": 5, "num_training_steps": STEPS, "num_cycles": 3},
+    ),
+    "floor": (
+        ScheduleConfig(kind="cosine_with_min_lr", warmup=5, num_cycles=3, min_lr_ratio=0.1),
+        optimization.get_cosine_with_min_lr_schedule_with_warmup,
+        {
+            "num_warmup_steps": 5,
+            "num_training_steps": STEPS,
+            "num_cycles": 1.5,
+            "min_lr_rate": 0.1,
+        },
+    ),
+    "warm floor": (
+        ScheduleConfig(
+            kind="cosine_warmup_with_min_lr",
+            warmup=5,
+            min_lr_ratio=0.1,
+            arguments={"warmup_lr_rate": 0.3},
+        ),
+        optimization.get_cosine_with_min_lr_schedule_with_warmup_lr_rate,
+        {
+            "num_warmup_steps": 5,
+            "num_training_steps": STEPS,
+            "min_lr_rate": 0.1,
+            "warmup_lr_rate": 0.3,
+        },
+    ),
+    "polynomial": (
+        ScheduleConfig(kind="polynomial", power=2.5, arguments={"lr_end": 1e-5}),
+        optimization.get_polynomial_decay_schedule_with_warmup,
+        {"num_warmup_steps": 0, "num_training_steps": STEPS, "power": 2.5, "lr_end": 1e-5},
+    ),
+    "root": (
+        ScheduleConfig(kind="inverse_sqrt", warmup=5, timescale=7),
+        optimization.get_inverse_sqrt_schedule,
+        {"num_warmup_steps": 5, "timescale": 7},
+    ),
+    "stable": (
+        ScheduleConfig(kind="warmup_stable_decay", warmup=5, decay=0.25, min_lr_ratio=0.2),
+        optimization.get_wsd_schedule,
+        {
+            "num_warmup_steps": 5,
+            "num_decay_steps": 10,
+            "num_stable_steps": 25,
+            "min_lr_ratio": 0.2,
+        },
+    ),
+    "stable, linear": (
+        ScheduleConfig(
+            kind="warmup_stable_decay", warmup=5, decay=8, arguments={"decay_type": "linear"}
+        ),
+        optimization.get_wsd_schedule,
+        {
+            "num_warmup_steps": 5,
+            "num_decay_steps": 8,
+            "num_training_steps": STEPS,
+            "decay_type": "linear",
+        },
+    ),
+    "pieces": (
+        ScheduleConfig(
+            kind="piecewise_constant", arguments={"step_rules": "1:10,0.1:20,0.01:30,0.005"}
+        ),
+        diffusers.optimization.get_piecewise_constant_schedule,
+        {"step_rules": "1:10,0.1:20,0.01:30,0.005"},
+    ),
+    "class": (
+        ScheduleConfig(class_name="StepLR", arguments={"step_size": 7, "gamma": 0.5}),
+        StepLR,
+        {"step_size": 7, "gamma": 0.5},
+    ),
+    "class by full path": (
+        ScheduleConfig(
+            class_name="torch.optim.lr_scheduler.CosineAnnealingLR", arguments={"T_max": 13}
+        ),
+        torch.optim.lr_scheduler.CosineAnnealingLR,
+        {"T_max": 13},
+    ),
+}
+
+
+def optimizer() -> torch.optim.Optimizer:
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1e-3, 2e-4)]
+    return torch.optim.SGD(groups)
+
+
+def rates(made_for: torch.optim.Optimizer, schedule: LRScheduler) -> list[list[float]]:
+    found: list[list[float]] = []
+    for _ in range(STEPS):
+        found.append([group["lr"] for group in made_for.param_groups])
+        made_for.step()
+        schedule.step()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("config", "function", "arguments"), FUNCTIONS.values(), ids=FUNCTIONS.keys()
+)
+def test_a_schedule_is_that_of_the_library_it_is_of(config, function, arguments):
+    ours, theirs = optimizer(), optimizer()
+    found = rates(ours, create_schedule(ours, config, STEPS))
+    assert found == rates(theirs, function(theirs, **arguments))
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ({"kind": "piecewise_constant"}, "do not fit piecewise_constant"),
+        ({"kind": "piecewise_constant", "arguments": {"step_rules": "1:2:3"}}, "do not fit"),
+        ({"kind": "cosine", "arguments": {"cycles": 2}}, "do not fit cosine"),
+        ({"kind": "warmup_stable_decay", "warmup": 30, "decay": 20}, "more than the run's 40"),
+        ({"class_name": "StepLR"}, "do not fit lr_scheduler_type StepLR"),
+        ({"class_name": "NoSuchLR"}, "lr_scheduler_type NoSuchLR"),
+        ({"class_name": "no_such_package.Best"}, "no_such_package"),
+        ({"class_name": "ReduceLROnPlateau"}, "follows a validation loss"),
+        ({"kind": "greedy"}, "unsupported lr_scheduler 'greedy'"),
+    ],
+)
+def test_what_does_not_fit_a_schedule_is_named(config, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        create_schedule(optimizer(), ScheduleConfig(**config), STEPS)
+
+
+def test_only_schedules_that_end_follow_the_length_of_the_run():
+    follow = {name for name, (config, _, _) in FUNCTIONS.items() if config.follows_length}
+    assert FUNCTIONS.keys() - follow == {
+        "constant",
+        "root",
+        "pieces",
+        "class",
+        "class by full path",
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (
+            {"lr_scheduler": "warmup_stable_decay", "lr_decay_steps": 0.5},
+            [1, 1, 1, 1, 0.75, 0.25],
+        ),
+        (
+            {"lr_scheduler": "inverse_sqrt", "lr_scheduler_timescale": 2},
+            [1, 0.8165, 0.7071, 0.6325, 0.5774, 0.5345],
+        ),
+        (
+            {"lr_scheduler": "piecewise_constant", "lr_scheduler_args": ["step_rules=1:2,0.5"]},
+            [1, 1, 0.5, 0.5, 0.5, 0.5],
+        ),
+        (
+            {"lr_scheduler_type": "StepLR", "lr_scheduler_args": ["step_size=2", "gamma=0.5"]},
+            [1, 1, 0.5, 0.5, 0.25, 0.25],
+        ),
+    ],
+)
+def test_the_options_reach_the_schedule(
+    values: dict[str, object], expected: list[float], cached: dict[str, object], tmp_path: Path
+):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    given = {"learning_rate": 1e-3, "max_train_steps": 6, "log_with": "tensorboard"} | values
+    logs = tmp_path / "logs"
+    anima_pipe("train", output_dir=tmp_path, logging_dir=logs, **cached, **given).ok()
+    events = EventAccumulator(str(next(logs.iterdir())))
+    events.Reload()
+    tag = min(tag for tag in events.Tags()["scalars"] if tag.startswith("lr/"))
+    # What is logged with a step is the rate that the next one will take.
+    found = [event.value / 1e-3 for event in events.Scalars(tag)]
+    assert found[:-1] == pytest.approx(expected[1:], abs=1e-3)
