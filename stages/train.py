@@ -196,19 +196,32 @@ def prepare_batches(
     )
 
 
-def prepare_model(
-    settings: ModelSettings, device: torch.device
-) -> tuple[AnimaTransformer, Adapter]:
-    """Load the frozen transformer and put the adapter on it."""
-    from anima_pipe.adapters import create_adapter, load_adapter
-    from anima_pipe.adapters.continued import continue_adapter
-    from anima_pipe.model import load_transformer
+def prepare_base(settings: ModelSettings, device: torch.device) -> AnimaTransformer:
+    """Load the frozen transformer, with the adapters that were to be merged into it."""
+    from anima_pipe.adapters import load_adapter
+    from anima_pipe.adapters.eight_bit import keep_in_eight_bits
+    from anima_pipe.model import BLOCK_LAYERS, load_transformer
 
-    transformer = load_transformer(settings.transformer, dtype=settings.dtype, device=device)
+    # What is to be halved need not be whole on the device first.
+    place = "cpu" if settings.eight_bit else device
+    transformer = load_transformer(settings.transformer, dtype=settings.dtype, device=place)
     transformer.requires_grad_(requires_grad=False)
     transformer.checkpoint_blocks(settings.gradient_checkpointing)
     for path, strength in settings.base_weights:
         load_adapter(path, transformer, strength).merge()
+    if settings.eight_bit:
+        keep_in_eight_bits(transformer, BLOCK_LAYERS)
+    return transformer.to(device)
+
+
+def prepare_model(
+    settings: ModelSettings, device: torch.device
+) -> tuple[AnimaTransformer, Adapter]:
+    """Load the frozen transformer and put the adapter on it."""
+    from anima_pipe.adapters import create_adapter
+    from anima_pipe.adapters.continued import continue_adapter
+
+    transformer = prepare_base(settings, device)
     if settings.start_from is None:
         adapter = create_adapter(
             settings.adapter_kind, transformer, seed=settings.seed, **settings.adapter_arguments

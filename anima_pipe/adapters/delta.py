@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from anima_pipe.adapters.frozen import FrozenLinear
 from anima_pipe.errors import CheckpointError
 
 
@@ -137,8 +138,13 @@ def root_module(module: nn.Module) -> nn.Module:
 def effective_weights(module: nn.Module) -> dict[str, Tensor]:
     """Return a module's own parameters with all its deltas added, fp32, differentiable."""
     if not isinstance(module, Adapted):
-        own = module.named_parameters(recurse=False)
-        return {n: value.to(torch.promote_types(value.dtype, torch.float32)) for n, value in own}
+        own: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+        if isinstance(module, FrozenLinear):
+            own["weight"] = module.weight_in(torch.float32)
+        return {
+            name: value.to(torch.promote_types(value.dtype, torch.float32))
+            for name, value in own.items()
+        }
     weights = effective_weights(module.base)
     return {**weights, **changed_weights(module.delta, weights)}
 

@@ -9,7 +9,7 @@ gradients have no gradients of their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 
+@runtime_checkable
 class FrozenLinear(Protocol):
     """A linear layer that does not train, however its weight is kept."""
 
-    in_features: int
-    out_features: int
-    bias: Tensor | None
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, Float[out], if it has one."""
+        ...
 
     def weight_in(self, dtype: torch.dtype) -> Tensor:
         """Return the weight, Float[out, in], in a dtype."""
@@ -33,7 +35,6 @@ class PlainLinear:
     """torch's own linear layer as a frozen one."""
 
     def __init__(self, layer: nn.Linear) -> None:
-        self.in_features, self.out_features = layer.in_features, layer.out_features
         self.bias: Tensor | None = layer.bias
         self._weight = layer.weight
 
@@ -48,7 +49,12 @@ def frozen_linear(module: nn.Module) -> FrozenLinear | None:
         return None
     if type(module) is nn.Linear:
         return PlainLinear(module)
-    return None
+    return module if isinstance(module, FrozenLinear) else None
+
+
+def frozen_product(x: Tensor, base: FrozenLinear) -> Tensor:
+    """Return the output of a frozen layer alone; its weight is made again in the backward pass."""
+    return _FrozenProduct.apply(x, base)
 
 
 def lora_linear(
@@ -111,6 +117,18 @@ def added_in_place(x: Tensor) -> bool:
     In half precision the sum would round the change away.
     """
     return x.dtype in (torch.float32, torch.float64)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, base: FrozenLinear) -> Tensor:
+        ctx.base = base
+        return linear(x, base.weight_in(x.dtype), base.bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator has no types
+        return grad_outputs[0] @ ctx.base.weight_in(grad_outputs[0].dtype), None
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from anima_pipe.adapters.delta import Delta, effective_weights, root_module
+from anima_pipe.adapters.eight_bit import EightBitLinear
 
 
 @torch.no_grad()
@@ -18,7 +19,11 @@ def merge_delta(module: nn.Module, delta: Delta) -> None:
         module: The module that the delta was put on, perhaps adapted itself.
         delta: At the strength to bake in.
     """
-    weights = effective_weights(module)
-    own = dict(root_module(module).named_parameters(recurse=False))
+    weights, root = effective_weights(module), root_module(module)
+    own, before = dict(root.named_parameters(recurse=False)), effective_weights(root)
     for name, change in delta.weight_changes(weights).items():
-        own[name].copy_(own[name].float() + change * delta.strength)
+        merged = before[name] + change * delta.strength
+        if isinstance(root, EightBitLinear) and name == "weight":
+            root.take(merged)
+        else:
+            own[name].copy_(merged)

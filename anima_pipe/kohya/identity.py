@@ -43,6 +43,7 @@ def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> di
         "max_grad_norm": settings.max_grad_norm,
         "objective": settings.objective,
         "mixed_precision": settings.mixed_precision,
+        "fp8_base": settings.model.eight_bit,
         "gradient_checkpointing": settings.model.gradient_checkpointing,
         "batches_per_step": batches.window_size,
         "ema_decay": settings.ema_decay,

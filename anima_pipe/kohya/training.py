@@ -68,6 +68,8 @@ class ModelSettings:
 
     transformer: Path
     dtype: torch.dtype
+    eight_bit: bool
+    """Whether the weights of its blocks are kept in 8 bits."""
     gradient_checkpointing: bool
     adapter_kind: str
     adapter_arguments: Mapping[str, Any]
@@ -232,6 +234,7 @@ def _model(options: Resolved, seed: int) -> ModelSettings:
     return ModelSettings(
         transformer=options.value("pretrained_model_name_or_path"),
         dtype=torch_dtype(options.value("mixed_precision")),
+        eight_bit=options.value("fp8_base") or options.value("fp8_base_unet"),
         gradient_checkpointing=options.value("gradient_checkpointing"),
         adapter_kind=ADAPTER_KINDS[module],
         adapter_arguments=arguments

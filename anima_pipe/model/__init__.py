@@ -10,11 +10,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from anima_pipe.model.anima import AnimaTransformer, TextConditionedTransformer
+    from anima_pipe.model.anima import (
+        BLOCK_LAYERS,
+        AnimaTransformer,
+        TextConditionedTransformer,
+    )
     from anima_pipe.model.config import LlmAdapterConfig, TransformerConfig
     from anima_pipe.model.load import load_transformer, read_transformer_config
 
 __all__ = [
+    "BLOCK_LAYERS",
     "AnimaTransformer",
     "LlmAdapterConfig",
     "TextConditionedTransformer",
@@ -24,6 +29,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BLOCK_LAYERS": "anima",
     "AnimaTransformer": "anima",
     "LlmAdapterConfig": "config",
     "TextConditionedTransformer": "anima",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - everybody's name for it
 from torch import nn
@@ -21,6 +23,11 @@ from anima_pipe.model.rope import image_rotation
 
 CONDITION_LENGTH = 512
 """Positions of a text condition at least; the model was trained with the zeros behind a caption."""
+
+
+BLOCK_LAYERS: Final = r"blocks\.\d+\.(self_attn|cross_attn|mlp)\..*"
+"""Paths of the linear layers that hold most of the weights, and bear to be kept in 8 bits; the
+modulations, which steer them, and the text adapter stay as they are."""
 
 
 class AnimaTransformer(nn.Module):
