@@ -29,6 +29,9 @@ class SubsetConfig:
     """Train on the mirrored picture too, with probability one half per visit."""
     random_crop: bool = False
     """Crop at one of several places instead of the middle, another one at every visit."""
+    face_crop_aug_range: tuple[float, float] | None = None
+    """Crop around the face that a file name locates, the crop's shorter side from so many to so
+    many faces long; None: faces are not looked for. Only without buckets."""
     resize_interpolation: str | None = None
     """Resampling filter by Kohya's name; None: area to shrink, lanczos to enlarge."""
     loss_weight: float = 1.0

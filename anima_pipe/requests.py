@@ -8,6 +8,7 @@ from pathlib import Path
 from anima_pipe.buckets import random_crops
 from anima_pipe.dataset import SubsetConfig
 from anima_pipe.errors import DataError
+from anima_pipe.face_crops import face_crops, face_in_name
 from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, MaskChannel, MaskRequest
 from anima_pipe.shards.keys import latent_key, mask_key
 from anima_pipe.source.mask_files import refuse_other_size
@@ -22,13 +23,9 @@ def latent_requests(
         subset: The rules.
         image: The picture.
         centred: Its bucket, cropped in the middle.
-        crop_variants: Crops in its place where random_crop asks for them.
+        crop_variants: Crops in its place where random_crop or face_crop_aug_range asks for them.
     """
-    choices = (
-        random_crops(centred, crop_variants, seed=image.content)
-        if subset.random_crop
-        else (centred,)
-    )
+    choices = _crops(subset, image, centred, crop_variants)
     orientations = (False, True) if subset.flip_aug else (False,)
     interpolation = subset.resize_interpolation
     return [
@@ -44,6 +41,26 @@ def latent_requests(
         for choice in choices
         for flipped in orientations
     ]
+
+
+def _crops(
+    subset: SubsetConfig, image: ImageFile, centred: BucketChoice, count: int
+) -> tuple[BucketChoice, ...]:
+    """Return the places that a picture is cropped at."""
+    face = face_in_name(image.path.stem) if subset.face_crop_aug_range else None
+    if face and subset.face_crop_aug_range:
+        return face_crops(
+            centred.bucket,
+            image.size,
+            face,
+            subset.face_crop_aug_range,
+            count,
+            wanders=subset.random_crop,
+            seed=image.content,
+        )
+    if subset.random_crop:
+        return random_crops(centred, count, seed=image.content)
+    return (centred,)
 
 
 def mask_requests(

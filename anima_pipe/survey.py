@@ -18,6 +18,7 @@ from typing import NamedTuple
 from anima_pipe.buckets import choose_bucket
 from anima_pipe.dataset import DatasetConfig, SubsetConfig, regularisation_visits
 from anima_pipe.errors import DataError
+from anima_pipe.face_crops import face_in_name
 from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, MaskRequest, Skipped
 from anima_pipe.requests import latent_requests, mask_requests
 from anima_pipe.runtime import say
@@ -154,7 +155,7 @@ def survey_pictures(
         pictures: From `find_pictures`.
         caption_variants: Texts per caption; None: 1 where nothing varies, else 8; 0: captions are
             not read.
-        crop_variants: Crops per picture where random_crop asks for them.
+        crop_variants: Crops per picture where random_crop or face_crop_aug_range asks for them.
         cache_dir: Where earlier scans are remembered; pictures that have not changed since are not
             read again. None: nothing is remembered.
         rehash: Read every picture nevertheless.
@@ -188,6 +189,8 @@ def survey_pictures(
     balanced = _balanced([one.sample for one in found])
     if unused := len(found) - len(balanced):
         say(f"{unused} regularisation pictures are not used: the others are enough")
+    if faceless := sum(map(_names_no_face, balanced)):
+        say(f"{faceless} pictures of face_crop_aug_range locate no face in their file names")
     latents = {request.key: request for one in found for request in one.latents}
     over_them = {request.key: request for one in found for request in one.masks}
     return Survey(
@@ -244,6 +247,11 @@ def _none_left(pictures: Sequence[Picture], skipped: Sequence[Skipped]) -> DataE
         f"none of the {len(pictures)} pictures can be used{reason}",
         "mend the files, or point image_dir to other pictures",
     )
+
+
+def _names_no_face(sample: Sample) -> bool:
+    wanted = sample.picture.subset.face_crop_aug_range is not None
+    return wanted and face_in_name(sample.picture.path.stem) is None
 
 
 def _balanced(samples: Sequence[Sample]) -> tuple[Sample, ...]:

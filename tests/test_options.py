@@ -77,7 +77,7 @@ REFERENCE_KINDS = {
     "int": {Kind.INTEGER},
     "float": {Kind.NUMBER, Kind.COUNT_OR_SHARE, Kind.TEXTS},
     "int_or_float": {Kind.NUMBER, Kind.COUNT_OR_SHARE},
-    "str": {Kind.TEXT, Kind.PATH, Kind.SIZE, Kind.TEXTS, Kind.PAIRS},
+    "str": {Kind.TEXT, Kind.PATH, Kind.SIZE, Kind.RANGE, Kind.TEXTS, Kind.PAIRS},
     "Path": {Kind.PATH},
 }
 

@@ -38,6 +38,7 @@ METAVARS = {
     Kind.NUMBER: "X",
     Kind.COUNT_OR_SHARE: "N|SHARE",
     Kind.SIZE: "N|W,H",
+    Kind.RANGE: "LOW,HIGH",
     Kind.TEXTS: "A B ...",
     Kind.PAIRS: "KEY=VALUE ...",
 }

@@ -260,6 +260,7 @@ def _subset(
             captions=CaptionRules(**captions),
             flip_aug=first_value("flip_aug", levels),
             random_crop=first_value("random_crop", levels),
+            face_crop_aug_range=_face_crops(reading, path, levels),
             resize_interpolation=first_value("resize_interpolation", levels),
             loss_weight=weight * _prior_weight(reading) if is_reg else weight,
             is_reg=is_reg,
@@ -270,6 +271,18 @@ def _subset(
     except ConfigError as error:
         reading.object_to(path, error.problem, error.remedy)
         return None
+
+
+def _face_crops(reading: Reading, path: KeyPath, levels: Levels) -> tuple[float, float] | None:
+    """Return how close crops come to faces; None beside buckets, where Kohya ignores it too."""
+    closeness: tuple[float, float] | None = first_value("face_crop_aug_range", levels)
+    if closeness and first_value("enable_bucket", levels):
+        idle = (
+            f"{written(path)}: face_crop_aug_range has no effect beside enable_bucket, as in Kohya"
+        )
+        reading.warnings.append(idle)
+        return None
+    return closeness
 
 
 def _prior_weight(reading: Reading) -> float:

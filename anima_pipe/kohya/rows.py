@@ -30,6 +30,7 @@ class Kind(Enum):
     COUNT_OR_SHARE = "whole number, or a share below 1"
     """A whole number counts; a number below 1 is a share of the whole."""
     SIZE = "size: N, or width,height"
+    RANGE = "range: low,high"
     TEXTS = "list"
     PAIRS = "list of key=value"
     TABLE = "table"
@@ -168,6 +169,11 @@ def count_or_share(name: str, help_text: str, **fields: Unpack[RowFields]) -> Op
 def size(name: str, help_text: str, **fields: Unpack[RowFields]) -> Option:
     """Return a row whose value is a (width, height) in pixels."""
     return Option(name=name, kind=Kind.SIZE, help=help_text, **fields)
+
+
+def number_range(name: str, help_text: str, **fields: Unpack[RowFields]) -> Option:
+    """Return a row whose value is (low, high), numbers above 0."""
+    return Option(name=name, kind=Kind.RANGE, help=help_text, **fields)
 
 
 def texts(name: str, help_text: str, **fields: Unpack[RowFields]) -> Option:

@@ -21,6 +21,17 @@ _SIZE: Final[Schema] = {
         {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 2},
     ]
 }
+_RANGE: Final[Schema] = {
+    "oneOf": [
+        {"type": "string", "pattern": r"^[^,]+,[^,]+$"},
+        {
+            "type": "array",
+            "items": {"type": "number", "exclusiveMinimum": 0},
+            "minItems": 2,
+            "maxItems": 2,
+        },
+    ]
+}
 _TEXTS: Final[Schema] = {"type": "array", "items": {"type": "string"}}
 
 _TYPES: Final[Mapping[Kind, Schema]] = {
@@ -31,6 +42,7 @@ _TYPES: Final[Mapping[Kind, Schema]] = {
     Kind.NUMBER: {"type": "number"},
     Kind.COUNT_OR_SHARE: {"type": "number"},
     Kind.SIZE: _SIZE,
+    Kind.RANGE: _RANGE,
     Kind.TEXTS: _TEXTS,
     Kind.TABLE: {"type": "object"},
     Kind.PAIRS: {"type": "array", "items": {"type": "string", "pattern": "^[^=]+="}},

@@ -196,6 +196,17 @@ def _read_size(given: object) -> tuple[int, int]:
     return width, height
 
 
+def _read_range(given: object) -> tuple[float, float]:
+    ends: object = given
+    if isinstance(given, str):
+        ends = [_number_or_flag(end.strip()) for end in given.split(",")]
+    match ends:
+        case [low, high] if is_number(low) and is_number(high) and 0 < low <= high:
+            return float(low), float(high)
+        case _:
+            raise UnfitValueError(f"{_shown(given)} is not a range", "write it as 2.0,4.0")
+
+
 def _read_texts(given: object) -> tuple[str, ...]:
     items = cast("list[object]", given) if isinstance(given, list) else [given]
     return tuple(str(item) for item in items)
@@ -230,6 +241,7 @@ _READERS: Final[Mapping[Kind, Callable[[object], object]]] = {
     Kind.NUMBER: _read_number,
     Kind.COUNT_OR_SHARE: _read_count_or_share,
     Kind.SIZE: _read_size,
+    Kind.RANGE: _read_range,
     Kind.TEXTS: _read_texts,
     Kind.PAIRS: _read_pairs,
     Kind.TABLE: _read_table,

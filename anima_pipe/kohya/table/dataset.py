@@ -15,6 +15,7 @@ from anima_pipe.kohya.rows import (
     integer,
     no_op,
     number,
+    number_range,
     path,
     refused,
     size,
@@ -108,10 +109,11 @@ _PICTURES: Final = group(
         "remove it",
         flag("color_aug", "Shift hue or gamma at random."),
     ),
-    *refused(
-        "crops around faces are not supported yet",
-        "remove it; pictures are cropped around their middle, or use random_crop",
-        text("face_crop_aug_range", "Crop around a face that the file's name locates."),
+    number_range(
+        "face_crop_aug_range",
+        "Crop around the face that a file name locates (name_x_y_width_height), the crop from LOW "
+        "to HIGH faces long, crop_variants of them; without enable_bucket only.",
+        test="test_face_crops.py::test_crops_around_a_face_are_cached_and_drawn",
     ),
     size(
         "skip_image_resolution",
@@ -307,7 +309,7 @@ _CACHES: Final = group(
     ),
     integer(
         "crop_variants",
-        "Crops cached of each picture where random_crop is set.",
+        "Crops cached of each picture where random_crop or face_crop_aug_range is set.",
         default=4,
         minimum=1,
         test="test_options_of_datasets.py::test_random_crop_asks_for_as_many_crops_as_crop_variants_says",
