@@ -120,9 +120,9 @@ def test_a_transformer_that_is_something_else_is_told_by_its_kind(
     [
         (flux, "VAE"),
         (lora, "VAE"),
-        (truncated, "not a whole"),
-        (web_page, "not a whole"),
-        (nothing, "not a whole"),
+        (truncated, "truncated"),
+        (web_page, "web page"),
+        (nothing, "empty"),
         (other_model("pretrained_model_name_or_path"), "Anima"),
     ],
 )

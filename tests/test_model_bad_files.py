@@ -49,7 +49,7 @@ def test_a_gap_in_the_blocks_shows_as_missing_tensors(tmp_path: Path) -> None:
 def test_an_unexpected_tensor_is_named(tmp_path: Path) -> None:
     weights = golden_weights("a") | {"blocks.0.self_attn.q_proj.bias": torch.zeros(64)}
 
-    _assert_refused(tmp_path, weights, "no Anima transformer has: blocks.0.self_attn.q_proj.bias")
+    _assert_refused(tmp_path, weights, "has unexpected blocks.0.self_attn.q_proj.bias")
 
 
 def test_a_tensor_without_the_prefix_of_the_others_is_unexpected(tmp_path: Path) -> None:
@@ -57,14 +57,14 @@ def test_a_tensor_without_the_prefix_of_the_others_is_unexpected(tmp_path: Path)
     weights["vae.decoder.conv1.weight"] = torch.zeros(2)
     weights["blocks.0.mlp.layer3.weight"] = torch.zeros(2)
 
-    _assert_refused(tmp_path, weights, "no Anima transformer has: blocks.0.mlp.layer3.weight")
+    _assert_refused(tmp_path, weights, "has unexpected blocks.0.mlp.layer3.weight")
 
 
 def test_a_misshapen_tensor_is_named_with_both_shapes(tmp_path: Path) -> None:
     weights = golden_weights("a") | {"blocks.1.mlp.layer2.weight": torch.zeros(64, 255)}
 
     _assert_refused(
-        tmp_path, weights, r"blocks.1.mlp.layer2.weight is \[64, 255\] instead of \[64, 256\]"
+        tmp_path, weights, r"blocks.1.mlp.layer2.weight as \[64, 255\] instead of \[64, 256\]"
     )
 
 
@@ -134,10 +134,11 @@ def test_a_quantised_file_is_refused(tmp_path: Path, extra: Weights) -> None:
         (["diffusion_model.t_embedding_norm.w_norm"], "an adapter"),
         (["encoder.conv1.weight", "decoder.middle.0.residual.0.gamma"], "a VAE"),
         (["encoder.conv_in.weight", "decoder.conv_in.weight"], "a VAE"),
-        (["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"], "a text enc"),
-        (["embed_tokens.weight"], "a text encoder"),
-        (["encoder.block.0.layer.0.SelfAttention.q.weight"], "a text encoder"),
-        (["conv.weight"], "no Anima transformer: its tensors are conv.weight"),
+        (["encoder.downsamples.0.residual.0.gamma"], "the VAE of Wan 2.1"),
+        (["model.embed_tokens.weight", "model.layers.0.self_attn.q_norm.weight"], "a Qwen3"),
+        (["embed_tokens.weight"], "a language model"),
+        (["encoder.block.0.layer.0.SelfAttention.q.weight"], "a T5 text encoder"),
+        (["conv.weight"], "not an Anima transformer: its tensors are conv.weight"),
     ],
 )
 def test_a_file_of_another_kind_is_told_by_its_kind(
@@ -183,7 +184,7 @@ def _torch_pickle() -> bytes:
         (_header({"a": {"dtype": "F32", "shape": [2]}}), "is damaged"),
         (_header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}), "is damaged"),
         (_header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [-8, -4]}}), "is damaged"),
-        (_header({}), "no Anima transformer"),
+        (_header({}), "not an Anima transformer"),
     ],
     ids=range(14),
 )

@@ -72,7 +72,7 @@ def test_an_unexpected_tensor_is_named(qwen, qwen_weights, t5):
 def test_a_tensor_of_the_wrong_shape_is_named(qwen, qwen_weights, t5):
     qwen_weights["layers.1.mlp.up_proj.weight"] = torch.zeros(5, 32)
     save_file(qwen_weights, qwen / "model.safetensors")
-    assert "layers.1.mlp.up_proj.weight (5, 32) instead of (96, 32)" in problem_with(qwen, t5)
+    assert "layers.1.mlp.up_proj.weight as [5, 32] instead of [96, 32]" in problem_with(qwen, t5)
 
 
 def test_a_missing_shard_is_named(tmp_path, t5):

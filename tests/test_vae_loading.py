@@ -117,7 +117,7 @@ def test_an_unexpected_tensor_is_named(weights, write):
 
 def test_a_tensor_of_the_wrong_shape_is_named_with_both_shapes(weights, write):
     weights["decoder.head.2.bias"] = torch.zeros(4)
-    assert "decoder.head.2.bias (4,) instead of (3,)" in problem_with(write(weights))
+    assert "decoder.head.2.bias as [4] instead of [3]" in problem_with(write(weights))
 
 
 def test_of_many_missing_tensors_a_few_are_named_and_the_rest_counted(weights, write):

@@ -11,10 +11,12 @@ import torch
 from transformers import Qwen3Config, Qwen3Model
 
 from anima_pipe.encoders.qwen_files import QwenFiles
-from anima_pipe.encoders.weight_files import check_names, landed, mapped_tensors, wrong_kind
 from anima_pipe.errors import CheckpointError
+from anima_pipe.weight_files import check_names, landed, mapped_tensors
+from anima_pipe.weight_kinds import QWEN3, wrong_kind
 
 WANTED = "a Qwen3 text encoder"
+_GIVE_RELEASE = "Give Qwen3-0.6B as released, whole and not converted by another program."
 # Harmless extras: the head that predicts words, which many files repeat.
 _UNUSED = {"lm_head.weight"}
 
@@ -58,6 +60,7 @@ def load_qwen_network(files: QwenFiles, dtype: torch.dtype, device: torch.device
     check_names(
         files.source,
         WANTED,
+        _GIVE_RELEASE,
         expected={name: tensor.shape for name, tensor in network.state_dict().items()},
         found={name: tensor.shape for name, tensor in tensors.items()},
     )
@@ -71,7 +74,7 @@ def load_qwen_network(files: QwenFiles, dtype: torch.dtype, device: torch.device
 def _read_config(files: QwenFiles, tensors: Mapping[str, torch.Tensor]) -> Qwen3Config:
     """Read the sizes off the shapes; what shapes cannot tell comes from config.json if any."""
     if not tensors.keys() >= _MARKS:
-        raise wrong_kind(files.source, WANTED, tensors)
+        raise wrong_kind(files.source, WANTED, QWEN3, tensors, _GIVE_RELEASE)
     vocabulary, hidden = tensors["embed_tokens.weight"].shape
     (head,) = tensors["layers.0.self_attn.q_norm.weight"].shape
 

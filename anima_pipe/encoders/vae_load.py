@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 
 from anima_pipe.encoders.vae import LATENT_CHANNELS, PIXELS_PER_LATENT, ImageVae, VaeConfig
-from anima_pipe.encoders.weight_files import check_names, landed, mapped_tensors, wrong_kind
 from anima_pipe.errors import CheckpointError
+from anima_pipe.weight_files import check_names, landed, mapped_tensors
+from anima_pipe.weight_kinds import VAE, wrong_kind
 
 WANTED = "a Wan 2.1 or Qwen-Image VAE"
+_GIVE_RELEASE = "Give the VAE of Wan 2.1, Qwen-Image or Anima's release, whole and unconverted."
 PREFIXES = ("", "vae.", "first_stage_model.")
 """What bundlers put before the names."""
 
@@ -67,6 +69,7 @@ def load_vae(
     check_names(
         path,
         WANTED,
+        _GIVE_RELEASE,
         expected={name: tensor.shape for name, tensor in needed.items()},
         found={name: tensor.shape for name, tensor in folded.items()},
     )
@@ -114,7 +117,7 @@ def _prefix(path: Path, names: AbstractSet[str]) -> str:
     for prefix in PREFIXES:
         if not names.isdisjoint({prefix + _NATIVE_MARK, prefix + _DIFFUSERS_MARK}):
             return prefix
-    raise wrong_kind(path, WANTED, names)
+    raise wrong_kind(path, WANTED, VAE, names, _GIVE_RELEASE)
 
 
 def _read_config(path: Path, tensors: Mapping[str, torch.Tensor]) -> VaeConfig:
@@ -138,7 +141,7 @@ def _read_config(path: Path, tensors: Mapping[str, torch.Tensor]) -> VaeConfig:
         raise CheckpointError(
             f"{path} is a VAE with {latents} channels that shrinks by {shrinks_by}; "
             f"Anima's has {LATENT_CHANNELS} and shrinks by {PIXELS_PER_LATENT}",
-            "give the VAE of Wan 2.1, Qwen-Image or Anima's release",
+            _GIVE_RELEASE,
         )
     width = tensors[_NATIVE_MARK].numel()
     return VaeConfig(

@@ -9,12 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from anima_pipe.model.foreign import describe_foreign
-from anima_pipe.model.weight_file import StoredTensor, read_header
-
-TRANSFORMER: Final = "pretrained_model_name_or_path"
-VAE: Final = "vae"
-QWEN3: Final = "qwen3"
+from anima_pipe.weight_files import StoredTensor, read_header
+from anima_pipe.weight_kinds import QWEN3, TRANSFORMER, VAE, find_kind
 
 _QWEN3_WIDTH: Final = 1024
 """Width of Qwen3-0.6B's hidden states, the one that Anima's text adapter takes."""
@@ -71,8 +67,8 @@ def _kind(header: Mapping[str, StoredTensor]) -> tuple[str, str | None]:
         if width == _QWEN3_WIDTH:
             return "Qwen3-0.6B", QWEN3
         return f"a Qwen3 of width {width}", None
-    foreign = describe_foreign(names)
-    return (foreign[0] if foreign else "of no known kind"), None
+    known = find_kind(names)
+    return (known.words if known else "of no known kind"), None
 
 
 def _has(names: Collection[str], piece: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +12,16 @@ import torch
 from anima_pipe.errors import CheckpointError
 from anima_pipe.model.anima import AnimaTransformer
 from anima_pipe.model.config import TransformerConfig, config_from_shapes
-from anima_pipe.model.foreign import describe_foreign
-from anima_pipe.model.weight_file import (
+from anima_pipe.weight_files import (
     BYTES_PER_NUMBER,
     StoredTensor,
+    check_names,
     copy_tensors,
     read_header,
 )
+from anima_pipe.weight_kinds import TRANSFORMER, wrong_kind
 
+WANTED = "an Anima transformer"
 PREFIXES = ("net.", "model.diffusion_model.", "diffusion_model.", "")
 """What stands before the names: by the author's trainer, by ComfyUI (two ways), or nothing."""
 
@@ -90,13 +92,13 @@ def _examine(path: Path) -> _Checkpoint:
     try:
         config = config_from_shapes(shapes)
     except KeyError as missing:
-        raise _incomplete(path, [str(missing.args[0])]) from missing
+        raise CheckpointError(f"{path} lacks {missing.args[0]}", _GIVE_RELEASE) from missing
     except ValueError as error:
         raise CheckpointError(f"{path} is no Anima transformer: {error}", _GIVE_RELEASE) from error
     with torch.device("meta"):
         skeleton = AnimaTransformer(config)
     wanted = {name: tuple(weight.shape) for name, weight in skeleton.named_parameters()}
-    _compare(path, shapes, wanted)
+    check_names(path, WANTED, _GIVE_RELEASE, expected=wanted, found=shapes)
     return _Checkpoint(path, {name: tensors[name] for name in wanted}, skeleton)
 
 
@@ -122,13 +124,7 @@ def _find_prefix(path: Path, names: Collection[str]) -> str:
         own = (f"{prefix}x_embedder.proj.1.weight", f"{prefix}blocks.0.self_attn.q_norm.weight")
         if any(name in names for name in own):
             return prefix
-    foreign = describe_foreign(names)
-    if foreign is None:
-        raise CheckpointError(
-            f"{path} is no Anima transformer: its tensors are {_some(names)}", _GIVE_RELEASE
-        )
-    kind, remedy = foreign
-    raise CheckpointError(f"{path} looks like {kind}", remedy)
+    raise wrong_kind(path, WANTED, TRANSFORMER, names, _GIVE_RELEASE)
 
 
 def _refuse_quantised(path: Path, tensors: dict[str, StoredTensor]) -> None:
@@ -138,40 +134,6 @@ def _refuse_quantised(path: Path, tensors: dict[str, StoredTensor]) -> None:
                 f"{path} is quantised: it holds {name} as {tensor.dtype}",
                 "Give the bf16 or fp32 file of the same model.",
             )
-
-
-def _compare(
-    path: Path, shapes: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]
-) -> None:
-    """Raise CheckpointError unless the file has exactly the tensors of the model."""
-    missing = [name for name in wanted if name not in shapes]
-    if missing:
-        raise _incomplete(path, missing)
-    unexpected = [name for name in shapes if name not in wanted]
-    if unexpected:
-        raise CheckpointError(
-            f"{path} holds what no Anima transformer has: {_some(unexpected)}",
-            _GIVE_RELEASE,
-        )
-    misshapen = [
-        f"{name} is {list(shapes[name])} instead of {list(shape)}"
-        for name, shape in wanted.items()
-        if shapes[name] != shape
-    ]
-    if misshapen:
-        raise CheckpointError(
-            f"{path} has tensors of the wrong shape: {_some(misshapen)}", _GIVE_RELEASE
-        )
-
-
-def _incomplete(path: Path, missing: list[str]) -> CheckpointError:
-    return CheckpointError(f"{path} lacks {_some(missing)}", _GIVE_RELEASE)
-
-
-def _some(names: Iterable[str], shown: int = 3) -> str:
-    listed = list(names)
-    rest = f" and {len(listed) - shown} more" if len(listed) > shown else ""
-    return ", ".join(listed[:shown]) + rest
 
 
 _GIVE_RELEASE = "Give a whole Anima transformer, such as anima-base-v1.0.safetensors."

@@ -1,13 +1,14 @@
-"""Safetensors files: their headers, checked, and their tensors, copied without a second copy."""
+"""Files of weights: headers, checked, and tensors, mapped or copied without a second copy."""
 
 from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, BinaryIO
 
 from anima_pipe.errors import CheckpointError
@@ -22,6 +23,8 @@ BYTES_PER_NUMBER = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 MAX_HEADER_BYTES = 100_000_000
 CHUNK_BYTES = 16 * 2**20
 """How much of a file is in memory at once, beside the tensors that it is copied to."""
+LISTED_NAMES = 3
+"""How many tensors an error names before it says how many more there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,71 @@ def copy_tensors(
                 start += target.numel() * bytes_per_number
 
 
+def mapped_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a .safetensors or .pth file, mapped: nothing is read until used.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or not a file of tensors.
+    """
+    if path.suffix in _PICKLED and path.is_file():
+        return _unpickled(path)
+    read_header(path)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({error})", "Download or copy it again."
+        ) from error
+
+
+def landed(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Copy a mapped tensor to where it is used, images' weights in channels_last order."""
+    import torch
+
+    order = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+    return torch.empty(tensor.shape, dtype=dtype, device=device, memory_format=order).copy_(tensor)
+
+
+def check_names(
+    path: Path,
+    what: str,
+    remedy: str,
+    *,
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Compare the tensors that a network needs, by name and shape, with those that a file has.
+
+    Raises:
+        CheckpointError: Some are missing, too many or of another shape; it names them.
+    """
+    problems: list[str] = []
+    if missing := [name for name in expected if name not in found]:
+        problems.append(f"lacks {listed(missing)}")
+    if unexpected := [name for name in found if name not in expected]:
+        problems.append(f"has unexpected {listed(unexpected)}")
+    shapes = [
+        f"{name} as {list(found[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    if shapes:
+        problems.append(f"has {listed(shapes)}")
+    if problems:
+        raise CheckpointError(f"{path}, as {what}, {' and '.join(problems)}", remedy)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    everything = list(names)
+    more = len(everything) - LISTED_NAMES
+    first = ", ".join(everything[:LISTED_NAMES]) or "none"
+    return f"{first} and {more} more" if more > 0 else first
+
+
 def _copy_piece(file: BinaryIO, dtype: str, start: int, target: torch.Tensor) -> None:
     """Fill a vector from the numbers that begin at a byte of a file."""
     import torch
@@ -112,6 +180,28 @@ def _copy_piece(file: BinaryIO, dtype: str, start: int, target: torch.Tensor) ->
         )
         target.copy_(numbers)
         del numbers  # It holds the mapping open.
+
+
+_PICKLED = (".pth", ".pt", ".ckpt")
+
+
+def _unpickled(path: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    try:
+        # weights_only refuses anything that could run code.
+        loaded: object = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole torch file of tensors", "Give the .safetensors file instead."
+        ) from error
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not all(torch.is_tensor(x) for x in loaded.values()):
+        raise CheckpointError(
+            f"{path} holds other things than tensors", "Give the .safetensors file instead."
+        )
+    return {str(name): tensor for name, tensor in loaded.items()}
 
 
 def _parse(path: Path, header: bytes) -> dict[str, StoredTensor]:
