@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -44,6 +45,16 @@ class SubsetConfig:
     """Folder of mask images named like the pictures: white parts count in the loss."""
     alpha_mask: bool = False
     """Without such a folder: opaque parts of the pictures count in the loss."""
+    validation_split: float = 0.0
+    """Share of the pictures that is held out for validation, in [0, 1]; of others than is_reg."""
+    validation_seed: int = 0
+    """Decides which ones they are."""
+
+    @property
+    def without_chance(self) -> SubsetConfig:
+        """The same, but each picture is always shown in the same way."""
+        captions = self.captions.without_chance()
+        return replace(self, captions=captions, flip_aug=False, random_crop=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +71,20 @@ class DatasetConfig:
         """Tell whether a picture of this (width, height) is too small to be trained on."""
         limit = self.skip_image_resolution
         return limit is not None and image_size[0] * image_size[1] <= limit[0] * limit[1]
+
+
+def held_out(count: int, share: float, seed: int) -> frozenset[int]:
+    """Choose the pictures of a subset that are held out, by Kohya's rule.
+
+    Kohya shuffles the list and takes its last round(count * share) for validation. It trains on the
+    first ceil(count * (1 - share)), which may have one of them among them: here none is.
+
+    Returns:
+        Their places in the list.
+    """
+    places = list(range(count))
+    random.Random(seed).shuffle(places)  # noqa: S311 - not a secret
+    return frozenset(places[count - round(count * share) :])
 
 
 def regularisation_visits(repeats: Sequence[int], wanted: int) -> list[int]:

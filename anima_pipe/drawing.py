@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +17,7 @@ from anima_pipe import __version__
 from anima_pipe.batches import pad_texts
 from anima_pipe.denoise import Velocity, euler, guided, simple_schedule
 from anima_pipe.encoders import ImageVae, load_vae
+from anima_pipe.evaluation import evaluating
 from anima_pipe.files import write_atomically
 from anima_pipe.model import AnimaTransformer
 from anima_pipe.records import PreviewPrompt, TextCondition
@@ -65,7 +65,7 @@ class Painter:
 
     def draw(self, encoded: EncodedPrompt) -> Image.Image:
         """Denoise and decode one prompt; its seed alone decides the noise."""
-        with _evaluating(self.transformer):
+        with evaluating(self.transformer):
             return to_picture(self.decode(self._denoised(encoded)))
 
     def _denoised(self, encoded: EncodedPrompt) -> torch.Tensor:
@@ -171,15 +171,3 @@ def save_picture(picture: Image.Image, path: Path, parameters: str | None = None
     buffer = BytesIO()
     picture.save(buffer, "PNG", pnginfo=info)
     write_atomically(path, buffer.getvalue())
-
-
-@contextmanager
-def _evaluating(module: torch.nn.Module) -> Generator[None]:
-    """Switch dropout off and gradients, and put the mode back."""
-    training = module.training
-    module.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        module.train(training)

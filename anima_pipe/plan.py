@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from anima_pipe.errors import CacheError
+from anima_pipe.errors import CacheError, DataError
 from anima_pipe.runtime import derive_seed
 from anima_pipe.shards.keys import text_key
 from anima_pipe.survey import Sample, Survey
@@ -32,6 +32,7 @@ class PlannedSample:
     """Number of the dataset, and the bucket's width and height: what may share a batch."""
     batch_size: int
     repeats: int
+    """Visits per epoch; 0 where it is held out."""
     dropout_rate: float
     dropout_every_n_epochs: int
     crops: int = 1
@@ -65,6 +66,8 @@ class Plan:
 
     samples: tuple[PlannedSample, ...]
     seed: int
+    held_out: tuple[PlannedSample, ...] = ()
+    """Not trained on: what validation looks at, each shown in one way only."""
 
     def batches_per_epoch(self) -> int:
         """Return the number of batches in every epoch; a bucket's last one may be smaller."""
@@ -89,6 +92,24 @@ class Plan:
         rng.shuffle(batches)
         return batches
 
+    def validation_batches(self, seed: int) -> list[tuple[Visit, ...]]:
+        """Return the batches of validation, always the same ones.
+
+        Args:
+            seed: Of their order, so that the first few are a fair choice among the buckets.
+        """
+        groups: dict[tuple[int, int, int], list[PlannedSample]] = {}
+        for sample in self.held_out:
+            groups.setdefault(sample.group, []).append(sample)
+        batches = [
+            tuple(_shown_plainly(sample) for sample in members[start : start + size])
+            for members in groups.values()
+            for size in (members[0].batch_size,)
+            for start in range(0, len(members), size)
+        ]
+        random.Random(derive_seed("validation", seed)).shuffle(batches)  # noqa: S311 - not a secret
+        return batches
+
 
 def make_plan(
     survey: Survey,
@@ -109,8 +130,14 @@ def make_plan(
 
     Raises:
         CacheError: A sample's latents, masks or texts, or the empty caption, are not in the caches.
+        DataError: Validation holds out every picture that could be used.
     """
     samples = tuple(_planned(sample, survey) for sample in survey.samples)
+    trained = tuple(sample for sample in samples if sample.repeats)
+    if not trained:
+        raise DataError(
+            "all pictures that can be used are held out for validation", "lower validation_split"
+        )
     cached_latents, cached_texts = frozenset(latent_keys), frozenset(text_keys)
     cached_masks = frozenset(mask_keys)
     without_latents = [s.name for s in samples if not cached_latents.issuperset(s.latents)]
@@ -124,7 +151,8 @@ def make_plan(
             "the text cache has no empty caption, which caption dropout needs",
             "run `anima-pipe encode-text` for this dataset",
         )
-    return Plan(samples=samples, seed=seed)
+    held_out = tuple(sample for sample in samples if not sample.repeats)
+    return Plan(samples=trained, seed=seed, held_out=held_out)
 
 
 def describe(plan: Plan) -> list[str]:
@@ -152,6 +180,8 @@ def _visits(samples: Sequence[PlannedSample]) -> str:
 
 def _special_lines(plan: Plan) -> Iterator[str]:
     """Yield what is true of some pictures only."""
+    if plan.held_out:
+        yield f"held out    {len(plan.held_out)} images, for validation"
     if regularising := [sample for sample in plan.samples if sample.is_reg]:
         yield f"reg images  {_visits(regularising)}"
     for title, usual, values in (
@@ -177,7 +207,7 @@ def _planned(sample: Sample, survey: Survey) -> PlannedSample:
         repeats=sample.visits,
         dropout_rate=subset.captions.caption_dropout_rate,
         dropout_every_n_epochs=subset.captions.caption_dropout_every_n_epochs,
-        crops=len(sample.latent_keys) // (2 if subset.flip_aug else 1),
+        crops=len(sample.latent_keys) // (2 if sample.picture.rules.flip_aug else 1),
         loss_weight=subset.loss_weight,
         sigma_offset=subset.sigma_offset,
         is_reg=subset.is_reg,
@@ -198,6 +228,17 @@ def _draw(sample: PlannedSample, epoch: int, rng: random.Random) -> Visit:
         loss_weight=sample.loss_weight,
         sigma_offset=sample.sigma_offset,
         mask=sample.masks[number] if sample.masks else None,
+    )
+
+
+def _shown_plainly(sample: PlannedSample) -> Visit:
+    return Visit(
+        name=sample.name,
+        latent=sample.latents[0],
+        text=sample.texts[0],
+        loss_weight=1.0,
+        sigma_offset=0.0,
+        mask=sample.masks[0] if sample.masks else None,
     )
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from anima_pipe.buckets import choose_bucket
-from anima_pipe.dataset import DatasetConfig, SubsetConfig, regularisation_visits
+from anima_pipe.dataset import DatasetConfig, SubsetConfig, held_out, regularisation_visits
 from anima_pipe.errors import DataError
 from anima_pipe.face_crops import face_in_name
 from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, MaskRequest, Skipped
@@ -45,6 +45,13 @@ class Picture:
     """By a metadata file; None: the file beside the picture says it."""
     mask: Path | None = None
     """Its mask image, where the subset has a folder of them."""
+    held_out: bool = False
+    """It is for validation, and not trained on."""
+
+    @property
+    def rules(self) -> SubsetConfig:
+        """How it is shown: the subset's rules, of which validation leaves nothing to chance."""
+        return self.subset.without_chance if self.held_out else self.subset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +68,7 @@ class Sample:
     captions: tuple[str, ...]
     """Distinct final texts, one of which is drawn per visit; empty where they were not read."""
     visits: int
-    """Per epoch."""
+    """Per epoch; 0 where the picture is held out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,19 +114,38 @@ def find_pictures(datasets: Sequence[DatasetConfig]) -> list[Picture]:
     """List the pictures of every subset, in a stable order, without opening them.
 
     Raises:
-        DataError: A folder is missing or holds no pictures, a metadata file cannot be read, or a
-            picture has no mask in its subset's folder of masks.
+        DataError: A folder is missing or holds no pictures, a metadata file cannot be read, a
+            picture has no mask in its subset's folder of masks, or validation leaves no picture to
+            train on.
     """
-    pictures: list[Picture] = []
-    for dataset in datasets:
-        for subset in dataset.subsets:
-            listed = _listed(subset)
-            masks = find_masks(subset.mask_dir, [path for path, _ in listed])
-            pictures += [
-                Picture(path=path, dataset=dataset, subset=subset, caption=caption, mask=mask)
-                for (path, caption), mask in zip(listed, masks, strict=True)
-            ]
+    pictures = [
+        picture
+        for dataset in datasets
+        for subset in dataset.subsets
+        for picture in _split(dataset, subset)
+    ]
+    if all(picture.held_out for picture in pictures):
+        raise DataError(
+            f"validation_split holds out all {len(pictures)} pictures", "lower validation_split"
+        )
     return pictures
+
+
+def _split(dataset: DatasetConfig, subset: SubsetConfig) -> Iterator[Picture]:
+    """Yield a subset's pictures, those that are held out marked."""
+    listed = _listed(subset)
+    masks = find_masks(subset.mask_dir, [path for path, _ in listed])
+    share = 0.0 if subset.is_reg else subset.validation_split
+    for_validation = held_out(len(listed), share, subset.validation_seed)
+    for place, ((path, caption), mask) in enumerate(zip(listed, masks, strict=True)):
+        yield Picture(
+            path=path,
+            dataset=dataset,
+            subset=subset,
+            caption=caption,
+            mask=mask,
+            held_out=place in for_validation,
+        )
 
 
 def _listed(subset: SubsetConfig) -> list[tuple[Path, str | None]]:
@@ -226,7 +252,7 @@ def _found(
         raise image
     captions = () if caption_variants == 0 else picture_captions(picture, caption_variants)
     choice = choose_bucket(picture.dataset.buckets, image_size=image.size)
-    latents = latent_requests(picture.subset, image, choice, crop_variants)
+    latents = latent_requests(picture.rules, image, choice, crop_variants)
     is_masked = mask is not None or picture.subset.alpha_mask
     masks = mask_requests(picture.path, mask, latents) if is_masked else []
     sample = Sample(
@@ -236,7 +262,7 @@ def _found(
         latent_keys=tuple(request.key for request in latents),
         mask_keys=tuple(request.key for request in masks),
         captions=captions,
-        visits=picture.subset.num_repeats,
+        visits=0 if picture.held_out else picture.subset.num_repeats,
     )
     return _Found(sample, latents, masks)
 
@@ -273,7 +299,7 @@ def _balanced(samples: Sequence[Sample]) -> tuple[Sample, ...]:
         visits = regularisation_visits(repeats, wanted[dataset])
         for place, count in zip(places, visits, strict=True):
             balanced[place] = replace(samples[place], visits=count)
-    return tuple(sample for sample in balanced if sample.visits)
+    return tuple(sample for sample in balanced if sample.visits or sample.picture.held_out)
 
 
 def survey_captions(
@@ -349,8 +375,10 @@ def picture_captions(picture: Picture, variants: int | None) -> tuple[str, ...]:
         DataError: The caption file is not UTF-8.
     """
     raw = read_raw_caption(picture) or ""
-    rules = picture.subset.captions.without_dropout()
-    if variants is None:
+    rules = picture.rules.captions.without_dropout()
+    if picture.held_out:
+        variants = 1
+    elif variants is None:
         variants = DEFAULT_VARIANTS if rules.varies else 1
     return tuple(dict.fromkeys(_variant(raw, rules, index) for index in range(variants)))
 

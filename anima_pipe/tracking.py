@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,10 @@ def loss_ends(losses: Sequence[float], steps: int = 10) -> tuple[float, float] |
     return sum(losses[:steps]) / steps, sum(losses[-steps:]) / steps
 
 
+def unheard(step: int, numbers: Mapping[str, float]) -> None:
+    """Take numbers that nobody wants to see."""
+
+
 class TensorBoardLog:
     """Writes each step's scalars under a folder of the run's own.
 
@@ -103,6 +107,11 @@ class TensorBoardLog:
         add("epoch", moment.epoch, moment.step)
         for group, rate in moment.learning_rates.items():
             add(f"lr/{group}", rate, moment.step)
+
+    def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Write what others measured."""
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Write what is still held back."""

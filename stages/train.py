@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from anima_pipe.batches import Batches
     from anima_pipe.ema import Ema
     from anima_pipe.kohya.training import ModelSettings, TrainSettings
-    from anima_pipe.model import AnimaTransformer
+    from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
     from anima_pipe.noise_chart import NoiseChart
     from anima_pipe.optimizers import ParameterGroup
     from anima_pipe.plan import Plan
     from anima_pipe.previews import Previews
     from anima_pipe.shards import Cache
     from anima_pipe.train_state import Stateful, StateSaver
-    from anima_pipe.trainer import Hook, Trainer
+    from anima_pipe.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +65,14 @@ def run(options: Resolved) -> TrainSummary | NoiseChart:
 
 def train(options: Resolved) -> TrainSummary:
     """Fill the caches, plan, load, train and save."""
+    from anima_pipe.ema import Ema
     from anima_pipe.files import make_folder
+    from anima_pipe.hooks import RunHooks
     from anima_pipe.interrupts import stop_request
     from anima_pipe.kohya.model_files import with_recorded_models, with_tokenizer
     from anima_pipe.kohya.training import models_needed, require_settings, train_settings
+    from anima_pipe.model import TextConditionedTransformer
+    from anima_pipe.report import report_plan
     from anima_pipe.runtime import claim_device, speak_of_errors_only
     from anima_pipe.tracking import loss_ends
     from anima_pipe.trainer import agree_on_seed, start_accelerate
@@ -90,9 +94,23 @@ def train(options: Resolved) -> TrainSummary:
     plan, cache = prepare_data(settings, accelerator)
     batches = prepare_batches(settings, plan, cache, accelerator)
     transformer, adapter = prepare_model(settings.model, accelerator.device)
+    module = TextConditionedTransformer(transformer)
+    adapter.follow_sigmas(module)
     previews = prepare_previews(settings, transformer, cache, accelerator.device)
-    trainer = prepare_trainer(settings, batches, transformer, adapter, previews, accelerator)
-    states = prepare_states(settings, trainer, adapter, prepare_ema(settings, trainer, adapter))
+    trainer = prepare_trainer(settings, batches, module, adapter, accelerator)
+    ema = Ema(adapter, settings.ema_decay) if settings.ema_decay is not None else None
+    states = prepare_states(settings, trainer, adapter, ema)
+    report_plan(batches, adapter, trainer.config, accelerator.device)
+    trainer.hooks = RunHooks(
+        settings=settings,
+        trainer=trainer,
+        adapter=adapter,
+        cache=cache,
+        module=module,
+        previews=previews,
+        ema=ema,
+        states=states,
+    ).in_order()
     with stop_request() as trainer.should_stop, last_good_state_saved(states, trainer):
         end = trainer.run(resume_if_asked(settings, states, trainer))
     accelerator.end_training()
@@ -274,18 +292,13 @@ def rated_groups(settings: TrainSettings, adapter: Adapter) -> list[ParameterGro
 def prepare_trainer(
     settings: TrainSettings,
     batches: Batches,
-    transformer: AnimaTransformer,
+    module: TextConditionedTransformer,
     adapter: Adapter,
-    previews: Previews | None,
     accelerator: Accelerator,
 ) -> Trainer:
-    """Put the loop together and say what it will do."""
-    from anima_pipe.model import TextConditionedTransformer
+    """Put the loop together, but for what happens besides the steps."""
     from anima_pipe.optimizers import create_optimizer
-    from anima_pipe.report import report_plan
-    from anima_pipe.saving import Saver
     from anima_pipe.schedules import create_schedule
-    from anima_pipe.tracking import ProgressBar, TensorBoardLog
     from anima_pipe.trainer import Trainer, TrainerConfig
 
     steps = settings.length.total_steps(batches.windows_per_epoch())
@@ -298,50 +311,23 @@ def prepare_trainer(
         skips_non_finite=settings.skips_non_finite,
     )
     optimizer = create_optimizer(rated_groups(settings, adapter), settings.optimizer)
-    conditioned = TextConditionedTransformer(transformer)
-    adapter.follow_sigmas(conditioned)
     if largest := settings.model.scale_weight_norms:
         optimizer.register_step_post_hook(lambda *_: adapter.limit_norms(largest))
-    hooks: list[Hook] = []
-    if accelerator.is_main_process:
-        report_plan(batches, adapter, config, accelerator.device)
-        hooks = [Saver(adapter, settings.save)]
-        if settings.log_folder:
-            hooks.append(TensorBoardLog(settings.log_folder, settings.as_text))
-        if previews:
-            hooks.append(previews)
-        hooks.append(ProgressBar(steps))
     return Trainer(
         accelerator,
-        conditioned,
+        module,
         optimizer,
         create_schedule(optimizer, settings.schedule, steps),
         batches,
         config,
-        hooks,
+        hooks=[],
     )
-
-
-def prepare_ema(settings: TrainSettings, trainer: Trainer, adapter: Adapter) -> Ema | None:
-    """Add the hooks that keep and save the adapter's average, where it is asked for."""
-    from anima_pipe.ema import Ema
-    from anima_pipe.saving import Saver
-
-    if settings.ema_decay is None:
-        return None
-    ema = Ema(adapter, settings.ema_decay)
-    beside = replace(settings.save, name=f"{settings.save.name}-ema")
-    # First: what is saved in a step includes that step.
-    trainer.hooks[:0] = [ema]
-    if trainer.accelerator.is_main_process:
-        trainer.hooks.insert(1, Saver(adapter, beside, ema.in_place))
-    return ema
 
 
 def prepare_states(
     settings: TrainSettings, trainer: Trainer, adapter: Adapter, ema: Ema | None
 ) -> StateSaver:
-    """Add the hook that saves the run's state; return it."""
+    """Return the hook that saves the run's state."""
     from anima_pipe.kohya.identity import made_with
     from anima_pipe.train_state import RunParts, StateSaver
 
@@ -352,10 +338,7 @@ def prepare_states(
         stateful["ema"] = ema
     identity = made_with(settings, trainer.batches, trainer.config.max_train_steps)
     parts = RunParts(adapter=adapter, stateful=stateful, made_with=identity)
-    saver = StateSaver(parts, settings.states.config)
-    if trainer.accelerator.is_main_process:
-        trainer.hooks.append(saver)
-    return saver
+    return StateSaver(parts, settings.states.config)
 
 
 def resume_if_asked(settings: TrainSettings, states: StateSaver, trainer: Trainer) -> int:

@@ -243,6 +243,7 @@ def test_a_folder_that_is_not_here_may_lie_beside_the_file(folders):
         (one(subset="face_crop_aug_range = [0, 1]"), ["[0, 1] is not a range"]),
         (one(subset="face_crop_aug_range = '2'"), ["'2' is not a range"]),
         (one("resolution = 512, validation_split = 0.1"), ["validation_split: is refused"]),
+        (one(subset="face_crop_aug_range = [1.0, 3.0]"), ["face_crop_aug_range: is refused"]),
         (one(subset="custom_attributes = { a = 1 }"), ["a is an attribute that nothing reads"]),
         (one(subset="custom_attributes = 5"), ["custom_attributes: 5 is not a table"]),
         (
@@ -258,6 +259,8 @@ def test_a_folder_that_is_not_here_may_lie_beside_the_file(folders):
             one(subset="custom_attributes.diff_output_preservation = true"),
             ["diff_output_preservation is refused", "regularisation pictures"],
         ),
+        (one("resolution = 512, validation_split = 1.1"), ["validation_split: 1.1 is too large"]),
+        (one(subset="custom_attributes = { a = 1 }"), ["custom_attributes: is refused"]),
         (
             "datasets = [{ resolution = 512, subsets = [{ metadata_file = 'm.json' }] }]",
             ["metadata_file: there is no file"],
@@ -471,3 +474,21 @@ def test_a_published_dataset_passes_or_fails_by_names_that_its_author_knows(conf
         assert all(f"{key}: is a key of " in problem for key in foreign)
     else:
         assert len(load(json.dumps(tables), ".json")) == len(tables["datasets"])
+
+
+def test_the_share_held_out_is_that_of_the_innermost_table():
+    text = """
+[general]
+resolution = 512
+validation_split = 0.1
+validation_seed = 7
+[[datasets]]
+  [[datasets.subsets]]
+  image_dir = "a"
+  [[datasets.subsets]]
+  image_dir = "b"
+  validation_split = 1.0
+"""
+    (dataset,) = load(text)
+    assert [subset.validation_split for subset in dataset.subsets] == [0.1, 1.0]
+    assert {subset.validation_seed for subset in dataset.subsets} == {7}

@@ -75,6 +75,8 @@ _SUBSET_KEYS: Final = (
     "caption_tag_dropout_rate",
     "caption_extension",
     "cache_info",
+    "validation_seed",
+    "validation_split",
 )
 
 _DATASET_KEYS: Final = (
@@ -85,8 +87,6 @@ _DATASET_KEYS: Final = (
     "min_bucket_reso",
     "resolution",
     "skip_image_resolution",
-    "validation_seed",
-    "validation_split",
 )
 
 _KEYS: Final = (

@@ -267,6 +267,8 @@ def _subset(
             sigma_offset=first_value("custom_attributes", levels),
             mask_dir=_mask_dir(reading, path, levels),
             alpha_mask=first_value("alpha_mask", levels),
+            validation_split=first_value("validation_split", levels),
+            validation_seed=first_value("validation_seed", levels),
         )
     except ConfigError as error:
         reading.object_to(path, error.problem, error.remedy)

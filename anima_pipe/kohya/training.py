@@ -41,6 +41,7 @@ from anima_pipe.runtime import torch_dtype, warn
 from anima_pipe.saving import SaveConfig
 from anima_pipe.schedules import ScheduleConfig
 from anima_pipe.train_state import state_seed
+from anima_pipe.validation import ValidationConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +119,7 @@ class TrainSettings:
     skips_non_finite: bool
     schedule: ScheduleConfig
     length: LengthSettings
+    validation: ValidationConfig
     save: SaveConfig
     ema_decay: float | None
     """Of the adapter's average that is saved beside it; None: no average."""
@@ -168,6 +170,7 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
     seed: int | None = options.value("seed")
     if seed is None:
         seed = state_seed(states.resume) if states.resume else drawn_seed
+    data = _data(options)
     return TrainSettings(
         states=states,
         mixed_precision=options.value("mixed_precision"),
@@ -187,6 +190,7 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
             epochs=options.value("max_train_epochs"),
             accumulation=options.value("gradient_accumulation_steps"),
         ),
+        validation=_validation(options, data),
         save=save_config(options),
         ema_decay=ema_decay(options),
         previews=preview_settings(options),
@@ -220,6 +224,19 @@ def _warn_of_idle_offsets(data: DataSettings, objective: ObjectiveConfig) -> Non
             "custom_attributes.timestep_sampling.offset has no effect beside this "
             f"timestep_sampling; it acts beside {', '.join(TAKES_OFFSETS)}"
         )
+
+
+def _validation(options: Resolved, data: DataSettings) -> ValidationConfig:
+    """Return when validation is due: after every epoch, unless something else is said."""
+    steps: int | None = options.value("validate_every_n_steps")
+    epochs: int | None = options.value("validate_every_n_epochs")
+    return ValidationConfig(
+        every_n_steps=steps,
+        every_n_epochs=1 if steps is None and epochs is None else epochs,
+        max_batches=options.value("max_validation_steps"),
+        # dataset.toml may say it for each subset, but the noise is one matter.
+        seed=data.datasets[0].subsets[0].validation_seed,
+    )
 
 
 def _model(options: Resolved, seed: int) -> ModelSettings:

@@ -113,6 +113,10 @@ class CaptionRules:
             or self.caption_dropout_every_n_epochs > 0
         )
 
+    def without_chance(self) -> CaptionRules:
+        """Give the same rules, but tags keep their order, and none is dropped."""
+        return replace(self.without_dropout(), shuffle_caption=False, caption_tag_dropout_rate=0.0)
+
     def without_dropout(self) -> CaptionRules:
         """Give the same rules, but never the empty caption: that is drawn when training."""
         return replace(self, caption_dropout_rate=0.0, caption_dropout_every_n_epochs=0)

@@ -4,7 +4,7 @@ The only importer of accelerate. It is handed everything it trains with and buil
 """
 
 from anima_pipe.trainer.loop import Closing, Hook, Trainer
-from anima_pipe.trainer.processes import agree_on_seed, start_accelerate
+from anima_pipe.trainer.processes import agree_on_seed, start_accelerate, sum_over_processes
 from anima_pipe.trainer.step import NonFiniteError, TrainerConfig, draw_seed
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "agree_on_seed",
     "draw_seed",
     "start_accelerate",
+    "sum_over_processes",
 ]

@@ -55,3 +55,10 @@ def _fresh_generator() -> torch.Generator:
     generator = torch.Generator()
     generator.seed()
     return generator
+
+
+def sum_over_processes(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of each value over the processes, all of which call this."""
+    total = accelerator.reduce(values, "sum")
+    assert isinstance(total, torch.Tensor)
+    return total

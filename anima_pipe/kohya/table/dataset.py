@@ -224,6 +224,22 @@ _SOURCES: Final = group(
     DATASET_GROUP,
     CACHING,
     number(
+        "validation_split",
+        "Share of the pictures held out for validation and not trained on, 0 to 1.",
+        default=0.0,
+        minimum=0,
+        maximum=1,
+        test="test_validation.py::test_pictures_held_out_are_not_trained_on",
+    ),
+    integer(
+        "validation_seed",
+        "Decides which pictures are held out, and the noise that they are looked at with.",
+        default=0,
+        default_note="Without one, Kohya's two lists are drawn apart and overlap.",
+        minimum=0,
+        test="test_validation.py::test_another_seed_of_validation_holds_out_other_pictures",
+    ),
+    number(
         "prior_loss_weight",
         "Factor of the loss of regularisation pictures.",
         default=1.0,

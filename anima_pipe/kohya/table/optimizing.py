@@ -275,15 +275,30 @@ _LENGTH: Final = group(
             asks_nothing=(False,),
         ),
     ),
-    *refused(
-        "validation is not supported yet",
-        "remove it",
-        number("validation_split", "Share of pictures held out, 0 to 1.", default=0.0),
-        integer("validation_seed", "Seed that picks them.", asks_nothing=(0,)),
-        integer("validate_every_n_steps", "Steps between validations.", asks_nothing=(0,)),
-        integer("validate_every_n_epochs", "Epochs between validations.", asks_nothing=(0,)),
-        integer("max_validation_steps", "Batches per validation.", asks_nothing=(0,)),
+)
+
+_VALIDATION: Final = group(
+    "Validation (of pictures that validation_split holds out)",
+    TRAINING,
+    integer(
+        "validate_every_n_steps",
+        "Steps between validations.",
+        minimum=0,
+        test="test_validation.py::test_validation_happens_when_it_is_due",
+    ),
+    integer(
+        "validate_every_n_epochs",
+        "Epochs between validations; not set: 1, unless validate_every_n_steps is.",
+        default_note="Kohya's 1 holds beside validate_every_n_steps too.",
+        minimum=0,
+        test="test_validation.py::test_validation_happens_when_it_is_due",
+    ),
+    integer(
+        "max_validation_steps",
+        "Batches per validation at most; not set: all.",
+        minimum=0,
+        test="test_validation.py::test_a_limit_says_how_many_batches_are_looked_at",
     ),
 )
 
-OPTIMIZING: Final[tuple[Option, ...]] = (*_OPTIMIZER, *_LENGTH)
+OPTIMIZING: Final[tuple[Option, ...]] = (*_OPTIMIZER, *_LENGTH, *_VALIDATION)

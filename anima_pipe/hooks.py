@@ -1,0 +1,81 @@
+"""What happens besides the steps of a run, and in which order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from anima_pipe.ema import Ema
+from anima_pipe.runtime import Rank, warn
+from anima_pipe.saving import Saver
+from anima_pipe.tracking import ProgressBar, TensorBoardLog, unheard
+from anima_pipe.train_state import StateSaver
+from anima_pipe.trainer import sum_over_processes
+from anima_pipe.validation import HeldOut, ModelInUse, Report, Validation
+
+if TYPE_CHECKING:
+    import torch
+
+    from anima_pipe.adapters import Adapter
+    from anima_pipe.kohya.training import TrainSettings
+    from anima_pipe.previews import Previews
+    from anima_pipe.shards import Cache
+    from anima_pipe.trainer import Hook, Trainer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHooks:
+    """The parts of a run that hooks look at, and which hooks they make."""
+
+    settings: TrainSettings
+    trainer: Trainer
+    adapter: Adapter
+    cache: Cache
+    module: torch.nn.Module
+    """The model with its adapter, not wrapped for several processes."""
+    previews: Previews | None
+    ema: Ema | None
+    states: StateSaver
+
+    def in_order(self) -> list[Hook]:
+        """Return this process's hooks.
+
+        The average comes first, so that what is measured or saved in a step includes that step;
+        what is said, drawn and saved is the first process's business.
+        """
+        settings, trainer = self.settings, self.trainer
+        is_first = trainer.accelerator.is_main_process
+        log = (
+            TensorBoardLog(settings.log_folder, settings.as_text)
+            if settings.log_folder and is_first
+            else None
+        )
+        hooks: list[Hook] = [self.ema] if self.ema else []
+        hooks += self._validations(log.numbers if log else unheard)
+        if not is_first:
+            return hooks
+        if self.ema:
+            beside = replace(settings.save, name=f"{settings.save.name}-ema")
+            hooks.append(Saver(self.adapter, beside, self.ema.in_place))
+        hooks.append(Saver(self.adapter, settings.save))
+        hooks += [hook for hook in (log, self.previews) if hook]
+        return [*hooks, ProgressBar(trainer.config.max_train_steps), self.states]
+
+    def _validations(self, report: Report) -> list[Validation]:
+        """Return what measures the loss on pictures held out: of the weights, and their average."""
+        trainer = self.trainer
+        plan, accelerator = trainer.batches.plan, trainer.accelerator
+        if not plan.held_out:
+            if any(s.validation_split for d in self.settings.data.datasets for s in d.subsets):
+                warn("validation_split holds out no picture: there are too few for such a share")
+            return []
+        total = partial(sum_over_processes, accelerator)
+        rank = Rank(number=accelerator.process_index, processes=accelerator.num_processes)
+        held_out = HeldOut(plan, self.cache, self.settings.validation, rank, total)
+        model = ModelInUse(
+            module=self.module, device=accelerator.device, dtype=trainer.config.dtype
+        )
+        measure = partial(Validation, model, held_out, self.settings.validation, report)
+        of_average = [measure("validation_ema", self.ema.in_place)] if self.ema else []
+        return [measure(), *of_average]
