@@ -19,6 +19,8 @@ from anima_pipe.shards.contents import cached_keys
 from anima_pipe.shards.folders import MASK_CACHE, StoredDtype
 from anima_pipe.shards.index import Problem
 from anima_pipe.shards.keys import text_key
+from anima_pipe.shards.places import require_writable
+from anima_pipe.shards.shipping import send_pending
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +40,7 @@ class CacheSettings:
     """Where the caches are and how their tensors are stored."""
 
     folder: Path
+    """The cache folder, or the mirror of one elsewhere."""
     dtype: StoredDtype = "fp16"
     device: str = "auto"
 
@@ -111,6 +114,7 @@ def fill_latents(
         OutputError: The cache cannot be written.
     """
     started = time.monotonic()
+    send_pending(settings.cache.folder)
     cached, problems = cached_keys(settings.cache.folder, "latents", settings.cache_name)
     missing = [request for key, request in requests.items() if key not in cached]
     # By picture, so that both orientations of one are decoded in the same process.
@@ -119,6 +123,7 @@ def fill_latents(
         reused=len(requests) - len(missing), elsewhere=len(missing) - len(own), problems=problems
     )
     if own:
+        require_writable(settings.cache.folder)
         _encode_latents(own, settings, summary)
     summary.seconds = time.monotonic() - started
     return summary
@@ -138,6 +143,7 @@ def fill_masks(
         OutputError: The cache cannot be written.
     """
     started = time.monotonic()
+    send_pending(settings.cache.folder)
     cached, problems = cached_keys(settings.cache.folder, "masks", MASK_CACHE)
     missing = [request for key, request in requests.items() if key not in cached]
     own = [request for request in missing if rank.takes(request.image.content)]
@@ -145,6 +151,7 @@ def fill_masks(
         reused=len(requests) - len(missing), elsewhere=len(missing) - len(own), problems=problems
     )
     if own:
+        require_writable(settings.cache.folder)
         _write_masks(own, settings, summary)
     summary.seconds = time.monotonic() - started
     return summary
@@ -164,6 +171,7 @@ def fill_text(captions: Sequence[str], settings: TextSettings, rank: Rank = ALON
         OutputError: The cache cannot be written.
     """
     started = time.monotonic()
+    send_pending(settings.cache.folder)
     cached, problems = cached_keys(settings.cache.folder, "text", settings.cache_name)
     keys = {caption: text_key(caption) for caption in captions}
     missing = [caption for caption, key in keys.items() if key not in cached]
@@ -172,6 +180,7 @@ def fill_text(captions: Sequence[str], settings: TextSettings, rank: Rank = ALON
         reused=len(keys) - len(missing), elsewhere=len(missing) - len(own), problems=problems
     )
     if own:
+        require_writable(settings.cache.folder)
         _encode_text(own, settings, summary)
     summary.seconds = time.monotonic() - started
     return summary

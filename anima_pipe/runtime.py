@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from anima_pipe.errors import ConfigError
@@ -115,6 +116,14 @@ def progress_bar(total: int, unit: str, label: str | None = None) -> tqdm[Any]:
         dynamic_ncols=watched,
         mininterval=0.1 if watched else SECONDS_BETWEEN_LINES,
     )
+
+
+def home() -> Path:
+    """Return where what can be fetched again is kept: $ANIMA_PIPE_HOME, or in the user's cache."""
+    if own := os.environ.get("ANIMA_PIPE_HOME"):
+        return Path(own).expanduser()
+    caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "anima-pipe"
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -45,6 +45,7 @@ def run(options: Resolved) -> LatentSummary:
     from anima_pipe.kohya.settings import dataset_configs, latent_settings
     from anima_pipe.report import report_fill, report_skipped
     from anima_pipe.runtime import launched_rank
+    from anima_pipe.shards.places import shown_place
     from anima_pipe.survey import find_pictures, survey_pictures
 
     options = with_recorded_models(options, "vae")
@@ -77,7 +78,7 @@ def run(options: Resolved) -> LatentSummary:
         problems=len(filled.problems) + len(masks.problems),
         shards=filled.shards + masks.shards,
         seconds=round(filled.seconds + masks.seconds, 3),
-        cache_dir=str(settings.cache.folder),
+        cache_dir=shown_place(settings.cache.folder),
     )
 
 

@@ -49,6 +49,7 @@ def run(options: Resolved) -> TextSummary:
     )
     from anima_pipe.report import report_fill, report_skipped, report_uncaptioned
     from anima_pipe.runtime import launched_rank
+    from anima_pipe.shards.places import shown_place
     from anima_pipe.survey import find_pictures, survey_captions, uncaptioned
 
     options = with_recorded_models(options, "qwen3")
@@ -78,7 +79,7 @@ def run(options: Resolved) -> TextSummary:
         shards=filled.shards,
         kept_in_bf16=filled.kept_in_bf16,
         seconds=round(filled.seconds, 3),
-        cache_dir=str(settings.cache.folder),
+        cache_dir=shown_place(settings.cache.folder),
     )
 
 

@@ -27,7 +27,7 @@ LEFT_TO_TORCH = re.compile(r"nvidia[-_]|cuda[-_]|triton$|pytorch[-_]triton")
 
 OLDEST_PYTHON = (3, 11)
 HEADER = """\
-# What is tested, to the version: the package, its test and its dev extras. Written by `make lock`.
+# What is tested, to the version: the package and its extras. Written by `make lock`.
 # What a torch for GPUs brings along is not here: torch itself names it exactly.
 """
 
@@ -61,7 +61,7 @@ def resolve(constraint: str) -> Mapping[str, Any]:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run"]
         command += ["--ignore-installed", "--report", str(report)]
-        command += ["--constraint", str(draft), "--editable", f"{ROOT}[dev]"]
+        command += ["--constraint", str(draft), "--editable", f"{ROOT}[dev,remote]"]
         subprocess.run(command, check=True)  # noqa: S603 - our own command line
         return json.loads(report.read_text())
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,12 @@ from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import TEXT as ENCODE_TEXT
 from anima_pipe.kohya.rows import TRAIN
+from anima_pipe.shards.places import (
+    open_place,
+    publish_manifest,
+    refresh_manifest,
+    require_writable,
+)
 
 if TYPE_CHECKING:
     from anima_pipe.shards.codec import Codec
@@ -31,29 +38,43 @@ PROBLEMS_FOUND = 1
 
 @click.group("cache", help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
-    """Group the three."""
+    """Group the four."""
 
 
-_cache_dir = click.option(
-    "--cache_dir",
-    "--cache-dir",
-    type=click.Path(path_type=Path),
-    default=Path("cache"),
-    show_default=True,
-    help="The cache folder.",
-)
+def _of_cache(work: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that name a cache; `work` gets, as `cache`, what returns its folder."""
+
+    @click.option(
+        "--cache_dir",
+        "--cache-dir",
+        default="cache",
+        show_default=True,
+        help="The cache folder, or its address: s3://, gs://, hf://, https://.",
+    )
+    @click.option(
+        "--cache_mirror_dir",
+        "--cache-mirror-dir",
+        type=click.Path(path_type=Path),
+        help="Where an address has its mirror. [default: in the user's cache folder]",
+    )
+    @functools.wraps(work)
+    def with_cache(cache_dir: str, cache_mirror_dir: Path | None, **given: object) -> None:
+        # Opened by the command itself, which knows how to report what goes wrong.
+        work(cache=functools.partial(open_place, cache_dir, cache_mirror_dir), **given)
+
+    return with_cache
 
 
 @command.command("stats")
-@_cache_dir
+@_of_cache
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def stats(cache_dir: Path, *, as_json: bool) -> None:
+def stats(cache: Callable[[], Path], *, as_json: bool) -> None:
     """Say how much is in a cache: samples, bytes, buckets, lengths of texts, by encoder."""
 
     def work() -> int:
         from anima_pipe.shards.statistics import cache_statistics
 
-        folders = cache_statistics(cache_dir)
+        folders = cache_statistics(cache())
         if as_json:
             click.echo(json.dumps([_json(folder) for folder in folders], indent=2))
         else:
@@ -64,7 +85,7 @@ def stats(cache_dir: Path, *, as_json: bool) -> None:
 
 
 @command.command("verify")
-@_cache_dir
+@_of_cache
 @click.option("--reencode", type=int, metavar="N", help="Also encode N samples again, and compare.")
 @click.option(
     "--config_file",
@@ -77,7 +98,7 @@ def stats(cache_dir: Path, *, as_json: bool) -> None:
 @click.option("--t5_tokenizer_dir", "--t5-tokenizer-dir", help="Folder of the T5 tokenizer.")
 @click.option("--device", help="Where to encode: auto, cpu, cuda, cuda:1, mps.")
 def verify(
-    cache_dir: Path, reencode: int | None, config_file: str | None, **given: str | None
+    cache: Callable[[], Path], reencode: int | None, config_file: str | None, **given: str | None
 ) -> None:
     """Read every sample and compare its checksum; end with 1 if something is wrong.
 
@@ -86,6 +107,7 @@ def verify(
     """
 
     def work() -> int:
+        cache_dir = cache()
         wrong = _compare_checksums(cache_dir)
         if reencode:
             place = {"cache_dir": str(cache_dir), **given}
@@ -100,7 +122,7 @@ def verify(
 @click.argument(
     "files", nargs=-1, required=True, metavar="FILES...", type=click.Path(path_type=Path)
 )
-@_cache_dir
+@_of_cache
 @click.option(
     "--config_file",
     "--config-file",
@@ -108,7 +130,9 @@ def verify(
     help="train_args.toml whose options fill the gaps of the datasets.",
 )
 @click.option("--delete", is_flag=True, help="Remove it. Without this, nothing is changed.")
-def collect(files: Sequence[Path], cache_dir: Path, config_file: Path | None, delete: bool) -> None:
+def collect(
+    files: Sequence[Path], cache: Callable[[], Path], config_file: Path | None, delete: bool
+) -> None:
     """Remove what none of the FILES needs; without --delete only say what that would be.
 
     Each of the FILES is a dataset.toml, a folder of pictures, or a train_args.toml that names its
@@ -118,17 +142,38 @@ def collect(files: Sequence[Path], cache_dir: Path, config_file: Path | None, de
     def work() -> int:
         from anima_pipe.shards.pruning import find_waste, remove_waste
 
+        cache_dir = cache()
+        if delete:
+            require_writable(cache_dir)
         wastes = find_waste(cache_dir, _needed(files, cache_dir, config_file))
         for waste in wastes:
             click.echo(_waste_line(waste))
             if delete:
                 remove_waste(waste)
+        if delete:
+            refresh_manifest(cache_dir)
         freed = _size(sum(waste.freed_bytes for waste in wastes))
         samples = sum(waste.samples for waste in wastes)
         if delete:
             click.echo(f"removed {samples} samples, freed {freed}")
         else:
             click.echo(f"would remove {samples} samples and free {freed}; --delete does it")
+        return 0
+
+    sys.exit(ending_of(work))
+
+
+@command.command("manifest")
+@_of_cache
+def manifest(cache: Callable[[], Path]) -> None:
+    """Write the list of a cache's files, by which it can be read over http.
+
+    Whoever writes to an address keeps the list up to date. A folder that a web server hands out
+    needs this after every caching run.
+    """
+
+    def work() -> int:
+        click.echo(f"wrote {publish_manifest(cache())}")
         return 0
 
     sys.exit(ending_of(work))

@@ -22,8 +22,9 @@ from anima_pipe import __version__
 from anima_pipe.cli.ending import ending_of
 from anima_pipe.cli.next_step import Findings, next_step
 from anima_pipe.errors import PipeError
-from anima_pipe.hub.home import home, models_folder, recorded_models
+from anima_pipe.hub.home import models_folder, recorded_models
 from anima_pipe.kohya.resolve import resolve
+from anima_pipe.runtime import home
 
 if TYPE_CHECKING:
     from anima_pipe.kohya.resolved import Resolved
@@ -189,18 +190,13 @@ def _tokenizer(options: Resolved, findings: Findings) -> Iterator[str]:
 
 def _caches(options: Resolved, findings: Findings) -> Iterator[str]:
     folders = list(dict.fromkeys(_cache_folders(options)))
-    told = [
-        _cache(cache, kind, findings)
-        for folder in folders
-        for kind in KINDS
-        for cache in sorted(folder.glob(f"{kind}-*"))
-    ]
+    told = [line for folder in folders for line in _caches_in(folder, options, findings)]
     yield from told[:LISTED_CACHES] or [f"none in {' or '.join(map(str, folders))}"]
     if len(told) > LISTED_CACHES:
         yield f"and {len(told) - LISTED_CACHES} more; --cache_dir names one folder"
 
 
-def _cache_folders(options: Resolved) -> Iterator[Path]:
+def _cache_folders(options: Resolved) -> Iterator[Path | str]:
     """Yield the run's own folder, or else where commands put caches if they are told nothing."""
     yield options.value("cache_dir")
     if options.given("cache_dir") is not None:
@@ -208,6 +204,21 @@ def _cache_folders(options: Resolved) -> Iterator[Path]:
     if options.value("output_dir"):
         yield options.value("output_dir") / "cache"
     yield from sorted(path for path in Path("output").glob("*/cache") if path.is_dir())
+
+
+def _caches_in(place: Path | str, options: Resolved, findings: Findings) -> Iterator[str]:
+    from anima_pipe.shards.places import open_place, refresh
+
+    try:
+        folder = open_place(place, options.value("cache_mirror_dir"))
+        refresh(folder)
+    except PipeError as error:
+        findings.broken.append(error.remedy)
+        yield f"cannot be used: {error.problem}"
+        return
+    for kind in KINDS:
+        for cache in sorted(folder.glob(f"{kind}-*")):
+            yield _cache(cache, kind, findings)
 
 
 def _cache(folder: Path, kind: Kind, findings: Findings) -> str:

@@ -33,6 +33,7 @@ SEVERAL = (Kind.TEXTS, Kind.PAIRS)
 METAVARS = {
     Kind.TEXT: "NAME",
     Kind.PATH: "PATH",
+    Kind.PLACE: "PATH|URL",
     Kind.FLAG: "",
     Kind.INTEGER: "N",
     Kind.NUMBER: "X",

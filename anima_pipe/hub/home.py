@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 from anima_pipe.errors import ConfigError
 from anima_pipe.files import write_atomically
+from anima_pipe.runtime import home
 
 MODEL_OPTIONS = ("pretrained_model_name_or_path", "vae", "qwen3", "t5_tokenizer_dir")
 """The options that name model files, which are also the keys of the record."""
-
-
-def home() -> Path:
-    """Return the folder of what can be fetched again: $ANIMA_PIPE_HOME, or in the user's cache."""
-    if own := os.environ.get("ANIMA_PIPE_HOME"):
-        return Path(own).expanduser()
-    caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path.home() / ".cache") / "anima-pipe"
 
 
 def models_folder() -> Path:

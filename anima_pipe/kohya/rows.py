@@ -24,6 +24,8 @@ class Kind(Enum):
 
     TEXT = "text"
     PATH = "path"
+    PLACE = "folder, or an address"
+    """A Path, or the text of an address such as s3://bucket/cache."""
     FLAG = "true or false"
     INTEGER = "whole number"
     NUMBER = "number"
@@ -143,6 +145,11 @@ def text(name: str, help_text: str, **fields: Unpack[RowFields]) -> Option:
 def path(name: str, help_text: str, **fields: Unpack[RowFields]) -> Option:
     """Return a row whose value is a file or a folder."""
     return Option(name=name, kind=Kind.PATH, help=help_text, **fields)
+
+
+def place(name: str, help_text: str, **fields: Unpack[RowFields]) -> Option:
+    """Return a row whose value is a folder, or an address that stands for one."""
+    return Option(name=name, kind=Kind.PLACE, help=help_text, **fields)
 
 
 def flag(name: str, help_text: str, **fields: Unpack[RowFields]) -> Option:

@@ -37,6 +37,7 @@ _TEXTS: Final[Schema] = {"type": "array", "items": {"type": "string"}}
 _TYPES: Final[Mapping[Kind, Schema]] = {
     Kind.TEXT: {"type": "string"},
     Kind.PATH: {"type": "string"},
+    Kind.PLACE: {"type": "string"},
     Kind.FLAG: {"type": "boolean"},
     Kind.INTEGER: {"type": "integer"},
     Kind.NUMBER: {"type": "number"},

@@ -16,6 +16,7 @@ from anima_pipe.kohya.dataset_toml import (
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.sample_prompts import read_sample_prompts
 from anima_pipe.records import PreviewPrompt
+from anima_pipe.shards.places import open_place
 
 if TYPE_CHECKING:
     from anima_pipe.adapters.rules import PartRate
@@ -35,9 +36,18 @@ def dataset_configs(options: Resolved) -> list[DatasetConfig]:
 def cache_settings(options: Resolved) -> CacheSettings:
     """Return where the caches are and how they are stored."""
     return CacheSettings(
-        folder=options.value("cache_dir"),
+        folder=cache_folder(options),
         dtype=options.value("cache_dtype"),
         device=options.value("device"),
+    )
+
+
+def cache_folder(options: Resolved) -> Path:
+    """Return the folder of the caches, which mirrors them where cache_dir is an address."""
+    return open_place(
+        options.value("cache_dir"),
+        options.value("cache_mirror_dir"),
+        options.value("cache_mirror_gb"),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, TypeGuard, cast
 
 from anima_pipe.kohya.rows import Kind, Option
+from anima_pipe.shards.remote import is_address
 
 
 class UnfitValueError(ValueError):
@@ -143,6 +144,11 @@ def _read_path(given: object) -> Path:
     return Path(given).expanduser()
 
 
+def _read_place(given: object) -> Path | str:
+    path = _read_path(given)
+    return given if isinstance(given, str) and is_address(given) else path
+
+
 def _read_flag(given: object) -> bool:
     if not isinstance(given, bool):
         raise UnfitValueError(
@@ -236,6 +242,7 @@ def _shown(given: object) -> str:
 _READERS: Final[Mapping[Kind, Callable[[object], object]]] = {
     Kind.TEXT: _read_text,
     Kind.PATH: _read_path,
+    Kind.PLACE: _read_place,
     Kind.FLAG: _read_flag,
     Kind.INTEGER: _read_integer,
     Kind.NUMBER: _read_number,

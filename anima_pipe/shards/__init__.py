@@ -11,6 +11,10 @@
     contents    what a cache holds, told from the sidecars
     statistics  the same in numbers
     pruning     removes what is not needed any more
+    remote      the storage behind an address; the only importer of fsspec
+    mirror      the folder that stands for a cache elsewhere: what is fetched, and kept
+    shipping    uploads finished shards
+    places      a folder or an address, and what differs between the two
     latents, masks, text, cache    the doors: LatentWriter, MaskWriter, TextWriter, open_cache
 
 docs/cache-format.md describes the files.

@@ -11,6 +11,8 @@ from anima_pipe.records import TextCondition
 from anima_pipe.shards.folders import MASK_CACHE
 from anima_pipe.shards.latents import LATENTS
 from anima_pipe.shards.masks import MASKS
+from anima_pipe.shards.mirror import mirror_at
+from anima_pipe.shards.places import open_place
 from anima_pipe.shards.store import Store
 from anima_pipe.shards.text import TEXT
 
@@ -36,7 +38,8 @@ def open_cache(cache_dir: Path | str, latents: str | None = None, text: str | No
         >>> condition = cache.text[text_key("1girl, solo")]
 
     Args:
-        cache_dir: The cache folder.
+        cache_dir: The cache folder, or its address: then a mirror in the user's cache folder is
+            read; `anima_pipe.shards.mirror.open_place` makes one elsewhere.
         latents: Fingerprint of the VAE or its beginning, with `-<dtype>` behind it where the
             folder has several; None: the only latent cache there.
         text: The same for the text encoder.
@@ -44,9 +47,13 @@ def open_cache(cache_dir: Path | str, latents: str | None = None, text: str | No
     Raises:
         CacheError: Several caches fit, or the description of one cannot be read.
     """
-    folder = Path(cache_dir)
-    return Cache(
+    folder = open_place(cache_dir)
+    cache = Cache(
         latents=Store(LATENTS, folder, latents),
         text=Store(TEXT, folder, text),
         masks=Store(MASKS, folder, MASK_CACHE),
     )
+    if mirror := mirror_at(folder):
+        stores = (cache.latents, cache.text, cache.masks)
+        mirror.announce(sum(store.shard_bytes for store in stores))
+    return cache

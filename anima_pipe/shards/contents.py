@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from anima_pipe.shards.folders import Kind, find_folder
 from anima_pipe.shards.index import Problem, ShardIndex, load_index
+from anima_pipe.shards.mirror import mirror_at
 
 TENSORS: Final[dict[Kind, tuple[str, ...]]] = {
     "latents": ("latent",),
@@ -47,12 +49,11 @@ def read_shards(folder: Path, kind: Kind) -> tuple[list[ShardIndex], list[Proble
     """
     shards: list[ShardIndex] = []
     problems: list[Problem] = []
-    for tar in sorted(folder.glob("*.tar")):
-        shard, problem = load_index(tar, tar.stat().st_size)
-        if problem:
-            problems.append(problem)
-        if not shard.keys or shard.tensors.keys() >= set(TENSORS[kind]):
-            shards.append(shard)
+    for tar, found in _indices(folder):
+        if isinstance(found, Problem):
+            problems.append(found)
+        elif not found.keys or found.tensors.keys() >= set(TENSORS[kind]):
+            shards.append(found)
         else:
             problems.append(Problem(shard=tar, reason=f"holds no {kind}; it is not used"))
     whole = {key for shard in shards for key in shard.keys}
@@ -63,3 +64,15 @@ def read_shards(folder: Path, kind: Kind) -> tuple[list[ShardIndex], list[Proble
         if key not in whole
     ]
     return shards, problems
+
+
+def _indices(folder: Path) -> Iterator[tuple[Path, ShardIndex | Problem]]:
+    """Yield path and sidecar of each shard in the order of their names, and what was wrong."""
+    if mirror := mirror_at(folder.parent):
+        yield from mirror.indices(folder)
+        return
+    for tar in sorted(folder.glob("*.tar")):
+        shard, problem = load_index(tar, tar.stat().st_size)
+        if problem:
+            yield tar, problem
+        yield tar, shard

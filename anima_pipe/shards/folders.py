@@ -15,6 +15,8 @@ from typing import Final, Literal
 from anima_pipe import __version__
 from anima_pipe.errors import CacheError
 from anima_pipe.files import refusals_named, write_atomically
+from anima_pipe.shards.index import INDEX_SUFFIX
+from anima_pipe.shards.mirror import mirror_at
 
 Kind = Literal["latents", "masks", "text"]
 StoredDtype = Literal["fp16", "bf16", "fp32"]
@@ -141,9 +143,14 @@ def find_folder(cache_dir: Path, kind: Kind, name: str | None) -> tuple[Path, Id
 def described_folders(cache_dir: Path, kind: Kind) -> list[tuple[Path, Identity]]:
     """List the folders of one kind, with their descriptions, by name.
 
+    A mirror is brought up to date first.
+
     Raises:
-        CacheError: A folder with shards has no readable description.
+        CacheError: A folder with shards has no readable description, or a mirrored cache cannot be
+            reached.
     """
+    if mirror := mirror_at(cache_dir):
+        mirror.pull()
     folders = sorted(cache_dir.glob(f"{kind}-*"))
     # A writer that starts just now may have made the folder and nothing in it.
     begun = [f for f in folders if (f / DESCRIPTION).exists() or _has_shards(f)]
@@ -151,7 +158,9 @@ def described_folders(cache_dir: Path, kind: Kind) -> list[tuple[Path, Identity]
 
 
 def _has_shards(folder: Path) -> bool:
-    return any(folder.glob("*.tar"))
+    # Of a mirrored cache the sidecars are always there, the shards only once they are read.
+    pattern = f"*{INDEX_SUFFIX}" if mirror_at(folder.parent) else "*.tar"
+    return any(folder.glob(pattern))
 
 
 def _listed(found: Sequence[tuple[Path, Identity]]) -> str:

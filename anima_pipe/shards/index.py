@@ -31,6 +31,11 @@ from anima_pipe.shards.sample import METADATA, PAYLOAD, fold32, is_intact, tenso
 from anima_pipe.shards.tar import BLOCK, Span, read_members
 
 INDEX_VERSION: Final = 1
+INDEX_SUFFIX: Final = ".index.json"
+
+
+class UnfitIndexError(ValueError):
+    """A sidecar that is missing, unreadable or of another tar; the text completes "it ..."."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +152,7 @@ class ShardIndex:
 
 def index_path(tar: Path) -> Path:
     """Return the path of a shard's sidecar."""
-    return tar.with_suffix(".index.json")
+    return tar.with_suffix(INDEX_SUFFIX)
 
 
 def load_index(tar: Path, tar_bytes: int) -> tuple[ShardIndex, Problem | None]:
@@ -161,16 +166,31 @@ def load_index(tar: Path, tar_bytes: int) -> tuple[ShardIndex, Problem | None]:
         The index, and why it had to be rebuilt, if so.
     """
     try:
+        return read_index(tar, tar_bytes), None
+    except UnfitIndexError as error:
+        problem = Problem(shard=tar, reason=f"{error}; it was rebuilt from the tar")
+        return rebuild_index(tar), problem
+
+
+def read_index(tar: Path, tar_bytes: int) -> ShardIndex:
+    """Read a shard's sidecar; the shard itself need not be there.
+
+    Args:
+        tar: The shard.
+        tar_bytes: Its size.
+
+    Raises:
+        UnfitIndexError: There is none, it cannot be read, or it is another tar's.
+    """
+    try:
         index = _from_json(json.loads(index_path(tar).read_bytes()))
-    except FileNotFoundError:
-        reason = "had no sidecar"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        reason = "had an unreadable sidecar"
-    else:
-        if (index.tar, index.tar_bytes) == (tar.name, tar_bytes):
-            return index, None
-        reason = "had the sidecar of another tar"
-    return rebuild_index(tar), Problem(shard=tar, reason=f"{reason}; it was rebuilt from the tar")
+    except FileNotFoundError as error:
+        raise UnfitIndexError("had no sidecar") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnfitIndexError("had an unreadable sidecar") from error
+    if (index.tar, index.tar_bytes) != (tar.name, tar_bytes):
+        raise UnfitIndexError("had the sidecar of another tar")
+    return index
 
 
 def rebuild_index(tar: Path) -> ShardIndex:

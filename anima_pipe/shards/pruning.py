@@ -20,6 +20,7 @@ from anima_pipe.files import refusals_named
 from anima_pipe.shards.contents import read_shards
 from anima_pipe.shards.folders import Kind, described_folders
 from anima_pipe.shards.index import ShardIndex, index_path, write_index
+from anima_pipe.shards.mirror import mirror_at
 from anima_pipe.shards.sample import METADATA, PAYLOAD
 from anima_pipe.shards.tar import BLOCK, END_OF_ARCHIVE, tar_sample
 from anima_pipe.shards.writer import ShardInProgress
@@ -65,12 +66,17 @@ def remove_waste(waste: Waste) -> None:
     Nothing may read the cache meanwhile: a run that is training would miss its shards.
 
     Raises:
-        OutputError: The disk refuses it; then the shard stays as it was.
+        OutputError: The disk, or the storage that is mirrored, refuses it; then the shard stays as
+            it was.
     """
-    if waste.kept_rows:
-        _write_kept(waste)
+    mirror = mirror_at(waste.tar.parent.parent)
+    if mirror and waste.kept_rows:
+        mirror.fetch(waste.tar, waste.index)
+    new = _write_kept(waste) if waste.kept_rows else None
+    if mirror:
+        mirror.replace(waste.tar, new)
     with refusals_named(waste.tar):
-        waste.tar.unlink()
+        waste.tar.unlink(missing_ok=mirror is not None)
         with suppress(FileNotFoundError):
             index_path(waste.tar).unlink()
 
@@ -99,7 +105,8 @@ def _piece_bytes(index: ShardIndex, row: int) -> int:
     return sum(BLOCK - (-length // BLOCK) * BLOCK for length in lengths)
 
 
-def _write_kept(waste: Waste) -> None:
+def _write_kept(waste: Waste) -> Path | None:
+    """Write what is needed of a shard to a new one; return it, or None if nothing is whole."""
     index = waste.index
     # Named after the old one, so that it takes its place in the order of the shards.
     stem = re.sub(r"(?<=-\d{6})-[0-9a-f]{4}$", "", waste.tar.stem)
@@ -112,11 +119,14 @@ def _write_kept(waste: Waste) -> None:
                 if index.is_whole(row, view):
                     members = _members(index, row, view)
                     shard.add(index.keys[row], members, *tar_sample(index.keys[row], members))
-        if shard.keys:
-            shard.publish()
-            write_index(waste.tar.with_name(shard.index.tar), shard.index)
+        if not shard.keys:
+            return None
+        shard.publish()
+        new = waste.tar.with_name(shard.index.tar)
+        write_index(new, shard.index)
     finally:
         shard.discard()
+    return new
 
 
 def _members(index: ShardIndex, row: int, shard: memoryview) -> dict[str, bytes]:

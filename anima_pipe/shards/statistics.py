@@ -66,7 +66,7 @@ def _folder_statistics(folder: Path, identity: Identity) -> FolderStatistics:
         shards=len(shards),
         samples=len(shapes),
         copies=sum(len(shard.keys) for shard in shards) - len(shapes),
-        total_bytes=sum(path.stat().st_size for path in folder.iterdir()),
+        total_bytes=_total_bytes(folder, shards),
         unfinished_bytes=sum(path.stat().st_size for path in folder.glob(f"*{SUFFIX}")),
         problems=problems,
         tokens=sorted(shape[0] for shape in shapes.values()) if identity.kind == "text" else (),
@@ -75,6 +75,12 @@ def _folder_statistics(folder: Path, identity: Identity) -> FolderStatistics:
         for *_, height, width in shapes.values():
             statistics.buckets[width * PIXELS_PER_LATENT, height * PIXELS_PER_LATENT] += 1
     return statistics
+
+
+def _total_bytes(folder: Path, shards: Sequence[ShardIndex]) -> int:
+    """Return the size of all files, those of a mirrored cache that are not here included."""
+    here = {path.name: path.stat().st_size for path in folder.iterdir()}
+    return sum(here.values()) + sum(s.tar_bytes for s in shards if s.tar not in here)
 
 
 def _shapes_by_key(shards: Sequence[ShardIndex], tensor: str) -> dict[str, tuple[int, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Callable, Iterator, KeysView
+from collections.abc import Iterator, KeysView
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Generic
@@ -16,6 +16,7 @@ from anima_pipe.shards.codec import TORCH_DTYPES, Codec, Value
 from anima_pipe.shards.contents import read_shards
 from anima_pipe.shards.folders import Identity, find_folder
 from anima_pipe.shards.index import Problem, ShardIndex, rebuild_index
+from anima_pipe.shards.mirror import mirror_at
 from anima_pipe.shards.sample import unseal
 
 MAPPED_SHARDS: Final = 128
@@ -26,7 +27,8 @@ class Store(Generic[Value]):
     """Random access to the samples of one encoder.
 
     What is in it is settled when it is opened; shards published later are seen by the next one.
-    Pickled and forked copies hold the same samples and map the shards for themselves.
+    Pickled and forked copies hold the same samples and map the shards for themselves. A mirrored
+    cache's shards are fetched when one of their samples is read.
 
     Args:
         codec: What is read.
@@ -46,6 +48,7 @@ class Store(Generic[Value]):
         self.problems: tuple[Problem, ...] = tuple(problems)
         """What was found wrong while opening: rebuilt sidecars, damaged samples."""
         self._codec = codec
+        self._mirror = mirror_at(cache_dir)
         self._shards = shards
         self._tars = [self.folder / shard.tar for shard in shards]
         self._places = _first_places(shards)
@@ -63,6 +66,11 @@ class Store(Generic[Value]):
     def keys(self) -> KeysView[str]:
         """Return the keys, in the order of the shards."""
         return self._places.keys()
+
+    @property
+    def shard_bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.tar_bytes for shard in self._shards)
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Return the shape of a sample's first tensor, without touching its shard.
@@ -121,8 +129,22 @@ class Store(Generic[Value]):
 
     def _start_reading(self) -> None:
         # Evicting a mapping drops our reference only: tensors that lie in it keep it alive.
-        self._mapping: Callable[[Path, int], mmap.mmap] = lru_cache(MAPPED_SHARDS)(_map_shard)
+        read = self._fetch_and_map if self._mirror else _map_shard
+        self._mapping = lru_cache(MAPPED_SHARDS)(read)
         self._checked: set[str] = set()
+
+    def _fetch_and_map(self, tar: Path, tar_bytes: int) -> mmap.mmap:
+        assert self._mirror is not None
+        while True:
+            if self._mirror.fetch(tar, self._shards[self._tars.index(tar)]):
+                # Others may have had to make room for it: let go of what is gone, and its bytes.
+                self._mapping.cache_clear()
+            try:
+                return _map_shard(tar, tar_bytes)
+            except CacheError:
+                if tar.exists():
+                    raise
+                # Another process made room just now; it is fetched again.
 
     def _place(self, key: str) -> tuple[int, int]:
         place = self._places.get(key)
@@ -148,6 +170,12 @@ class Store(Generic[Value]):
     def _damage(self, shard: ShardIndex, key: str) -> CacheError:
         """Find out whether the tar or only its sidecar is wrong, and note it in the sidecar."""
         tar = self.folder / shard.tar
+        if self._mirror:
+            self._mirror.drop(tar)
+            return CacheError(
+                f"the copy of sample {key} in {tar} was damaged, and has been removed",
+                f"run the same command again: it is fetched anew from {self._mirror.url}",
+            )
         if key in rebuild_index(tar).keys:
             return CacheError(
                 f"the sidecar of {tar} was wrong about sample {key}, and has been rebuilt",
@@ -161,12 +189,17 @@ class Store(Generic[Value]):
     def _verify_shard(self, shard: ShardIndex) -> list[Problem]:
         tar = self.folder / shard.tar
         try:
+            if self._mirror and self._mirror.fetch(tar, shard):
+                return []  # fetching has compared every checksum
             view = memoryview(_map_shard(tar, shard.tar_bytes))
         except CacheError as error:
             return [Problem(shard=tar, reason=error.problem)]
         bad = [key for row, key in enumerate(shard.keys) if not shard.is_whole(row, view)]
         if not bad:
             return []
+        if self._mirror:
+            self._mirror.drop(tar)
+            return [Problem(shard=tar, reason="the copy was damaged, and has been removed")]
         rebuilt = set(rebuild_index(tar).keys)
         return [
             Problem(

@@ -17,7 +17,10 @@ from anima_pipe.errors import OutputError
 from anima_pipe.shards.codec import Codec, Value, stored_tensors
 from anima_pipe.shards.folders import Identity, StoredDtype, make_folder
 from anima_pipe.shards.index import ShardIndex, write_index
+from anima_pipe.shards.mirror import mirror_at
+from anima_pipe.shards.places import open_place
 from anima_pipe.shards.sample import METADATA, PAYLOAD, seal
+from anima_pipe.shards.shipping import Shipping
 from anima_pipe.shards.tar import END_OF_ARCHIVE, Span, tar_sample
 from anima_pipe.shards.unfinished import UnfinishedFile, remove_abandoned
 
@@ -52,9 +55,12 @@ class ShardWriter(Generic[Value]):
     an exception: what was encoded is kept. A kill loses at most the shard in progress. When the
     disk refuses a write, that shard is discarded, which also gives its room back.
 
+    Shards of a mirrored cache are uploaded while the writer goes on; leaving the block waits for
+    that. After an exception no more are: the next run does it.
+
     Args:
         codec: What is written.
-        cache_dir: The cache folder; made if need be.
+        cache_dir: The cache folder; made if need be. Or an address.
         fingerprint: Of the encoder; chooses the folder.
         dtype: What floating tensors are stored in.
         encoder_name: For people, in cache.json.
@@ -62,7 +68,7 @@ class ShardWriter(Generic[Value]):
 
     Raises:
         CacheError: The folder was made with something else.
-        OutputError: It cannot be written.
+        OutputError: It cannot be written, or is an address that can only be read.
     """
 
     def __init__(
@@ -77,7 +83,13 @@ class ShardWriter(Generic[Value]):
         identity = Identity(
             kind=codec.kind, fingerprint=fingerprint, dtype=dtype, encoder_name=encoder_name
         )
-        self.folder = make_folder(Path(cache_dir), identity)
+        place = open_place(cache_dir)
+        self.folder = make_folder(place, identity)
+        self._shipping: Shipping | None = None
+        if mirror := mirror_at(place):
+            mirror.remote.require_writable()
+            self._shipping = Shipping(mirror)
+            self.folder = make_folder(mirror.outgoing, identity)
         remove_abandoned(self.folder)
         # Names sort by time, so that of two copies of a sample the older is read: deterministic.
         self._name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
@@ -99,6 +111,10 @@ class ShardWriter(Generic[Value]):
         traceback: TracebackType | None,
     ) -> None:
         self.publish()
+        if self._shipping and error is None:
+            self._shipping.finish()
+        elif self._shipping:
+            self._shipping.abandon()
 
     def add(self, key: str, value: Value, metadata: Mapping[str, object]) -> None:
         """Store a sample; one that this writer already has is left out.
@@ -143,6 +159,8 @@ class ShardWriter(Generic[Value]):
         self.summary = self.summary.with_shard(shard.index, self._dtype)
         self._published_keys.update(shard.keys)
         write_index(self.folder / shard.index.tar, shard.index)
+        if self._shipping:
+            self._shipping.send(self.folder / shard.index.tar)
 
     def _shard_with_room_for(self, length: int) -> ShardInProgress:
         if self._shard and self._shard.size_with(length) > self._shard_bytes:

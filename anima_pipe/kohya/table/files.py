@@ -17,7 +17,9 @@ from anima_pipe.kohya.rows import (
     flag,
     group,
     no_op,
+    number,
     path,
+    place,
     refused,
     text,
 )
@@ -171,12 +173,29 @@ _INPUT_AND_OUTPUT: Final = group(
         commands=CACHING,
         test="test_dataset_toml.py::test_in_json_and_train_data_dir_are_one_dataset",
     ),
-    path(
+    place(
         "cache_dir",
-        "Folder of cached latents and text; runs and datasets may share it.",
+        "Folder of cached latents and text; runs and datasets may share it. Or its address: s3://, "
+        "gs://, hf://, https:// (only read), whatever fsspec opens.",
         default=Path("cache"),
         commands=CACHING,
         test="test_options_of_the_machine.py::test_cache_dir_is_where_the_caches_are",
+    ),
+    path(
+        "cache_mirror_dir",
+        "Where an address in cache_dir has its mirror: the shards in use; by default in the user's "
+        "cache folder.",
+        commands=CACHING,
+        test="test_remote_cache.py::test_what_stages_write_to_a_bucket_is_trained_from_elsewhere",
+    ),
+    number(
+        "cache_mirror_gb",
+        "Size that the shards in cache_mirror_dir may have, in 10^9 bytes; the least recently used "
+        "go first.",
+        default=100.0,
+        minimum=0,
+        commands=CACHING,
+        test="test_remote_cache.py::test_the_mirror_keeps_no_more_than_cache_mirror_gb_allows",
     ),
     path(
         "output_dir",

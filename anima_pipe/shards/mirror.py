@@ -1,0 +1,307 @@
+"""A folder that stands for a cache elsewhere: its sidecars, and those of its shards in use.
+
+To everything that reads a cache, the mirror is the cache: it is laid out like one, but for shards
+that have not been asked for yet. `mirror.json` says what it mirrors, `listing.json` what was there
+when it was last brought up to date. Of shards, whole ones are kept, up to a size.
+
+    <mirror_dir>/<name>-<hash of the address>/
+      mirror.json   listing.json   locks/   scan/
+      latents-3fa1c2d4e5f6-fp16/    cache.json, every sidecar, some shards
+      outgoing/                     what is to be uploaded, see `anima_pipe.shards.shipping`
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from filelock import FileLock
+
+from anima_pipe.errors import CacheError
+from anima_pipe.files import refusals_named, sync_folder, write_atomically
+from anima_pipe.runtime import say, warn
+from anima_pipe.shards.index import (
+    INDEX_SUFFIX,
+    Problem,
+    ShardIndex,
+    UnfitIndexError,
+    index_path,
+    read_index,
+    rebuild_index,
+)
+from anima_pipe.shards.remote import Listing, Remote
+
+MIRROR: Final = "mirror.json"
+LISTING: Final = "listing.json"
+
+_TRANSFERS: Final = 8
+"""Small files that are fetched at the same time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirror:
+    """One cache elsewhere, and the folder that stands for it."""
+
+    folder: Path
+    url: str
+    limit_bytes: int
+    """Of all shards in all mirrors that lie beside this one."""
+
+    @property
+    def remote(self) -> Remote:
+        """What is mirrored."""
+        return Remote(self.url)
+
+    @property
+    def outgoing(self) -> Path:
+        """Where writers put what is to be uploaded: a cache folder like any other."""
+        return self.folder / "outgoing"
+
+    def pull(self) -> None:
+        """Bring descriptions and sidecars up to date; shards come when they are read.
+
+        Raises:
+            CacheError: The storage does not answer.
+            OutputError: The mirror cannot be written.
+        """
+        # One process at a time, so that the listing on disk never becomes an older one.
+        with self.locked("listing"):
+            listing = self.remote.listing()
+            wanted = [
+                (folder, name)
+                for folder, files in listing.items()
+                for name, size in files.items()
+                if name.endswith(".json") and _size(self.folder / folder / name) != size
+            ]
+            with ThreadPoolExecutor(_TRANSFERS) as threads:
+                list(threads.map(lambda place: self._fetch_small(*place), wanted))
+            self._remove_unlisted(listing)
+            write_atomically(self.folder / LISTING, json.dumps(listing).encode())
+
+    def indices(self, folder: Path) -> Iterator[tuple[Path, ShardIndex | Problem]]:
+        """Yield the shards of one encoder in the order of their names: path and sidecar.
+
+        Args:
+            folder: Of the encoder, in the mirror.
+        """
+        files = self._listed().get(folder.name, {})
+        for name in sorted(name for name in files if name.endswith(INDEX_SUFFIX)):
+            tar = folder / (name.removesuffix(INDEX_SUFFIX) + ".tar")
+            if tar.name not in files:
+                yield tar, Problem(shard=tar, reason=f"is not at {self.url}, only its sidecar is")
+                continue
+            try:
+                yield tar, read_index(tar, files[tar.name])
+            except UnfitIndexError as error:
+                yield tar, Problem(shard=tar, reason=f"{error}; it is not used")
+
+    def announce(self, length: int) -> None:
+        """Say what is about to be read from where, and warn where it cannot all be kept.
+
+        Args:
+            length: Bytes of all shards that will be read.
+        """
+        if length > self.limit_bytes:
+            warn(
+                f"{self.url} holds {length / 1e9:.3g} GB for this run, and its mirror may keep "
+                f"{self.limit_bytes / 1e9:.3g} GB: shards will be fetched again and again; raise "
+                "--cache_mirror_gb if the disk allows it"
+            )
+        else:
+            say(f"cache     {self.url}, {length / 1e9:.3g} GB, kept in {self.folder} once read")
+
+    def fetch(self, tar: Path, shard: ShardIndex) -> bool:
+        """Make sure that a shard lies in the mirror, whole and with every checksum right.
+
+        Args:
+            tar: Its path in the mirror.
+            shard: Its sidecar.
+
+        Returns:
+            Whether it had to be fetched.
+
+        Raises:
+            CacheError: It is not there any more, or damaged; what is damaged is noted in its
+                sidecar, so that the next caching run encodes it anew.
+            OutputError: There is no room for it.
+        """
+        if self._touch(tar, shard):
+            return False
+        with self.locked(tar.name):
+            if self._touch(tar, shard):
+                return False
+            self.make_room(shard.tar_bytes)
+            partial = tar.with_name(f"{tar.name}.partial")
+            try:
+                for _ in range(2):  # what was damaged on the way comes whole the second time
+                    self._download(tar, partial)
+                    if _is_whole(partial, shard):
+                        _publish(partial, tar)
+                        return True
+                raise self._damage(tar, partial, shard)
+            finally:
+                partial.unlink(missing_ok=True)
+
+    def replace(self, old: Path, new: Path | None) -> None:
+        """Put a shard that lies in the mirror, with its sidecar, in the place of another one.
+
+        Args:
+            old: Removed where it comes from: first the sidecar, then the shard.
+            new: Uploaded before that; None: nothing comes in its place.
+
+        Raises:
+            OutputError: The storage refuses it. What was there is then still there.
+        """
+        folder = old.parent.name
+        for path in (new, index_path(new)) if new else ():
+            self.remote.upload(path, f"{folder}/{path.name}")
+        for path in (index_path(old), old):
+            self.remote.remove(f"{folder}/{path.name}")
+
+    def drop(self, tar: Path) -> None:
+        """Remove a shard from the mirror; it is fetched again when it is asked for."""
+        with suppress(OSError):
+            tar.unlink()
+
+    def make_room(self, length: int) -> None:
+        """Remove shards, the least recently used first, until so many bytes more are allowed.
+
+        A process that has mapped one of them keeps its bytes until it lets go of them.
+        """
+        with self.locked("room"):
+            # Only what is a mirror: whatever else lies here is not ours to remove.
+            mirrors = [file.parent for file in self.folder.parent.glob(f"*/{MIRROR}")]
+            shards = [(tar, tar.stat()) for mirror in mirrors for tar in mirror.glob("*-*/*.tar")]
+            total = sum(status.st_size for _, status in shards) + length
+            for tar, status in sorted(shards, key=lambda shard: shard[1].st_mtime_ns):
+                if total <= self.limit_bytes:
+                    return
+                self.drop(tar)
+                total -= status.st_size
+
+    @contextmanager
+    def locked(self, name: str) -> Generator[None]:
+        """Hold one of the mirror's locks; the system lets go of it when the process ends."""
+        folder = self.folder / "locks"
+        with refusals_named(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / f"{name}.lock")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _listed(self) -> Listing:
+        try:
+            return json.loads((self.folder / LISTING).read_bytes())
+        except (OSError, ValueError):
+            return {}
+
+    def _fetch_small(self, folder: str, name: str) -> None:
+        with suppress(FileNotFoundError):  # removed since it was listed
+            write_atomically(self.folder / folder / name, self.remote.read(f"{folder}/{name}"))
+
+    def _remove_unlisted(self, listing: Mapping[str, Mapping[str, int]]) -> None:
+        """Remove copies of what is not there any more, and of transfers that were killed."""
+        for file in self.folder.glob("*-*/*"):
+            listed = file.name in listing.get(file.parent.name, {})
+            if not listed and file.name.endswith((".tar", INDEX_SUFFIX)):
+                self.drop(file)
+            if file.suffix == ".partial":
+                lock = FileLock(self.folder / "locks" / f"{file.stem}.lock", timeout=0)
+                with suppress(TimeoutError), lock:
+                    self.drop(file)
+
+    def _touch(self, tar: Path, shard: ShardIndex) -> bool:
+        """Note that a shard is used; tell whether it is there."""
+        if _size(tar) != shard.tar_bytes:
+            return False
+        with suppress(OSError):
+            os.utime(tar)
+        return True
+
+    def _download(self, tar: Path, partial: Path) -> None:
+        place = f"{tar.parent.name}/{tar.name}"
+        with refusals_named(tar):
+            tar.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.remote.download(place, partial)
+        except FileNotFoundError as error:
+            raise CacheError(
+                f"{self.url}/{place} is not there any more",
+                "run the same command again: it looks afresh at what is there",
+            ) from error
+
+    def _damage(self, tar: Path, partial: Path, shard: ShardIndex) -> CacheError:
+        """Find out what of a shard is damaged where it comes from, and note it there."""
+        place = f"{self.url}/{tar.parent.name}/{tar.name}"
+        if _size(partial) != shard.tar_bytes:
+            return CacheError(
+                f"{place} came with {_size(partial)} bytes, not {shard.tar_bytes}, twice",
+                "check the network, and what is stored there; then run again",
+            )
+        _publish(partial, tar)
+        damaged = rebuild_index(tar).damaged
+        if self.remote.read_only:
+            return CacheError(
+                f"{len(damaged)} samples in {place} are damaged: they lack their checksums",
+                "ask those who keep the cache to run `anima-pipe cache verify` and encode again",
+            )
+        self.remote.upload(index_path(tar), f"{tar.parent.name}/{index_path(tar).name}")
+        return CacheError(
+            f"{len(damaged)} samples in {place} are damaged: they lack their checksums",
+            "run the caching stages again, which encode these samples anew",
+        )
+
+
+def mirror_at(cache_dir: Path) -> Mirror | None:
+    """Return the mirror that a cache folder is; None: it is the cache itself.
+
+    Raises:
+        CacheError: What describes it cannot be read.
+    """
+    description = cache_dir / MIRROR
+    try:
+        fields = json.loads(description.read_bytes())
+        return Mirror(folder=cache_dir, url=fields["url"], limit_bytes=fields["limit_bytes"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CacheError(
+            f"{description} cannot be read: {error}", f"remove {cache_dir}: it is only a copy"
+        ) from error
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _is_whole(path: Path, shard: ShardIndex) -> bool:
+    """Tell whether a copy has the size and every checksum that its sidecar says."""
+    if _size(path) != shard.tar_bytes:
+        return False
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as view,
+    ):
+        return all(shard.is_whole(row, view) for row in range(len(shard.keys)))
+
+
+def _publish(partial: Path, tar: Path) -> None:
+    with refusals_named(tar):
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(tar)
+        sync_folder(tar.parent)

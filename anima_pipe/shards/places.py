@@ -1,0 +1,96 @@
+"""Where a cache is: a folder, or an address with a mirror; and what differs between the two."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Final
+
+from anima_pipe.errors import ConfigError
+from anima_pipe.files import write_atomically
+from anima_pipe.runtime import home
+from anima_pipe.shards.mirror import MIRROR, mirror_at
+from anima_pipe.shards.remote import MANIFEST, Remote, is_address
+
+DEFAULT_LIMIT_GB: Final = 100.0
+
+
+def open_place(
+    place: Path | str, mirror_dir: Path | None = None, limit_gb: float | None = None
+) -> Path:
+    """Return the folder of a cache: the place itself, or the mirror of an address.
+
+    Args:
+        place: A folder, or an address that fsspec opens.
+        mirror_dir: Where mirrors are; None: in the user's cache folder.
+        limit_gb: Size of all shards in there, in 10^9 bytes; None: 100.
+
+    Raises:
+        OutputError: The mirror cannot be made.
+        ConfigError: The mirror's folder is an address itself.
+    """
+    if not is_address(place):
+        return Path(place).expanduser()
+    url = str(place).rstrip("/")
+    if mirror_dir is not None and is_address(str(mirror_dir)):
+        raise ConfigError(f"cache_mirror_dir {mirror_dir} is no folder", "give a local folder")
+    root = mirror_dir or home() / "caches"
+    name = re.sub(r"[^A-Za-z0-9]+", "-", url.partition("://")[2])[-40:].strip("-")
+    folder = root / f"{name}-{hashlib.blake2b(url.encode(), digest_size=4).hexdigest()}"
+    limit = int((DEFAULT_LIMIT_GB if limit_gb is None else limit_gb) * 1e9)
+    content = json.dumps({"url": url, "limit_bytes": limit}, indent=1).encode() + b"\n"
+    if not (folder / MIRROR).is_file() or (folder / MIRROR).read_bytes() != content:
+        write_atomically(folder / MIRROR, content)
+    return folder
+
+
+def shown_place(cache_dir: Path) -> str:
+    """Return what the user calls a cache: its address, or its folder."""
+    mirror = mirror_at(cache_dir)
+    return mirror.url if mirror else str(cache_dir)
+
+
+def refresh(cache_dir: Path) -> None:
+    """Bring a mirror up to date; nothing is to be done for a folder.
+
+    Raises:
+        CacheError: The storage does not answer.
+    """
+    if mirror := mirror_at(cache_dir):
+        mirror.pull()
+
+
+def publish_manifest(cache_dir: Path) -> str:
+    """Write the list of a cache's files, by which it can be read over http; return its place.
+
+    Raises:
+        CacheError: The storage does not answer.
+        OutputError: It refuses the file.
+    """
+    mirror = mirror_at(cache_dir)
+    remote = mirror.remote if mirror else Remote(f"file://{cache_dir.absolute()}")
+    remote.publish_manifest()
+    return f"{shown_place(cache_dir)}/{MANIFEST}"
+
+
+def refresh_manifest(cache_dir: Path) -> None:
+    """Bring the list of files of a mirrored cache up to date after files have gone.
+
+    Raises:
+        CacheError: The storage does not answer.
+        OutputError: It refuses the file.
+    """
+    if mirror_at(cache_dir):
+        publish_manifest(cache_dir)
+
+
+def require_writable(cache_dir: Path) -> None:
+    """Find out, before anything is encoded, that a cache can only be read.
+
+    Raises:
+        OutputError: It can.
+    """
+    if mirror := mirror_at(cache_dir):
+        mirror.remote.require_writable()
