@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from anima_pipe.encoders.row_winograd import RowWinograd
+
 CPU_BAND_BYTES = 8 * 2**20
 """Size of a band: some of them fit the last cache of a desktop processor (4 to 32 MiB measured
 within 10 % of each other)."""
@@ -66,9 +68,10 @@ class ResidualBlock(nn.Module):
         """Return the block's output; x is overwritten by it where the width stays."""
         if self.shortcut is not None:
             return self._widened(x, self.shortcut)
+        change_of = self._change_of(x)
         waiting: tuple[torch.Tensor, torch.Tensor] | None = None
         for first, last in row_bands(x, x.shape[1]):
-            change = self._change(x, first, last)
+            change = change_of(first, last)
             # One band late: the band just computed still needed the last rows of the one before.
             if waiting:
                 waiting[0].add_(waiting[1])
@@ -78,22 +81,29 @@ class ResidualBlock(nn.Module):
         return x
 
     def _widened(self, x: torch.Tensor, shortcut: nn.Conv2d) -> torch.Tensor:
+        change_of = self._change_of(x)
+
         def produce(first: int, last: int) -> torch.Tensor:
-            return self._change(x, first, last).add_(shortcut(x[:, :, first:last]))
+            return change_of(first, last).add_(shortcut(x[:, :, first:last]))
 
         channels = shortcut.out_channels
         return fill_in_bands(_empty_like(x, channels=channels), max(channels, x.shape[1]), produce)
 
-    def _change(self, x: torch.Tensor, first: int, last: int) -> torch.Tensor:
-        """Return what is added to the rows from first up to last, from these and two around."""
-        hidden = _silu_of(self.residual["0"], _rows_around(x, first, last, halo=2))
-        hidden = self.residual["2"](hidden)
-        # Rows beyond the picture are the second convolution's padding, not the first one's output.
-        if first == 0:
-            hidden[:, :, 0] = 0
-        if last == x.shape[2]:
-            hidden[:, :, -1] = 0
-        return self.residual["6"](_silu_of(self.residual["3"], hidden))
+    def _change_of(self, x: torch.Tensor) -> Callable[[int, int], torch.Tensor]:
+        """Return what computes, from the rows first up to last and two around, their change."""
+        convolutions = [_for_bands(self.residual[name]) for name in ("2", "6")]
+
+        def change(first: int, last: int) -> torch.Tensor:
+            hidden = _silu_of(self.residual["0"], _rows_around(x, first, last, halo=2))
+            hidden = convolutions[0](hidden)
+            # Rows beyond the picture are the second one's padding, not the first one's output.
+            if first == 0:
+                hidden[:, :, 0] = 0
+            if last == x.shape[2]:
+                hidden[:, :, -1] = 0
+            return convolutions[1](_silu_of(self.residual["3"], hidden))
+
+        return change
 
 
 class Attention(nn.Module):
@@ -141,10 +151,11 @@ class Upsample(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (B, channels / 2, 2 * rows, 2 * columns)."""
+        convolution = _for_bands(self.resample["1"])
 
         def produce(first: int, last: int) -> torch.Tensor:
             band = _rows_around(x, first // 2, last // 2, halo=1)
-            return self.resample["1"](functional.interpolate(band, scale_factor=2.0)[:, :, 1:-1])
+            return convolution(functional.interpolate(band, scale_factor=2.0)[:, :, 1:-1])
 
         channels, height, width = x.shape[1:]
         wide = _empty_like(x, channels=channels // 2, size=(2 * height, 2 * width))
@@ -206,6 +217,12 @@ def _rows_around(x: torch.Tensor, first: int, last: int, *, halo: int) -> torch.
 
 def _silu_of(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return functional.silu(norm(x), inplace=True).to(x.dtype)
+
+
+def _for_bands(convolution: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a convolution from `_conv3x3` in the form that is fastest for many bands."""
+    assert isinstance(convolution, nn.Conv2d)
+    return RowWinograd(convolution) if RowWinograd.suits(convolution) else convolution
 
 
 def _conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
