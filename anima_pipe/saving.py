@@ -34,6 +34,8 @@ class SaveConfig:
     keep_epochs: int | None = None
     """Of the files saved by epochs, so many are kept; None: all."""
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    tells_progress: bool = True
+    """Whether the metadata says the step and the epoch of the save."""
 
     @property
     def final_path(self) -> Path:
@@ -91,7 +93,7 @@ class Saver:
 
     def _save(self, path: Path, moment: Moment) -> None:
         place = {"ss_steps": str(moment.step), "ss_epoch": str(moment.epoch)}
-        metadata = {**self.config.metadata, **place}
+        metadata = {**self.config.metadata, **(place if self.config.tells_progress else {})}
         with self.weights():
             save_adapter(
                 self.adapter,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from anima_pipe.plan import Plan
     from anima_pipe.previews import Previews
     from anima_pipe.shards import Cache
+    from anima_pipe.survey import Survey
     from anima_pipe.train_state import Stateful, StateSaver
     from anima_pipe.trainer import Trainer
 
@@ -69,6 +70,7 @@ def train(options: Resolved) -> TrainSummary:
     from anima_pipe.files import make_folder
     from anima_pipe.hooks import RunHooks
     from anima_pipe.interrupts import stop_request
+    from anima_pipe.kohya.metadata import described
     from anima_pipe.kohya.model_files import with_recorded_models, with_tokenizer
     from anima_pipe.kohya.training import models_needed, require_settings, train_settings
     from anima_pipe.model import TextConditionedTransformer
@@ -91,8 +93,9 @@ def train(options: Resolved) -> TrainSummary:
     if settings.log_folder:
         make_folder(settings.log_folder.parent)
     check_model_files(settings)
-    plan, cache = prepare_data(settings, accelerator)
+    survey, plan, cache = prepare_data(settings, accelerator)
     batches = prepare_batches(settings, plan, cache, accelerator)
+    settings = described(settings, options, survey, batches)
     transformer, adapter = prepare_model(settings.model, accelerator.device)
     module = TextConditionedTransformer(transformer)
     adapter.follow_sigmas(module)
@@ -154,7 +157,7 @@ def check_model_files(settings: TrainSettings) -> None:
         text_fingerprint(text.qwen, text.t5_tokenizer_dir)
 
 
-def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Plan, Cache]:
+def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Survey, Plan, Cache]:
     """Survey the dataset, fill what the caches lack, and join the two."""
     from anima_pipe.fill import fill_latents, fill_masks, fill_text
     from anima_pipe.kohya.settings import prompt_texts
@@ -196,7 +199,7 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Pla
         data.text.cache_name if data.text else None,
     )
     held = (cache.latents.keys(), cache.text.keys(), cache.masks.keys())
-    return make_plan(survey, *held, seed=settings.seed), cache
+    return survey, make_plan(survey, *held, seed=settings.seed), cache
 
 
 def prepare_batches(

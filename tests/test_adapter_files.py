@@ -159,6 +159,8 @@ def test_the_header_says_what_the_adapter_is_and_for_which_depth(tmp_path):
         metadata = file.metadata()
 
     assert json.loads(metadata.pop("model_depths")) == {"blocks": 2, "llm_adapter.blocks": 2}
+    assert len(metadata.pop("sshs_model_hash")) == 64
+    assert len(metadata.pop("sshs_legacy_hash")) == 8
     assert metadata == {
         "format": "pt",
         "ss_output_name": "mine",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from anima_pipe.adapters.adapter import Adapter
 from anima_pipe.adapters.delta import Delta, root_module
+from anima_pipe.adapters.hashes import kohya_hashes
 from anima_pipe.adapters.inject import depths, walk
 from anima_pipe.adapters.linear import LinearDelta
 from anima_pipe.adapters.registry import (
@@ -119,6 +120,11 @@ def write_deltas(
             kept = tensor if name == "alpha" or dtype is None else tensor.to(dtype)
             tensors[keys.key(place, name)] = kept.cpu().contiguous()
     metadata = {**(metadata or {}), **_own_metadata(deltas, style)}
+    # Those of the file that the metadata came from would not be of these tensors.
+    hashes = kohya_hashes(tensors, metadata)
+    metadata |= hashes
+    if "modelspec.sai_model_spec" in metadata:
+        metadata["modelspec.hash_sha256"] = f"0x{hashes['sshs_model_hash']}"
     write_atomically(path, with_sorted_header(save(tensors, metadata)))
     return path
 

@@ -79,7 +79,7 @@ def save_config(options: Resolved) -> SaveConfig:
         style=options.value("save_format"),
         keep_steps=options.value("save_last_n_steps"),
         keep_epochs=options.value("save_last_n_epochs"),
-        metadata=_metadata(options),
+        tells_progress=not options.value("no_metadata"),
     )
 
 
@@ -134,24 +134,3 @@ def log_folder(options: Resolved) -> Path | None:
         return None
     name = options.value("log_prefix") or output_name(options)
     return options.value("logging_dir") / f"{name}_{time.strftime('%Y%m%d_%H%M%S')}"
-
-
-def _metadata(options: Resolved) -> dict[str, str]:
-    """Return what a saved file says of the run; names only, no paths."""
-    base: Path = options.value("pretrained_model_name_or_path")
-    facts: dict[str, object] = {
-        "ss_output_name": output_name(options),
-        "ss_network_module": options.value("network_module"),
-        "ss_network_dim": options.value("network_dim"),
-        "ss_network_alpha": options.value("network_alpha"),
-        "ss_learning_rate": settings.learning_rate(options),
-        "ss_lr_scheduler": options.value("lr_scheduler"),
-        "ss_optimizer": options.value("optimizer_type"),
-        "ss_mixed_precision": options.value("mixed_precision"),
-        "ss_gradient_accumulation_steps": options.value("gradient_accumulation_steps"),
-        "ss_timestep_sampling": options.value("timestep_sampling"),
-        "ss_base_model_version": "anima",
-        "ss_sd_model_name": base.name,
-        "ss_training_comment": options.value("training_comment"),
-    }
-    return {name: str(value) for name, value in facts.items() if value is not None}

@@ -62,6 +62,10 @@ def rule_warnings(resolved: Resolved) -> Iterator[str]:
     if resolved.given("max_train_epochs") and resolved.given("max_train_steps"):
         steps = resolved.written["max_train_steps"]
         yield f"{steps} has no effect beside max_train_epochs"
+    if resolved.written.get("no_metadata") and resolved.value("no_metadata"):
+        for name, item in resolved.written.items():
+            if name.startswith("metadata_") or name == "training_comment":
+                yield f"{item} has no effect beside no_metadata"
     if _names_class(resolved) and resolved.given("lr_scheduler"):
         yield f"{resolved.written['lr_scheduler']} has no effect beside lr_scheduler_type"
     for name in ("train_data_dir", "reg_data_dir", "in_json"):

@@ -247,20 +247,60 @@ _LOGS: Final = group(
 _METADATA: Final = group(
     "Metadata of saved files",
     TRAINING,
-    *refused(
-        "metadata of your own is not supported yet, but for training_comment",
-        "remove it",
-        flag("no_metadata", "Save no metadata."),
-        text("metadata_title", "Title."),
-        text("metadata_author", "Author."),
-        text("metadata_description", "Description."),
-        text("metadata_license", "Licence."),
-        text("metadata_tags", "Tags."),
-        text("metadata_usage_hint", "How to use it."),
-        text("metadata_thumbnail", "Picture."),
-        text("metadata_merged_from", "What it was merged from."),
-        text("metadata_trigger_phrase", "Words that call the subject."),
-        text("metadata_preprocessor", "Preprocessing of its input."),
+    flag(
+        "no_metadata",
+        "Say nothing of the run in saved files but what the adapter needs to be read.",
+        test="test_metadata.py::test_no_metadata_leaves_what_reading_needs",
+    ),
+    text(
+        "metadata_title",
+        "Title; not set: output_name.",
+        test="test_metadata.py::test_the_users_own_words_are_in_the_model_spec",
+    ),
+    text(
+        "metadata_author",
+        "Author.",
+        test="test_metadata.py::test_the_users_own_words_are_in_the_model_spec",
+    ),
+    text(
+        "metadata_description",
+        "Description.",
+        test="test_metadata.py::test_the_users_own_words_are_in_the_model_spec",
+    ),
+    text(
+        "metadata_license",
+        "Licence.",
+        test="test_metadata.py::test_the_users_own_words_are_in_the_model_spec",
+    ),
+    text(
+        "metadata_tags",
+        "Tags, with commas between them.",
+        test="test_metadata.py::test_the_users_own_words_are_in_the_model_spec",
+    ),
+    text(
+        "metadata_usage_hint",
+        "How to use it.",
+        test="test_metadata.py::test_the_users_own_words_are_in_the_model_spec",
+    ),
+    text(
+        "metadata_thumbnail",
+        "Picture: a file, or a data URL.",
+        test="test_metadata.py::test_the_users_own_words_are_in_the_model_spec",
+    ),
+    text(
+        "metadata_merged_from",
+        "What it was merged from.",
+        test="test_metadata.py::test_the_users_own_words_are_in_the_model_spec",
+    ),
+    text(
+        "metadata_trigger_phrase",
+        "Words that call the subject.",
+        test="test_metadata.py::test_the_users_own_words_are_in_the_model_spec",
+    ),
+    text(
+        "metadata_preprocessor",
+        "Preprocessing of its input.",
+        test="test_metadata.py::test_the_users_own_words_are_in_the_model_spec",
     ),
     *refused(
         "it describes Stable Diffusion's textual inversions",
@@ -277,8 +317,8 @@ _UPLOAD: Final = group(
     "Upload",
     TRAINING,
     *refused(
-        "uploading is not supported yet",
-        "remove it, and upload the file by hand",
+        "training holds no key to an account and waits for no network",
+        "remove it; `hf upload REPOSITORY FILE` uploads what was saved",
         text("huggingface_repo_id", "Repository to upload to."),
         text("huggingface_repo_type", "Its type."),
         text("huggingface_path_in_repo", "Folder in it."),
