@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from commands import MODEL, anima_pipe, assert_one_error
 
+from anima_pipe.cli.main import main
 from anima_pipe.hub.home import record_models
 
 UNNAMED: dict[str, None] = dict.fromkeys(MODEL)
@@ -80,3 +82,12 @@ def test_where_none_is_noted_the_error_says_how_to_fetch(dataset: Path, tmp_path
     ended = anima_pipe("train", dataset_config=dataset, output_dir=tmp_path, **UNNAMED)
 
     assert_one_error(ended, "3 problems", "run `anima-pipe fetch-models`", "or set --vae")
+
+
+@pytest.mark.usefixtures("noted")
+def test_config_check_asks_for_no_file_that_is_noted(tmp_path: Path):
+    (tmp_path / "train_args.toml").write_text("max_train_steps = 1\n")
+
+    checked = CliRunner().invoke(main, ["config", "check", str(tmp_path / "train_args.toml")])
+
+    assert "train_args.toml leaves dataset_config, output_dir to the command line" in checked.stdout

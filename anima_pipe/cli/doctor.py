@@ -20,7 +20,8 @@ import click
 
 from anima_pipe import __version__
 from anima_pipe.cli.ending import ending_of
-from anima_pipe.cli.next_step import Findings, next_step
+from anima_pipe.cli.help_text import help_text
+from anima_pipe.cli.next_step import Findings, next_step, program
 from anima_pipe.errors import PipeError
 from anima_pipe.hub.home import models_folder, recorded_models
 from anima_pipe.kohya.resolve import resolve
@@ -44,7 +45,7 @@ BYTES_PER_WEIGHT: Final = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 @click.command(
     "doctor",
-    help=(__doc__ or "").replace("\n\n", "\n\n\b\n"),
+    help=help_text(__doc__),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option("--config_file", metavar="PATH", help="Examine the files that this one names.")
@@ -139,12 +140,12 @@ def _models(options: Resolved, findings: Findings) -> Iterator[str]:
 def _mended(option: str, path: Path, options: Resolved) -> str | None:
     """Return what to do about a file that is missing or damaged; None: what its error says."""
     if path.is_relative_to(models_folder()):
-        return f"rm {shlex.quote(str(path))} && anima-pipe fetch-models"
+        return f"rm {shlex.quote(str(path))} && {program()} fetch-models"
     if path.exists():
         return None
     if noted := recorded_models().get(option):
         return f"take {option} out of {options.given(option)}: fetch-models noted {noted}"
-    return f"take {option} out of {options.given(option)}, and run anima-pipe fetch-models"
+    return f"take {option} out of {options.given(option)}, and run {program()} fetch-models"
 
 
 def _weights(option: str, path: Path, findings: Findings) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from anima_pipe.cli.ending import ending_of
+from anima_pipe.cli.help_text import help_text
 
 if TYPE_CHECKING:
     from anima_pipe.hub.models import ModelFile
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "fetch-models",
-    help=(__doc__ or "").replace("\n\n", "\n\n\b\n"),
+    help=help_text(__doc__),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(
@@ -113,9 +114,12 @@ def _sources(repo: str, *, fallback: bool) -> list[Source]:
 def _fetch_tokenizer(folder: Path, *, force: bool) -> Path:
     from anima_pipe.kohya.model_files import with_tokenizer
     from anima_pipe.kohya.resolve import resolve
+    from anima_pipe.runtime import say
 
     options = resolve("fetch-tokenizer", {"t5_tokenizer_dir": str(folder)})
-    return with_tokenizer(options, force=force).options.value("t5_tokenizer_dir")
+    options, _ = with_tokenizer(options, force=force)
+    say(f"T5 tokenizer  {folder}: complete")
+    return options.value("t5_tokenizer_dir")
 
 
 def _report(paths: dict[str, Path], record: Path) -> None:

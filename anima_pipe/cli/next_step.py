@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from anima_pipe.kohya.resolved import Resolved
     from anima_pipe.shards.folders import Kind
+
+
+NAME: Final = "anima-pipe"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,13 +43,19 @@ def next_step(options: Resolved, findings: Findings, config_file: Path | None) -
     if findings.broken:
         return findings.broken[0]
     if findings.missing:
-        return "anima-pipe fetch-models    (or, to see it work first: anima-pipe all)"
+        return f"{program()} fetch-models    (or, to see it work first: {program()} all)"
     config = {"config_file": config_file}
     if findings.tokenizer_lacks:
         return _command("fetch-tokenizer", config)
     if config_file is None:
         return _before_a_configuration()
     return _of_the_run(options, findings, config)
+
+
+def program() -> str:
+    """Return the program's name, or where its bare name leads nowhere, as it was called."""
+    called = Path(sys.argv[0])
+    return str(called) if called.name == NAME and shutil.which(NAME) is None else NAME
 
 
 def _before_a_configuration() -> str:
@@ -104,7 +115,7 @@ def _unset(options: Resolved) -> dict[str, Path]:
 
 
 def _command(name: str, given: Mapping[str, Path | None]) -> str:
-    words = ["anima-pipe", name]
+    words = [program(), name]
     for option, path in given.items():
         words += [f"--{option}", str(path)] if path else []
     return shlex.join(words)

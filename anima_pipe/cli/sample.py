@@ -18,6 +18,7 @@ import click
 from anima_pipe import demo
 from anima_pipe.cli.adapter_files import path_and_strength
 from anima_pipe.cli.ending import ending_of
+from anima_pipe.cli.help_text import help_text
 from anima_pipe.cli.sample_axes import LETTERS, Shot, by_files, grid, parse_axis
 from anima_pipe.errors import ConfigError
 from anima_pipe.hub.home import MODEL_OPTIONS
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "sample",
-    help=(__doc__ or "").replace("\n\n", "\n\n\b\n"),
+    help=help_text(__doc__),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option("--config_file", help="train_args.toml that names the model's files, and prompts.")

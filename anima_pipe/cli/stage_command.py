@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from anima_pipe.cli.ending import ending_of
+from anima_pipe.cli.help_text import help_text
 from anima_pipe.files import make_folder, write_atomically
 from anima_pipe.kohya.options import options_of
 from anima_pipe.kohya.output_config import config_text
@@ -94,8 +95,7 @@ def stage_command(
         table=table,
         callback=callback,
         params=[parameter for option in table for parameter in _click_options(option)],
-        # click would fill the lines; \b keeps a paragraph as it is written.
-        help=(description or "").replace("\n\n", "\n\n\b\n"),
+        help=help_text(description),
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from anima_pipe.errors import ConfigError
+from anima_pipe.hub.home import recorded_models
 from anima_pipe.kohya.config_file import read_json, read_text, read_toml
 from anima_pipe.kohya.dataset_toml import examine_dataset_config
 from anima_pipe.kohya.findings import Finding
@@ -30,7 +31,10 @@ REQUIRED: Final = (
     "dataset_config",
     "output_dir",
 )
-"""Options that training cannot do without; the command line may bring what a file lacks."""
+"""Options that training cannot do without.
+
+The command line may bring what a file lacks, and fetch-models may have noted it.
+"""
 
 READ_PATHS: Final = (
     "pretrained_model_name_or_path",
@@ -143,6 +147,9 @@ def _examine_train_args(
         resolved.value(name) for name in ("train_data_dir", "in_json")
     )
     brought = {"dataset_config"} if has_dataset else set[str]()
+    brought |= recorded_models().keys()
+    if resolved.value("auto_download_t5_tokenizer"):
+        brought.add("t5_tokenizer_dir")
     missing = [name for name in REQUIRED if not (name in brought or resolved.value(name))]
     if missing:
         names = ", ".join(missing)
