@@ -94,6 +94,16 @@ def speak_of_errors_only() -> None:
     LOGGER.setLevel(logging.ERROR)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun: 1 picture, 2 pictures.
+
+    Args:
+        count: How many there are.
+        noun: In the singular, of those whose plural ends in a plain s.
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def say(message: str) -> None:
     """Tell the user something worth a line."""
     LOGGER.info(message)

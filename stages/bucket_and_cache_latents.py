@@ -41,15 +41,12 @@ class LatentSummary:
 def run(options: Resolved) -> LatentSummary:
     """Survey the dataset's pictures and encode those that the cache lacks."""
     from anima_pipe.fill import fill_latents, fill_masks
-    from anima_pipe.kohya.model_files import with_recorded_models
     from anima_pipe.kohya.settings import dataset_configs, latent_settings
     from anima_pipe.report import report_fill, report_skipped
     from anima_pipe.runtime import launched_rank
     from anima_pipe.shards.places import shown_place
     from anima_pipe.survey import find_pictures, survey_pictures
 
-    options = with_recorded_models(options, "vae")
-    options.require("dataset_config", "vae")
     settings = latent_settings(options)
     survey = survey_pictures(
         find_pictures(dataset_configs(options)),

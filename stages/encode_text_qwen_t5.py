@@ -40,7 +40,7 @@ class TextSummary:
 def run(options: Resolved) -> TextSummary:
     """Collect the dataset's texts and encode those that the cache lacks."""
     from anima_pipe.fill import fill_text
-    from anima_pipe.kohya.model_files import with_recorded_models, with_tokenizer
+    from anima_pipe.kohya.model_files import with_tokenizer
     from anima_pipe.kohya.settings import (
         dataset_configs,
         preview_prompts,
@@ -52,8 +52,6 @@ def run(options: Resolved) -> TextSummary:
     from anima_pipe.shards.places import shown_place
     from anima_pipe.survey import find_pictures, survey_captions, uncaptioned
 
-    options = with_recorded_models(options, "qwen3")
-    options.require("dataset_config", "qwen3")
     options = with_tokenizer(options).options
     settings = text_settings(options)
     pictures = find_pictures(dataset_configs(options))

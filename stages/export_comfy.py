@@ -30,7 +30,6 @@ class ExportSummary:
 
 def run(options: Resolved) -> ExportSummary:
     """Write the file and compare it with what was trained."""
-    options.require("input", "output")
     if options.value("merge"):
         return bake(options)
     from anima_pipe.comfy import export_adapter

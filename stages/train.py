@@ -71,8 +71,8 @@ def train(options: Resolved) -> TrainSummary:
     from anima_pipe.hooks import RunHooks
     from anima_pipe.interrupts import stop_request
     from anima_pipe.kohya.metadata import described
-    from anima_pipe.kohya.model_files import with_recorded_models, with_tokenizer
-    from anima_pipe.kohya.training import models_needed, require_settings, train_settings
+    from anima_pipe.kohya.model_files import with_tokenizer
+    from anima_pipe.kohya.training import train_settings
     from anima_pipe.model import TextConditionedTransformer
     from anima_pipe.report import report_plan
     from anima_pipe.runtime import claim_device, speak_of_errors_only
@@ -80,8 +80,6 @@ def train(options: Resolved) -> TrainSummary:
     from anima_pipe.trainer import agree_on_seed, start_accelerate
 
     started = time.monotonic()
-    options = with_recorded_models(options, *models_needed(options))
-    require_settings(options)
     if options.value("auto_cache"):
         options = with_tokenizer(options).options
     device = claim_device(options.value("device"))

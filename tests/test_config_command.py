@@ -122,8 +122,31 @@ def test_what_only_this_machine_lacks_is_a_warning():
     ]
     ended = config("check", *files)
     assert ended.exit_code == 0
-    assert "warning: vae (t.toml line 1): there is no /nowhere/vae.safetensors" in ended.stdout
+    assert "warning: t.toml line 1: vae: there is no /nowhere/vae.safetensors" in ended.stdout
     assert "warning: d.toml line 4: datasets[0].subsets[0].image_dir" in ended.stdout
+
+
+def test_what_a_run_here_would_stop_at_is_said_in_the_end():
+    lacking = write("t.toml", f'vae = "/nowhere/vae.safetensors"\n{TRAIN_ARGS}')
+    ended = config("check", lacking)
+    assert ended.exit_code == 0
+    assert "t.toml (options of the training): in order, but it names what is not" in ended.stdout
+    assert ended.stdout.endswith("a run here would stop: 1 thing missing, see above\n")
+    whole = config("check", write("t.toml", TRAIN_ARGS), write("d.toml", DATASET))
+    assert whole.stdout.endswith("\n2 files in order\n")
+    wrong = config("check", write("t.toml", "seed = -1\nnetwork_dim = 0\n"))
+    assert wrong.stdout.endswith("\nto be mended: 2 problems\n")
+
+
+def test_files_that_options_name_are_examined_too():
+    write("d.toml", DATASET.replace("resolution = 512", "resolutoin = 512"))
+    write("p.txt", "1girl --w 100\n")
+    named = 'dataset_config = "d.toml"\nsample_prompts = "p.txt"\nresolution = 512\n'
+    ended = config("check", write("t.toml", TRAIN_ARGS + named))
+    assert ended.exit_code == 1
+    assert "d.toml line 2: datasets[0].resolutoin: there is no such key" in ended.stdout
+    assert "p.txt line 1: width 100 is not a multiple of 16" in ended.stdout
+    assert "resolution is required" not in ended.stdout
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from anima_pipe.dataset import DatasetConfig
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.dataset_keys import DATASET_KEYS
-from anima_pipe.kohya.dataset_toml import load_dataset_config, load_training_folders
+from anima_pipe.kohya.dataset_toml import examine_training_folders, load_dataset_config, settled
 from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.settings import dataset_configs
 
@@ -344,7 +344,7 @@ def test_folders_named_for_their_visits_are_one_dataset(folders, caplog):
     options = {"resolution": (512, 512), "train_batch_size": 4, "shuffle_caption": True}
 
     with caplog.at_level(logging.WARNING, logger="anima_pipe"):
-        (dataset,) = load_training_folders(Path("pictures"), None, options)
+        (dataset,) = settled(examine_training_folders(Path("pictures"), None, options))
 
     assert [(s.image_dir.name, s.num_repeats, s.class_tokens) for s in dataset.subsets] == [
         ("10_sks fox", 10, "sks fox"),
@@ -435,7 +435,7 @@ def test_skip_image_resolution_is_of_a_dataset():
 def test_what_is_wrong_with_training_folders_is_named(folders, folder, options, problem):
     (folders / "data" / "1_x").mkdir()
     with pytest.raises(ConfigError) as caught:
-        load_training_folders(Path(folder), None, options)
+        settled(examine_training_folders(Path(folder), None, options))
     assert problem in str(caught.value)
 
 

@@ -13,6 +13,8 @@ from released_files import PLACES, fetch_models, publishing_hubs, recorded, writ
 from safetensors.torch import save_file
 
 from anima_pipe.cli.all_stages import with_defaults
+from anima_pipe.hub.home import MODEL_OPTIONS
+from anima_pipe.kohya.model_files import with_recorded_models
 from anima_pipe.kohya.resolve import resolve
 
 TRANSFORMER = "pretrained_model_name_or_path"
@@ -211,7 +213,8 @@ def test_all_takes_what_was_noted_where_the_configuration_names_no_files(
     config.write_text('vae = "my/own.safetensors"\n')
     given = {"dataset_config": str(tmp_path), "output_dir": "out", "config_file": str(config)}
 
-    taken = with_defaults(resolve("all", given, config))
+    options = resolve("all", given, config)
+    taken = with_defaults(with_recorded_models(options, *MODEL_OPTIONS))
 
     noted = recorded(hubs)
     assert "vae" not in taken

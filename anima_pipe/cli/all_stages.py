@@ -21,7 +21,6 @@ from anima_pipe.cli.stage_command import stage_command
 from anima_pipe.errors import PipeError
 from anima_pipe.files import write_atomically
 from anima_pipe.hub.home import MODEL_OPTIONS
-from anima_pipe.kohya.model_files import recorded_for
 from anima_pipe.kohya.options import options_of
 from anima_pipe.kohya.resolve import COMMAND_LINE
 from anima_pipe.kohya.resolved import Resolved
@@ -85,11 +84,7 @@ def _trained_file(summary: Mapping[str, Any]) -> Path:
 
 
 def with_defaults(options: Resolved) -> dict[str, object]:
-    """Complete what the command line gave: where results go, and the embedded model and pictures.
-
-    Raises:
-        ConfigError: A configuration was given without a dataset, or without a folder for results.
-    """
+    """Complete what the command line gave: where results go, and the embedded model's files."""
     given = {
         # That spelling means more than the option's own name.
         SEED_SHIFT if item.spelling == SEED_SHIFT else name: item.given
@@ -97,10 +92,9 @@ def with_defaults(options: Resolved) -> dict[str, object]:
         if item.place == COMMAND_LINE and name != "summary_json"
     }
     if "config_file" in given:
-        options.require("dataset_config", "output_dir")
         # Named on the stages' command lines, so that what is printed can be typed again.
-        recorded = recorded_for(options, *MODEL_OPTIONS)
-        given = {"output_dir": options.value("output_dir"), **recorded, **given}
+        noted = {name: path for name in MODEL_OPTIONS if (path := _noted(options, name))}
+        given = {"output_dir": options.value("output_dir"), **noted, **given}
     else:
         defaults = {"output_dir": OUTPUT / "demo", **demo.options()}
         if dataset := given.get("dataset_config") or given.get("train_data_dir"):
@@ -147,6 +141,11 @@ def _prompts_of(options: Resolved, folder: Path) -> dict[str, object]:
     text = json.dumps(prompts, indent=1, ensure_ascii=False)
     write_atomically(path, text.encode())
     return {"sample_prompts": path}
+
+
+def _noted(options: Resolved, name: str) -> object:
+    """Return the model file that was taken because the user named none."""
+    return None if options.given(name) else options.value(name)
 
 
 def _run_stage(name: str, given: Given, folder: Path) -> dict[str, Any]:

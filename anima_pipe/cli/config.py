@@ -13,6 +13,7 @@ from anima_pipe.cli.ending import ending_of
 from anima_pipe.kohya.check import Report, check_files
 from anima_pipe.kohya.explain import explain
 from anima_pipe.kohya.schema import dataset_schema, train_args_schema
+from anima_pipe.runtime import counted
 
 SCHEMAS = {"train_args": train_args_schema, "dataset": dataset_schema}
 
@@ -37,16 +38,22 @@ def explain_keys(keys: Sequence[str]) -> None:
 @command.command("check")
 @click.argument("files", nargs=-1, required=True, metavar="FILES...", type=click.Path())
 def check(files: Sequence[str]) -> None:
-    """Find everything that is wrong with files of options, datasets and sample prompts.
+    r"""Find everything that is wrong with files of options, datasets and sample prompts.
 
-    They are told apart by what is in them. Options fill the gaps of a dataset given beside them.
-    No model is loaded. Ends with 1 where training would refuse a file.
+    They are told apart by what is in them; datasets and prompts that options name are examined
+    too. Options fill the gaps of a dataset beside them. No model is loaded.
+
+    \b
+    Ends with 0 where the files are in order, even if this machine lacks what they name;
+              1 where training would refuse a file anywhere;
+              2 where the command itself is wrong.
     """
 
     def work() -> int:
         reports = check_files([Path(file).expanduser() for file in files])
         for report in reports:
             _print(report)
+        click.echo(_closing(reports))
         return int(any(report.findings for report in reports))
 
     sys.exit(ending_of(work))
@@ -60,9 +67,28 @@ def schema(file: str) -> None:
 
 
 def _print(report: Report) -> None:
-    state = f"{len(report.findings)} to be mended" if report.findings else "ok"
-    click.echo(f"{report.path} ({report.kind.value}): {state}")
+    click.echo(f"{report.path} ({report.kind.value}): {_state(report)}")
     for finding in report.findings:
         click.echo(f"  {finding}\n    Fix: {finding.remedy}")
+    for finding in report.absent:
+        click.echo(f"  warning: {finding}; {finding.remedy}")
     for warning in report.warnings:
         click.echo(f"  warning: {warning}")
+
+
+def _state(report: Report) -> str:
+    if report.findings:
+        return f"{len(report.findings)} to be mended"
+    return "in order, but it names what is not here" if report.absent else "ok"
+
+
+def _closing(reports: Sequence[Report]) -> str:
+    """Return what it comes to, in one sentence."""
+    wrong = sum(len(report.findings) for report in reports)
+    lacking = sum(len(report.absent) for report in reports)
+    if wrong:
+        return f"to be mended: {counted(wrong, 'problem')}"
+    if lacking:
+        things = counted(lacking, "thing")
+        return f"the files are in order, but a run here would stop: {things} missing, see above"
+    return f"{counted(len(reports), 'file')} in order"

@@ -18,9 +18,12 @@ import click
 from anima_pipe.cli.ending import ending_of
 from anima_pipe.cli.help_text import help_text
 from anima_pipe.files import make_folder, write_atomically
+from anima_pipe.kohya.findings import raise_findings
+from anima_pipe.kohya.inspection import inspect_run
 from anima_pipe.kohya.options import options_of
 from anima_pipe.kohya.output_config import config_text
-from anima_pipe.kohya.resolve import Resolved, resolve
+from anima_pipe.kohya.resolve import examine
+from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import Kind, NoOp, Option, Refused
 from anima_pipe.kohya.train_toml import train_args_path
 from anima_pipe.runtime import launched_rank, say, warn
@@ -108,10 +111,12 @@ def run_stage(
     def work() -> int:
         file = Path(str(given["config_file"])) if given.get("config_file") else None
         new = _new_config(file) if given.get("output_config") else None
-        options = resolve(name, given, None if new else file)
+        options, findings = examine(name, given, None if new else file)
         if options.value("output_config"):
+            raise_findings(findings)
             write_config(options, new)
             return 0
+        options = inspect_run(options, findings)
         for warning in options.warnings:
             warn(warning)
         summary_json: Path | None = options.value("summary_json")

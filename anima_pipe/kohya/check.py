@@ -6,8 +6,9 @@ be meant for another one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -17,13 +18,15 @@ from anima_pipe.hub.home import recorded_models
 from anima_pipe.kohya.config_file import read_json, read_text, read_toml
 from anima_pipe.kohya.dataset_toml import examine_dataset_config
 from anima_pipe.kohya.findings import Finding
+from anima_pipe.kohya.inspection import absent_file, file_findings
+from anima_pipe.kohya.parts import part_findings
 from anima_pipe.kohya.resolve import examine
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import TRAIN
-from anima_pipe.kohya.sample_prompts import is_prompt_table, read_sample_prompts
+from anima_pipe.kohya.sample_prompts import examine_sample_prompts, is_prompt_table
 from anima_pipe.kohya.train_toml import train_args_path
 
-REQUIRED: Final = (
+LEFT_TO_THE_COMMAND_LINE: Final = (
     "pretrained_model_name_or_path",
     "vae",
     "qwen3",
@@ -36,19 +39,11 @@ REQUIRED: Final = (
 The command line may bring what a file lacks, and fetch-models may have noted it.
 """
 
-READ_PATHS: Final = (
-    "pretrained_model_name_or_path",
-    "vae",
-    "qwen3",
-    "t5_tokenizer_dir",
-    "dataset_config",
-    "train_data_dir",
-    "reg_data_dir",
-    "in_json",
-    "network_weights",
-    "sample_prompts",
-)
-"""Options that name files and folders to be read."""
+NAMES_A_FILE: Final = {"dataset_config": "DATASET", "sample_prompts": "PROMPTS"}
+"""Options that name a file to be examined too, and the name of its kind."""
+
+NAMES_A_FOLDER: Final = ("t5_tokenizer_dir", "train_data_dir", "reg_data_dir", "in_json")
+"""Options that name what else has to be there, beside the files that a run reads as they are."""
 
 
 class FileKind(Enum):
@@ -67,53 +62,74 @@ class Report:
     kind: FileKind
     findings: Sequence[Finding] = ()
     """What is wrong wherever the file is used."""
+    absent: Sequence[Finding] = ()
+    """What this machine lacks of what the file names: a run here would stop at it."""
     warnings: Sequence[str] = ()
-    """What has no effect, is missing, or is not on this machine."""
+    """What has no effect, or is left to the command line."""
 
 
 @dataclass(slots=True)
 class _Examined:
-    """Findings about one file, as they come up."""
+    """What comes up about one file."""
 
     findings: list[Finding] = field(default_factory=list[Finding])
     warnings: list[str] = field(default_factory=list[str])
 
-    def add(self, findings: Iterable[Finding]) -> None:
-        """Sort findings into those that hold everywhere and those of this machine."""
-        for finding in findings:
-            if finding.here_only:
-                self.warnings.append(f"{finding}; {finding.remedy}")
-            else:
-                self.findings.append(finding)
+    def report(self, path: Path, kind: FileKind) -> Report:
+        """Part what holds everywhere from what holds on this machine."""
+        found = dict.fromkeys(self.findings)
+        return Report(
+            path=path,
+            kind=kind,
+            findings=[finding for finding in found if not finding.here_only],
+            absent=[finding for finding in found if finding.here_only],
+            warnings=self.warnings,
+        )
 
 
 def check_files(paths: Sequence[Path]) -> list[Report]:
     """Examine files of options, datasets and prompts, told apart by what is in them.
 
-    Where exactly one file of options is among them, its options fill the gaps of the datasets, as
-    they will in training. Files that options name are not followed: give them too.
+    Datasets and prompts that a file of options names are examined too, where they are there. Where
+    exactly one file of options is among them, its options fill the gaps of the datasets, as they
+    will in training.
     """
     kinds = {path: file_kind(path) for path in map(train_args_path, paths)}
-    resolved: list[Resolved] = []
+    options: dict[Path, Resolved] = {}
     reports: dict[Path, Report] = {}
-    for path, kind in sorted(kinds.items(), key=lambda item: item[1] is not FileKind.TRAIN_ARGS):
+    for path in [path for path, kind in kinds.items() if kind is FileKind.TRAIN_ARGS]:
         examined = _Examined()
-        try:
-            match kind:
-                case FileKind.TRAIN_ARGS:
-                    resolved.append(_examine_train_args(path, kinds, examined))
-                case FileKind.DATASET:
-                    fallbacks = resolved[0].dataset_fallbacks() if len(resolved) == 1 else {}
-                    _examine_dataset(path, fallbacks, examined)
-                case FileKind.PROMPTS:
-                    read_sample_prompts(path)
-        except ConfigError as error:
-            finding = Finding(place=str(path), problem=error.problem, remedy=error.remedy)
-            examined.findings.append(finding)
-        reports[path] = Report(
-            path=path, kind=kind, findings=examined.findings, warnings=examined.warnings
-        )
-    return [reports[path] for path in kinds]
+        with _whole_file(path, examined):
+            options[path] = _examine_train_args(path, examined)
+            kinds |= {path: kind for path, kind in _named_files(options[path]) if path not in kinds}
+        reports[path] = examined.report(path, FileKind.TRAIN_ARGS)
+    of_all = next(iter(options.values())) if len(options) == 1 else None
+    for path, kind in kinds.items():
+        if kind is FileKind.TRAIN_ARGS:
+            continue
+        examined = _Examined()
+        with _whole_file(path, examined):
+            if kind is FileKind.DATASET:
+                _examine_dataset(path, of_all.dataset_fallbacks() if of_all else {}, examined)
+            else:
+                examined.findings += examine_sample_prompts(path).findings
+        reports[path] = examined.report(path, kind)
+    brings_dataset = FileKind.DATASET in kinds.values()
+    return [
+        _with_gaps(report, options.get(path), brings_dataset=brings_dataset)
+        for path in kinds
+        if (report := reports[path])
+    ]
+
+
+@contextmanager
+def _whole_file(path: Path, examined: _Examined) -> Generator[None]:
+    """Take an error about a whole file as a finding."""
+    try:
+        yield
+    except ConfigError as error:
+        finding = Finding(place=str(path), problem=error.problem, remedy=error.remedy)
+        examined.findings.append(finding)
 
 
 def file_kind(path: Path) -> FileKind:
@@ -134,38 +150,50 @@ def file_kind(path: Path) -> FileKind:
     return FileKind.DATASET if "datasets" in table else FileKind.TRAIN_ARGS
 
 
-def _examine_train_args(
-    path: Path, kinds: Mapping[Path, FileKind], examined: _Examined
-) -> Resolved:
-    # It imports torch, which is not needed to explain a key.
-    from anima_pipe.kohya.parts import part_findings
-
+def _examine_train_args(path: Path, examined: _Examined) -> Resolved:
     resolved, findings = examine(TRAIN, {}, path)
-    examined.add([*findings, *part_findings(resolved)])
-    examined.warnings += [*resolved.warnings, *_absent(resolved)]
-    has_dataset = FileKind.DATASET in kinds.values() or any(
-        resolved.value(name) for name in ("train_data_dir", "in_json")
-    )
-    brought = {"dataset_config"} if has_dataset else set[str]()
-    brought |= recorded_models().keys()
-    if resolved.value("auto_download_t5_tokenizer"):
-        brought.add("t5_tokenizer_dir")
-    missing = [name for name in REQUIRED if not (name in brought or resolved.value(name))]
-    if missing:
-        names = ", ".join(missing)
-        examined.warnings.append(f"{path.name} leaves {names} to the command line")
+    examined.findings += [*findings, *part_findings(resolved), *file_findings(resolved)]
+    examined.findings += _absent(resolved, (*NAMES_A_FILE, *NAMES_A_FOLDER))
+    examined.warnings += resolved.warnings
     return resolved
 
 
-def _absent(resolved: Resolved) -> Iterator[str]:
-    """Yield a sentence for each path that is to be read and is not there."""
-    for name in READ_PATHS:
+def _absent(resolved: Resolved, names: Iterable[str]) -> Iterator[Finding]:
+    """Yield each of these paths that is not there."""
+    for name in names:
         item = resolved.written.get(name)
         if item and isinstance(item.value, Path) and not item.value.exists():
-            yield f"{item}: there is no {item.value} on this machine"
+            yield absent_file(item, item.value)
+
+
+def _named_files(resolved: Resolved) -> Iterator[tuple[Path, FileKind]]:
+    """Yield the files that are named by options and are there, with what they should be."""
+    for name, kind in NAMES_A_FILE.items():
+        path: Path | None = resolved.value(name)
+        if path is not None and path.exists():
+            yield path, FileKind[kind]
+
+
+def _with_gaps(report: Report, options: Resolved | None, *, brings_dataset: bool) -> Report:
+    """Add, to the report of a file of options, what it leaves to the command line."""
+    if options is None:
+        return report
+    brought = {"dataset_config"} if brings_dataset or _has_training_folders(options) else set[str]()
+    brought |= recorded_models().keys()
+    if options.value("auto_download_t5_tokenizer"):
+        brought.add("t5_tokenizer_dir")
+    left = [n for n in LEFT_TO_THE_COMMAND_LINE if not (n in brought or options.value(n))]
+    if not left:
+        return report
+    sentence = f"{report.path.name} leaves {', '.join(left)} to the command line"
+    return replace(report, warnings=[*report.warnings, sentence])
+
+
+def _has_training_folders(options: Resolved) -> bool:
+    return any(options.value(name) for name in ("train_data_dir", "in_json"))
 
 
 def _examine_dataset(path: Path, fallbacks: Mapping[str, object], examined: _Examined) -> None:
     datasets = examine_dataset_config(path, fallbacks)
-    examined.add(datasets.findings)
+    examined.findings += datasets.findings
     examined.warnings += datasets.warnings

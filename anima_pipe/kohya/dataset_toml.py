@@ -66,48 +66,15 @@ def load_dataset_config(path: Path, fallbacks: Mapping[str, object]) -> list[Dat
     Raises:
         ConfigError: It lists everything that is wrong, each with its key, line and remedy.
     """
-    return _settled(examine_dataset_config(path, fallbacks))
+    return settled(examine_dataset_config(path, fallbacks))
 
 
-def load_training_folders(
-    folder: Path, reg_folder: Path | None, fallbacks: Mapping[str, object]
-) -> list[DatasetConfig]:
-    """Return the dataset that Kohya's --train_data_dir and --reg_data_dir make up.
+def settled(examined: ExaminedDatasets) -> list[DatasetConfig]:
+    """Return the datasets, having said what is without effect.
 
-    Args:
-        folder: Holds folders of pictures named 10_subject.
-        reg_folder: Holds folders of regularisation pictures named 10_class.
-        fallbacks: See `load_dataset_config`, also for what it raises.
+    Raises:
+        ConfigError: It lists everything that is wrong.
     """
-    subsets, left_out = training_folders(folder, reg_folder)
-    table: dict[str, Any] = {"datasets": [{"subsets": subsets}]} if subsets else {}
-    reading = _reading(ConfigFile(path=folder, table=table, lines={}), fallbacks)
-    reading.warnings.extend(left_out)
-    for root in filter(None, (folder, reg_folder)):
-        if not any(Path(str(subset["image_dir"])).parent == root for subset in subsets):
-            problem = f"there is no folder named like 10_subject in {root}"
-            remedy = "name the folders so, or give a folder of pictures itself as --dataset_config"
-            reading.object_to((), problem, remedy, here_only=not root.is_dir())
-    return _settled(_examined(reading, list(_datasets(reading)) if subsets else []))
-
-
-def load_metadata_file(
-    file: Path, folder: Path | None, fallbacks: Mapping[str, object]
-) -> list[DatasetConfig]:
-    """Return the dataset that Kohya's --in_json makes up.
-
-    Args:
-        file: See `source.metadata_file`.
-        folder: What its relative paths start from; None: its own folder.
-        fallbacks: See `load_dataset_config`, also for what it raises.
-    """
-    subset = {"metadata_file": str(file)} | ({"image_dir": str(folder)} if folder else {})
-    table: dict[str, Any] = {"datasets": [{"subsets": [subset]}]}
-    reading = _reading(ConfigFile(path=file, table=table, lines={}), fallbacks)
-    return _settled(_examined(reading, list(_datasets(reading))))
-
-
-def _settled(examined: ExaminedDatasets) -> list[DatasetConfig]:
     for warning in examined.warnings:
         warn(warning)
     raise_findings(examined.findings)
@@ -124,6 +91,44 @@ def examine_dataset_config(path: Path, fallbacks: Mapping[str, object]) -> Exami
         reading = _reading(ConfigFile(path=path, table={}, lines={}), fallbacks)
         return _examined(reading, list(_folder_datasets(reading)))
     reading = _reading(_read_file(path), fallbacks)
+    return _examined(reading, list(_datasets(reading)))
+
+
+def examine_training_folders(
+    folder: Path, reg_folder: Path | None, fallbacks: Mapping[str, object]
+) -> ExaminedDatasets:
+    """Read the dataset that Kohya's --train_data_dir and --reg_data_dir make up.
+
+    Args:
+        folder: Holds folders of pictures named 10_subject.
+        reg_folder: Holds folders of regularisation pictures named 10_class.
+        fallbacks: See `load_dataset_config`.
+    """
+    subsets, left_out = training_folders(folder, reg_folder)
+    table: dict[str, Any] = {"datasets": [{"subsets": subsets}]} if subsets else {}
+    reading = _reading(ConfigFile(path=folder, table=table, lines={}), fallbacks)
+    reading.warnings.extend(left_out)
+    for root in filter(None, (folder, reg_folder)):
+        if not any(Path(str(subset["image_dir"])).parent == root for subset in subsets):
+            problem = f"there is no folder named like 10_subject in {root}"
+            remedy = "name the folders so, or give a folder of pictures itself as --dataset_config"
+            reading.object_to((), problem, remedy, here_only=not root.is_dir())
+    return _examined(reading, list(_datasets(reading)) if subsets else [])
+
+
+def examine_metadata_file(
+    file: Path, folder: Path | None, fallbacks: Mapping[str, object]
+) -> ExaminedDatasets:
+    """Read the dataset that Kohya's --in_json makes up.
+
+    Args:
+        file: See `source.metadata_file`.
+        folder: What its relative paths start from; None: its own folder.
+        fallbacks: See `load_dataset_config`.
+    """
+    subset = {"metadata_file": str(file)} | ({"image_dir": str(folder)} if folder else {})
+    table: dict[str, Any] = {"datasets": [{"subsets": [subset]}]}
+    reading = _reading(ConfigFile(path=file, table=table, lines={}), fallbacks)
     return _examined(reading, list(_datasets(reading)))
 
 

@@ -32,10 +32,10 @@ def with_recorded_models(options: Resolved, *names: str) -> Resolved:
         options: Of a command that honours all of them.
         names: Of options that the command will use: what it takes so is said.
     """
-    return completed(options, recorded_for(options, *names))
+    return completed(options, _recorded_for(options, *names))
 
 
-def recorded_for(options: Resolved, *names: str) -> dict[str, Path]:
+def _recorded_for(options: Resolved, *names: str) -> dict[str, Path]:
     """Return, and say, what fetch-models noted for those of these options that have no value."""
     from anima_pipe.hub.home import recorded_models
 

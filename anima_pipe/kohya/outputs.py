@@ -103,19 +103,11 @@ def preview_settings(options: Resolved) -> PreviewSettings | None:
     """Return what is drawn and when; None: nothing.
 
     Raises:
-        ConfigError: Previews are asked for without prompts, or a prompt cannot be read.
+        ConfigError: A prompt cannot be read.
     """
     prompts = settings.preview_prompts(options)
-    times = ("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first")
-    asked = next((name for name in times if options.value(name)), None)
     if not prompts:
-        if asked:
-            raise ConfigError(
-                f"{asked} is set ({options.given(asked)}), but there are no prompts to draw",
-                "set sample_prompts to a file with one prompt a line",
-            )
         return None
-    options.require("vae")
     config = PreviewConfig(
         folder=options.value("output_dir") / "sample",
         name=output_name(options),

@@ -1,28 +1,20 @@
-"""Arguments of the adapter and of the optimizer, checked by the parts that take them.
+"""Settings of a training's parts, checked by the parts that take them.
 
-Importing this module imports torch; nothing is loaded.
+Only what the user set is checked, for it takes importing torch; nothing is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
+from typing import Any, Final, NamedTuple
 
-import torch
-
-from anima_pipe.adapters.adapter import read_settings
 from anima_pipe.errors import ConfigError
+from anima_pipe.kohya import lycoris
 from anima_pipe.kohya.findings import Finding
 from anima_pipe.kohya.resolved import Resolved
-from anima_pipe.optimizers import (
-    OptimizerConfig,
-    ParameterGroup,
-    create_optimizer,
-    find_optimizer,
-)
-from anima_pipe.schedules import ScheduleConfig
 
-ADAPTER_KINDS = {
+ADAPTER_KINDS: Final[Mapping[str, str]] = {
     "networks.lora_anima": "lora",
     "networks.lokr_anima": "lokr",
     "networks.lokr": "lokr",
@@ -31,58 +23,84 @@ ADAPTER_KINDS = {
 }
 """network_module by Kohya and the seed, and the kind of adapter that it means."""
 
-KIND_DEFAULTS: dict[str, dict[str, object]] = {"networks.lokr": {"lokr_factor": -1}}
+KIND_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {"networks.lokr": {"lokr_factor": -1}}
 """Where one of them starts from other settings than its kind's."""
 
 
+class AdapterChoice(NamedTuple):
+    """The adapter that the options ask for."""
+
+    kind: str
+    arguments: dict[str, Any]
+    """By the names of `create_adapter`."""
+
+
+def adapter_choice(options: Resolved) -> AdapterChoice:
+    """Return the kind of adapter and its settings.
+
+    Raises:
+        ConfigError: LyCORIS's arguments ask for something that is not available here.
+    """
+    module: str = options.value("network_module")
+    network_args: dict[str, Any] = options.value("network_args") or {}
+    of_the_run: dict[str, Any] = {
+        "network_dim": options.value("network_dim"),
+        "network_alpha": options.value("network_alpha"),
+        "dropout": options.value("network_dropout") or 0.0,
+    }
+    parts = ("train_norm", "train_llm_adapter")
+    if module == lycoris.MODULE:
+        kind, arguments = lycoris.lycoris_adapter(network_args)
+        set_by_user = {name: options.value(name) for name in parts if options.given(name)}
+        return AdapterChoice(kind, of_the_run | arguments | set_by_user)
+    arguments = {name: options.value(name) for name in parts}
+    arguments |= KIND_DEFAULTS.get(module, {}) | network_args
+    return AdapterChoice(ADAPTER_KINDS[module], of_the_run | arguments)
+
+
+class _Check(NamedTuple):
+    """One part, and the options whose values it checks, the likeliest culprit first."""
+
+    part: Callable[[Resolved], object]
+    options: tuple[str, ...]
+
+
 def part_findings(options: Resolved) -> Iterator[Finding]:
-    """Yield what the adapter and the optimizer of a training would object to."""
-    for check, names in (
-        (_check_adapter, ("network_args", "network_module")),
-        (_check_optimizer, ("optimizer_args", "optimizer_type")),
-        (schedule_config, ("lr_scheduler_type", "lr_scheduler_args", "lr_scheduler")),
-    ):
+    """Yield what the parts of a training would object to."""
+    for check in _CHECKS:
+        place = next(filter(None, map(options.given, check.options)), None)
+        if place is None:
+            continue
         try:
-            check(options)
+            check.part(options)
         except ConfigError as error:
-            place = next(filter(None, map(options.given, names)), options.command)
             yield Finding(
                 place=place,
                 problem=error.problem,
                 remedy=error.remedy,
-                here_only=check is _check_optimizer and not _is_installed(options),
+                here_only=check.part is _check_optimizer and not _is_installed(options),
             )
 
 
 def _check_adapter(options: Resolved) -> None:
-    read_settings(
-        ADAPTER_KINDS[options.value("network_module")],
-        options.value("network_dim"),
-        options.value("network_alpha"),
-        options.value("network_args") or {},
-    )
+    from anima_pipe.adapters.adapter import read_settings
+
+    kind, arguments = adapter_choice(options)
+    rank, alpha = arguments.pop("network_dim"), arguments.pop("network_alpha")
+    read_settings(kind, rank, alpha, arguments)
 
 
-def schedule_config(options: Resolved) -> ScheduleConfig:
-    """Return how the learning rate moves.
+def _check_schedule(options: Resolved) -> None:
+    from anima_pipe.kohya.schedule import schedule_config
 
-    Raises:
-        ConfigError: There is no such schedule.
-    """
-    return ScheduleConfig(
-        kind=options.value("lr_scheduler"),
-        warmup=options.value("lr_warmup_steps"),
-        decay=options.value("lr_decay_steps"),
-        num_cycles=options.value("lr_scheduler_num_cycles"),
-        power=options.value("lr_scheduler_power"),
-        min_lr_ratio=options.value("lr_scheduler_min_lr_ratio") or 0.0,
-        timescale=options.value("lr_scheduler_timescale"),
-        class_name=options.value("lr_scheduler_type"),
-        arguments=options.value("lr_scheduler_args") or {},
-    )
+    schedule_config(options)
 
 
 def _check_optimizer(options: Resolved) -> None:
+    import torch
+
+    from anima_pipe.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
+
     group = ParameterGroup(
         name="linear",
         parameters=[torch.nn.Parameter(torch.zeros(2, 2))],
@@ -96,8 +114,49 @@ def _check_optimizer(options: Resolved) -> None:
 
 def _is_installed(options: Resolved) -> bool:
     """Tell whether the optimizer's package is there; one of no name is nowhere to be installed."""
+    from anima_pipe.optimizers import find_optimizer
+
     try:
         module = find_optimizer(options.value("optimizer_type")).module
     except ConfigError:
         return True
     return find_spec(module.partition(".")[0]) is not None
+
+
+def _check_objective(options: Resolved) -> None:
+    from anima_pipe.kohya.objective import objective_config
+
+    objective_config(options)
+
+
+def _check_average(options: Resolved) -> None:
+    from anima_pipe.kohya.outputs import ema_decay
+
+    ema_decay(options)
+
+
+def _check_base_weights(options: Resolved) -> None:
+    from anima_pipe.kohya.settings import base_weights
+
+    base_weights(options)
+
+
+def _check_state(options: Resolved) -> None:
+    from anima_pipe.kohya.outputs import state_settings
+
+    if options.value("output_dir"):
+        state_settings(options)
+
+
+_CHECKS: Final = (
+    _Check(
+        _check_adapter,
+        ("network_args", "network_dropout", "network_module", "network_dim", "network_alpha"),
+    ),
+    _Check(_check_optimizer, ("optimizer_args", "optimizer_type")),
+    _Check(_check_schedule, ("lr_scheduler_type", "lr_scheduler_args", "lr_scheduler")),
+    _Check(_check_objective, ("min_timestep", "max_timestep")),
+    _Check(_check_average, ("ema_decay",)),
+    _Check(_check_base_weights, ("base_weights_multiplier",)),
+    _Check(_check_state, ("resume",)),
+)

@@ -66,19 +66,21 @@ class Resolved:
             if written.option.group == DATASET_GROUP and name in self.defaults
         }
 
+    def missing(self, *names: str) -> list[Finding]:
+        """Return a finding for every one of these options that has no value."""
+        options = [option for option in map(find_option, names) if option and self._lacks(option)]
+        return [
+            Finding(
+                place=self.command,
+                problem=option.when_missing or f"{option.name} is required",
+                remedy=_remedy(option),
+            )
+            for option in options
+        ]
+
     def require(self, *names: str) -> None:
         """Raise a ConfigError that names every one of these options that has no value."""
-        options = [option for option in map(find_option, names) if option and self._lacks(option)]
-        raise_findings(
-            [
-                Finding(
-                    place=self.command,
-                    problem=option.when_missing or f"{option.name} is required",
-                    remedy=_remedy(option),
-                )
-                for option in options
-            ]
-        )
+        raise_findings(self.missing(*names))
 
     def _lacks(self, option: Option) -> bool:
         return all(is_blank(self.value(name)) for name in (option.name, *option.or_else))

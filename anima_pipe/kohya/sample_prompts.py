@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.config_file import read_text, read_toml
+from anima_pipe.kohya.findings import Finding, raise_findings
+from anima_pipe.kohya.values import UnfitValueError
 from anima_pipe.records import PreviewPrompt
 
 SIZE_STEP: Final = 16
@@ -76,6 +78,28 @@ BARE: Final = PreviewPrompt(prompt="")
 """What holds where a prompt says nothing."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """Prompts being read."""
+
+    defaults: PreviewPrompt
+    """What holds where a prompt says nothing."""
+    findings: list[Finding] = field(default_factory=list[Finding])
+    """What was found wrong so far."""
+
+    def object_to(self, place: str, problem: str, remedy: str) -> None:
+        """Add a finding."""
+        self.findings.append(Finding(place=place, problem=problem, remedy=remedy))
+
+
+class ExaminedPrompts(NamedTuple):
+    """What a file of prompts holds."""
+
+    prompts: list[PreviewPrompt]
+    """All of them, without the settings that cannot be honoured."""
+    findings: list[Finding]
+
+
 def read_sample_prompts(path: Path, defaults: PreviewPrompt = BARE) -> list[PreviewPrompt]:
     """Read a file of prompts.
 
@@ -84,23 +108,39 @@ def read_sample_prompts(path: Path, defaults: PreviewPrompt = BARE) -> list[Prev
         defaults: What holds where a prompt says nothing.
 
     Raises:
-        ConfigError: The file is missing or holds no prompt, or a setting cannot be honoured.
+        ConfigError: The file is missing or holds no prompt, or settings cannot be honoured.
     """
+    prompts, findings = examine_sample_prompts(path, defaults)
+    raise_findings(findings)
+    return prompts
+
+
+def examine_sample_prompts(path: Path, defaults: PreviewPrompt = BARE) -> ExaminedPrompts:
+    """Read a file of prompts without stopping at what is wrong with one.
+
+    Args:
+        path: The file.
+        defaults: What holds where a prompt says nothing.
+
+    Raises:
+        ConfigError: The file is missing, is of another form, or holds no prompt.
+    """
+    reading = _Reading(defaults=defaults)
     match path.suffix.lower():
         case ".txt":
-            prompts = list(_text_prompts(path, defaults))
+            prompts = list(_text_prompts(path, reading))
         case ".toml":
-            prompts = list(_toml_prompts(path, defaults))
+            prompts = list(_toml_prompts(path, reading))
         case ".json":
-            prompts = list(_json_prompts(path, defaults))
+            prompts = list(_json_prompts(path, reading))
         case suffix:
             raise ConfigError(
                 f"{path}: {suffix or 'a file without extension'} is no form of prompts",
                 "write one prompt a line into a .txt file; .toml and .json as Kohya reads them",
             )
-    if not prompts:
+    if not prompts and not reading.findings:
         raise ConfigError(f"{path} holds no prompt", "write one prompt a line into a .txt file")
-    return prompts
+    return ExaminedPrompts(prompts, reading.findings)
 
 
 def is_prompt_table(table: Mapping[str, object]) -> bool:
@@ -119,12 +159,19 @@ def parse_prompt(line: str, place: str, defaults: PreviewPrompt = BARE) -> Previ
     Raises:
         ConfigError: A setting is unknown, or its value does not fit.
     """
+    reading = _Reading(defaults=defaults)
+    prompt = _line_prompt(line, place, reading)
+    raise_findings(reading.findings)
+    return prompt
+
+
+def _line_prompt(line: str, place: str, reading: _Reading) -> PreviewPrompt:
     prompt, *parts = re.split(r"\s+--(?=\w)", " " + line)
     written: list[_Written] = []
     for part in parts:
         letter, _, value = part.partition(" ")
         written.append(_Written(f"--{letter.lower()}", value.strip(), place))
-    return _with_settings(replace(defaults, prompt=prompt.strip()), written)
+    return _with_settings(replace(reading.defaults, prompt=prompt.strip()), written, reading)
 
 
 def with_settings(prompt: PreviewPrompt, values: Mapping[str, object], place: str) -> PreviewPrompt:
@@ -143,17 +190,20 @@ def with_settings(prompt: PreviewPrompt, values: Mapping[str, object], place: st
         for letter, value in values.items()
         if value is not None
     ]
-    return _with_settings(prompt, written)
+    reading = _Reading(defaults=prompt)
+    changed = _with_settings(prompt, written, reading)
+    raise_findings(reading.findings)
+    return changed
 
 
-def _text_prompts(path: Path, defaults: PreviewPrompt) -> Iterator[PreviewPrompt]:
+def _text_prompts(path: Path, reading: _Reading) -> Iterator[PreviewPrompt]:
     """Yield the prompts of lines; empty ones and those that start with # are passed over."""
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.strip() and not line.lstrip().startswith("#"):
-            yield parse_prompt(line.strip(), f"{path} line {number}", defaults)
+            yield _line_prompt(line.strip(), f"{path} line {number}", reading)
 
 
-def _toml_prompts(path: Path, defaults: PreviewPrompt) -> Iterator[PreviewPrompt]:
+def _toml_prompts(path: Path, reading: _Reading) -> Iterator[PreviewPrompt]:
     """Yield the prompts of [[prompt.subset]]; what a subset says itself wins over [prompt]."""
     file = read_toml(path)
     shared = file.table.get("prompt")
@@ -173,20 +223,21 @@ def _toml_prompts(path: Path, defaults: PreviewPrompt) -> Iterator[PreviewPrompt
         table |= {
             name: _Written(name, value, file.place((*at, name))) for name, value in subset.items()
         }
-        yield _table_prompt(table, file.place(at), defaults)
+        yield from _table_prompt(table, file.place(at), reading)
 
 
-def _json_prompts(path: Path, defaults: PreviewPrompt) -> Iterator[PreviewPrompt]:
+def _json_prompts(path: Path, reading: _Reading) -> Iterator[PreviewPrompt]:
     """Yield the prompts of a list."""
     for place, element in _json_elements(path):
         if isinstance(element, str):
-            yield parse_prompt(element, place, defaults)
+            yield _line_prompt(element, place, reading)
         elif isinstance(element, dict):
             items = cast("dict[str, Any]", element).items()
             table = {name: _Written(name, value, place) for name, value in items}
-            yield _table_prompt(table, place, defaults)
+            yield from _table_prompt(table, place, reading)
         else:
-            raise ConfigError(f"{place}: {element!r} is no prompt", "write a text or an object")
+            problem = f"{element!r} is no prompt"
+            reading.object_to(place, problem, "write a text or an object")
 
 
 def _json_elements(path: Path) -> Iterator[tuple[str, object]]:
@@ -208,24 +259,32 @@ def _json_elements(path: Path) -> Iterator[tuple[str, object]]:
         yield f"{path} line {text.count(chr(10), 0, blank.end()) + 1}", element
 
 
-def _table_prompt(table: dict[str, _Written], place: str, defaults: PreviewPrompt) -> PreviewPrompt:
+def _table_prompt(
+    table: dict[str, _Written], place: str, reading: _Reading
+) -> Iterator[PreviewPrompt]:
     prompt = table.pop("prompt", None)
     if prompt is None or not isinstance(prompt.value, str):
-        raise ConfigError(f"{place}: no prompt", 'write prompt = "..."')
-    plain = replace(defaults, prompt=prompt.value.strip())
-    return _with_settings(plain, list(table.values()))
+        reading.object_to(place, "no prompt", 'write prompt = "..."')
+    else:
+        plain = replace(reading.defaults, prompt=prompt.value.strip())
+        yield _with_settings(plain, list(table.values()), reading)
 
 
-def _with_settings(prompt: PreviewPrompt, written: list[_Written]) -> PreviewPrompt:
+def _with_settings(
+    prompt: PreviewPrompt, written: list[_Written], reading: _Reading
+) -> PreviewPrompt:
     """Return a prompt with the settings that are written, each checked."""
     fields: dict[str, Any] = {}
     for item in written:
         setting = next((s for s in SETTINGS if item.name in (f"--{s.letter}", s.key)), None)
-        if setting is None:
-            _check_other(item)
-            continue
-        fields[setting.field] = _value(setting, item)
-        _check_range(setting.field, fields[setting.field], item)
+        try:
+            if setting is None:
+                _check_other(item)
+            else:
+                fields[setting.field] = _value(setting, item)
+                _check_range(setting.field, fields[setting.field], item)
+        except UnfitValueError as error:
+            reading.object_to(item.place, error.problem, error.remedy)
     return replace(prompt, **fields)
 
 
@@ -233,23 +292,21 @@ def _check_other(item: _Written) -> None:
     """Let pass what names the sampler that is used anyway.
 
     Raises:
-        ConfigError: It is anything else.
+        UnfitValueError: It is anything else.
     """
     on_line = item.name.startswith("--")
     if item.name in (f"--{SAMPLER[0]}", SAMPLER[1]):
         if item.value not in SAMPLERS:
-            raise ConfigError(
-                f"{item.place}: sampler {item.value!r} is made for Stable Diffusion's noise",
+            raise UnfitValueError(
+                f"sampler {item.value!r} is made for Stable Diffusion's noise",
                 "use euler, or remove it",
             )
         return
     for (letter, key), instead in REFUSED.items():
         if item.name in (f"--{letter}", key):
-            raise ConfigError(f"{item.place}: {item.name} has no meaning for Anima", instead)
+            raise UnfitValueError(f"{item.name} has no meaning for Anima", instead)
     known = [f"--{s.letter}" if on_line else s.key for s in SETTINGS]
-    raise ConfigError(
-        f"{item.place}: unknown setting {item.name}", f"use one of {', '.join(known)}"
-    )
+    raise UnfitValueError(f"unknown setting {item.name}", f"use one of {', '.join(known)}")
 
 
 def _value(setting: Setting, item: _Written) -> int | float | str:
@@ -257,11 +314,9 @@ def _value(setting: Setting, item: _Written) -> int | float | str:
     if setting.kind is str:
         if isinstance(item.value, str):
             return item.value
-        raise ConfigError(f"{item.place}: {item.name} takes a text", "put it in quotes")
+        raise UnfitValueError(f"{item.name} takes a text", "put it in quotes")
     wanted = "a whole number" if setting.kind is int else "a number"
-    unfit = ConfigError(
-        f"{item.place}: {item.name} takes {wanted}, not {item.value!r}", "correct it"
-    )
+    unfit = UnfitValueError(f"{item.name} takes {wanted}, not {item.value!r}", "correct it")
     on_line = item.name.startswith("--")
     if isinstance(item.value, bool) or isinstance(item.value, str) != on_line:
         raise unfit
@@ -275,17 +330,17 @@ def _value(setting: Setting, item: _Written) -> int | float | str:
 
 
 def _check_range(field: str, value: Any, item: _Written) -> None:
-    place = f"{item.place}: {item.name} {value}"
+    shown = f"{item.name} {value}"
     if field in ("width", "height") and (value < SIZE_STEP or value % SIZE_STEP):
-        raise ConfigError(
-            f"{item.place}: {field} {value} is not a multiple of {SIZE_STEP}",
+        raise UnfitValueError(
+            f"{field} {value} is not a multiple of {SIZE_STEP}",
             f"use {max(SIZE_STEP, round(value / SIZE_STEP) * SIZE_STEP)}",
         )
     if field == "steps" and not 1 <= value <= MOST_STEPS:
-        raise ConfigError(f"{place} steps", f"use 1 to {MOST_STEPS}; 30 is usual")
+        raise UnfitValueError(f"{shown} steps", f"use 1 to {MOST_STEPS}; 30 is usual")
     if field == "seed" and not 0 <= value < 2**63:
-        raise ConfigError(f"{place} is no seed", "use a whole number, 0 or more")
+        raise UnfitValueError(f"{shown} is no seed", "use a whole number, 0 or more")
     if field == "shift" and not 0 < value < float("inf"):
-        raise ConfigError(f"{place} is no shift", "use more than 0; 3 is usual")
+        raise UnfitValueError(f"{shown} is no shift", "use more than 0; 3 is usual")
     if field == "guidance" and not 0 <= value < float("inf"):
-        raise ConfigError(f"{place} is no guidance", "use 0 or more; 4 is usual, 1 is none")
+        raise UnfitValueError(f"{shown} is no guidance", "use 0 or more; 4 is usual, 1 is none")

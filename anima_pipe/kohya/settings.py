@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from anima_pipe.dataset import DatasetConfig
+from anima_pipe.errors import ConfigError
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
 from anima_pipe.kohya.dataset_toml import (
-    load_dataset_config,
-    load_metadata_file,
-    load_training_folders,
+    ExaminedDatasets,
+    examine_dataset_config,
+    examine_metadata_file,
+    examine_training_folders,
+    settled,
 )
 from anima_pipe.kohya.resolved import Resolved
+from anima_pipe.kohya.rows import TRAIN
 from anima_pipe.kohya.sample_prompts import read_sample_prompts
 from anima_pipe.records import PreviewPrompt
 from anima_pipe.shards.places import open_place
@@ -22,15 +26,40 @@ if TYPE_CHECKING:
     from anima_pipe.adapters.rules import PartRate
 
 
+def models_needed(options: Resolved) -> tuple[str, ...]:
+    """Return the options that name the model files of a training, bar the tokenizer.
+
+    Without auto_cache a run takes its latents and texts as they are, from whatever encoders: it
+    needs none, except for the previews' pictures.
+    """
+    fills_gaps = options.command != TRAIN or options.value("auto_cache")
+    encoders = ("vae", "qwen3") if fills_gaps else ()
+    previews = ("vae",) if options.value("sample_prompts") else ()
+    return tuple(dict.fromkeys(("pretrained_model_name_or_path", *encoders, *previews)))
+
+
 def dataset_configs(options: Resolved) -> list[DatasetConfig]:
-    """Return the datasets of dataset_config, or else of the training folders or in_json."""
+    """Return the datasets of dataset_config, or else of the training folders or in_json.
+
+    Raises:
+        ConfigError: It lists everything that is wrong with them.
+    """
+    return settled(examine_datasets(options))
+
+
+def examine_datasets(options: Resolved) -> ExaminedDatasets:
+    """Read those datasets without stopping at what is wrong.
+
+    Raises:
+        ConfigError: The file that describes them cannot be read.
+    """
     fallbacks = options.dataset_fallbacks()
     if path := options.value("dataset_config"):
-        return load_dataset_config(path, fallbacks)
+        return examine_dataset_config(path, fallbacks)
     folder = options.value("train_data_dir")
     if metadata_file := options.value("in_json"):
-        return load_metadata_file(metadata_file, folder, fallbacks)
-    return load_training_folders(folder, options.value("reg_data_dir"), fallbacks)
+        return examine_metadata_file(metadata_file, folder, fallbacks)
+    return examine_training_folders(folder, options.value("reg_data_dir"), fallbacks)
 
 
 def cache_settings(options: Resolved) -> CacheSettings:
@@ -108,3 +137,24 @@ def learning_rate(options: Resolved) -> float:
     """Return the adapter's learning rate; unet_lr wins, as in Kohya."""
     rate: float | None = options.value("unet_lr")
     return options.value("learning_rate") if rate is None else rate
+
+
+def base_weights(options: Resolved) -> tuple[tuple[Path, float], ...]:
+    """Pair the adapters to merge first with their strengths; one without takes 1, as in Kohya.
+
+    Raises:
+        ConfigError: There are more strengths than files, or one is no number.
+    """
+    paths: tuple[str, ...] = tuple(options.value("base_weights") or ())
+    given: tuple[str, ...] = tuple(options.value("base_weights_multiplier") or ())
+    if len(given) > len(paths):
+        raise ConfigError(
+            f"base_weights_multiplier has {len(given)} values for {len(paths)} base_weights",
+            "give one strength for each file",
+        )
+    try:
+        strengths = [float(strength) for strength in given]
+    except ValueError as error:
+        raise ConfigError(f"base_weights_multiplier: {error}", "give numbers") from error
+    strengths += [1.0] * (len(paths) - len(strengths))
+    return tuple((Path(path), strength) for path, strength in zip(paths, strengths, strict=True))

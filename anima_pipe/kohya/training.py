@@ -14,11 +14,9 @@ import torch
 
 from anima_pipe.adapters.rules import PartRate
 from anima_pipe.dataset import DatasetConfig
-from anima_pipe.errors import ConfigError
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
 from anima_pipe.flow_loss import ObjectiveConfig
 from anima_pipe.kohya import settings
-from anima_pipe.kohya.findings import raise_findings
 from anima_pipe.kohya.objective import TAKES_OFFSETS, objective_config
 from anima_pipe.kohya.outputs import (
     PreviewSettings,
@@ -29,14 +27,10 @@ from anima_pipe.kohya.outputs import (
     save_config,
     state_settings,
 )
-from anima_pipe.kohya.parts import (
-    ADAPTER_KINDS,
-    KIND_DEFAULTS,
-    part_findings,
-    schedule_config,
-)
+from anima_pipe.kohya.parts import adapter_choice
 from anima_pipe.kohya.resolved import Resolved
-from anima_pipe.optimizers import OptimizerConfig, find_optimizer
+from anima_pipe.kohya.schedule import schedule_config
+from anima_pipe.optimizers import OptimizerConfig
 from anima_pipe.runtime import torch_dtype, warn
 from anima_pipe.saving import SaveConfig
 from anima_pipe.schedules import ScheduleConfig
@@ -130,28 +124,8 @@ class TrainSettings:
     """Every option and its value, for the log."""
 
 
-def models_needed(options: Resolved) -> tuple[str, ...]:
-    """Return the options that name the model files of a run, bar the tokenizer.
-
-    Without auto_cache a run takes its latents and texts as they are, from whatever encoders: it
-    needs none, except for the previews' pictures.
-    """
-    encoders = ("vae", "qwen3") if options.value("auto_cache") else ()
-    previews = ("vae",) if options.value("sample_prompts") else ()
-    return tuple(dict.fromkeys(("pretrained_model_name_or_path", *encoders, *previews)))
-
-
-def require_settings(options: Resolved) -> None:
-    """Ask, all at once, for what a run cannot do without and nobody else can supply.
-
-    Raises:
-        ConfigError: Something is not set.
-    """
-    options.require(*models_needed(options), "dataset_config", "output_dir")
-
-
 def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
-    """Read and check every setting of a run, before anything is loaded.
+    """Read every setting of a run, before anything is loaded.
 
     Args:
         options: Of the command.
@@ -161,8 +135,6 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
         ConfigError: Something required is not set, or a setting cannot be honoured.
         DataError: A folder of the dataset is missing.
     """
-    require_settings(options)
-    raise_findings([*part_findings(options)])
     states = state_settings(options)
     data = _data(options)
     objective = objective_config(options)
@@ -179,7 +151,9 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
         data=data,
         model=_model(options, seed),
         objective=objective,
-        optimizer=_optimizer(options),
+        optimizer=OptimizerConfig(
+            kind=options.value("optimizer_type"), arguments=options.value("optimizer_args") or {}
+        ),
         learning_rate=settings.learning_rate(options),
         part_rates=settings.part_rates(options),
         max_grad_norm=options.value("max_grad_norm"),
@@ -240,63 +214,17 @@ def _validation(options: Resolved, data: DataSettings) -> ValidationConfig:
 
 
 def _model(options: Resolved, seed: int) -> ModelSettings:
-    module: str = options.value("network_module")
-    arguments: dict[str, Any] = {
-        "network_dim": options.value("network_dim"),
-        "network_alpha": options.value("network_alpha"),
-        "dropout": options.value("network_dropout") or 0.0,
-        "train_norm": options.value("train_norm"),
-        "train_llm_adapter": options.value("train_llm_adapter"),
-    }
+    adapter = adapter_choice(options)
     return ModelSettings(
         transformer=options.value("pretrained_model_name_or_path"),
         dtype=torch_dtype(options.value("mixed_precision")),
         eight_bit=options.value("fp8_base") or options.value("fp8_base_unet"),
         gradient_checkpointing=options.value("gradient_checkpointing"),
-        adapter_kind=ADAPTER_KINDS[module],
-        adapter_arguments=arguments
-        | KIND_DEFAULTS.get(module, {})
-        | (options.value("network_args") or {}),
+        adapter_kind=adapter.kind,
+        adapter_arguments=adapter.arguments,
         start_from=options.value("network_weights"),
         dim_from_weights=options.value("dim_from_weights"),
-        base_weights=_base_weights(options),
+        base_weights=settings.base_weights(options),
         scale_weight_norms=options.value("scale_weight_norms"),
         seed=seed,
     )
-
-
-def _base_weights(options: Resolved) -> tuple[tuple[Path, float], ...]:
-    """Pair the adapters to merge first with their strengths; one without takes 1, as in Kohya."""
-    paths: tuple[str, ...] = tuple(options.value("base_weights") or ())
-    given: tuple[str, ...] = tuple(options.value("base_weights_multiplier") or ())
-    if len(given) > len(paths):
-        raise ConfigError(
-            f"base_weights_multiplier has {len(given)} values for {len(paths)} base_weights",
-            "give one strength for each file",
-        )
-    try:
-        strengths = [float(strength) for strength in given]
-    except ValueError as error:
-        raise ConfigError(f"base_weights_multiplier: {error}", "give numbers") from error
-    strengths += [1.0] * (len(paths) - len(strengths))
-    return tuple((Path(path), strength) for path, strength in zip(paths, strengths, strict=True))
-
-
-def _optimizer(options: Resolved) -> OptimizerConfig:
-    kind: str = options.value("optimizer_type")
-    if find_optimizer(kind).averages:
-        _refuse_schedule(options, kind)
-    return OptimizerConfig(kind=kind, arguments=options.value("optimizer_args") or {})
-
-
-def _refuse_schedule(options: Resolved, kind: str) -> None:
-    """Schedule-free optimizers take neither a schedule nor its warmup; the words are the seed's."""
-    schedule = (("lr_scheduler", "constant"), ("lr_warmup_steps", 0), ("lr_scheduler_type", ""))
-    for name, wanted in schedule:
-        if options.value(name) != wanted:
-            raise ConfigError(
-                f"optimizer={kind} requires {name}={wanted}, but it is {options.value(name)} "
-                f"({options.given(name)})",
-                f"set {name} to {wanted}; warmup is an argument of AdamWScheduleFree and "
-                "SGDScheduleFree (optimizer_args warmup_steps=100)",
-            )
