@@ -32,6 +32,9 @@ FILES_READ: Final = (
 )
 """Options that name files or folders to be read as they are."""
 
+PREVIEW_TIMES: Final = ("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first")
+"""Options that say when previews are drawn."""
+
 DATASETS: Final = ("dataset_config", "in_json", "train_data_dir")
 """Options that name what is trained on, the first of which counts."""
 
@@ -111,12 +114,27 @@ def dataset_findings(options: Resolved) -> Iterator[Finding]:
 def prompt_findings(options: Resolved) -> Iterator[Finding]:
     """Yield what is wrong with the prompts of previews."""
     name = "sample_prompts"
-    if name not in options.defaults or not options.value(name):
+    if name not in options.defaults:
+        return
+    if not options.value(name):
+        yield from _promptless(options)
         return
     try:
         yield from examine_sample_prompts(options.value(name)).findings
     except ConfigError as error:
         yield _of_file(error, options, name)
+
+
+def _promptless(options: Resolved) -> Iterator[Finding]:
+    """Yield a finding where it is said when to draw, but not what."""
+    asked = (options.written.get(name) for name in PREVIEW_TIMES)
+    first = next((item for item in asked if item and item.value), None)
+    if first and options.command == TRAIN:
+        yield Finding(
+            place=first.place,
+            problem=f"{first.spelling} is set, but there are no prompts to draw",
+            remedy="set sample_prompts to a file with one prompt a line",
+        )
 
 
 def _of_file(error: ConfigError, options: Resolved, name: str) -> Finding:

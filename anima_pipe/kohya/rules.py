@@ -25,22 +25,6 @@ def rule_findings(resolved: Resolved) -> Iterator[Finding]:
             remedy="set lr_warmup_steps to 0, or lr_scheduler to constant_with_warmup",
         )
     yield from _schedule_free_findings(resolved)
-    yield from _preview_findings(resolved)
-
-
-def _preview_findings(resolved: Resolved) -> Iterator[Finding]:
-    """Times to draw at need something to draw."""
-    asked = next((name for name in PREVIEW_TIMES if _is_on(resolved, name)), None)
-    if asked and not _is_on(resolved, "sample_prompts"):
-        yield Finding(
-            place=resolved.given(asked) or resolved.command,
-            problem=f"{asked} is set, but there are no prompts to draw",
-            remedy="set sample_prompts to a file with one prompt a line",
-        )
-
-
-def _is_on(resolved: Resolved, name: str) -> bool:
-    return name in resolved.written and bool(resolved.written[name].value)
 
 
 def _schedule_free_findings(resolved: Resolved) -> Iterator[Finding]:
@@ -90,9 +74,6 @@ def rule_warnings(resolved: Resolved) -> Iterator[str]:
     if resolved.given("reg_data_dir") and resolved.given("in_json"):
         yield f"{resolved.written['reg_data_dir']} has no effect beside in_json"
 
-
-PREVIEW_TIMES = ("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first")
-"""Options that say when previews are drawn."""
 
 SEED_SHIFT = "anima_flow_shift"
 """The seed's spelling of discrete_flow_shift."""
