@@ -58,6 +58,8 @@ class Batches:
     processes: int = 1
     rank: int = 0
     """Number of this process, below `processes`."""
+    max_train_steps: int = 0
+    """Optimizer steps of the run, which token warmups may be a share of."""
 
     @property
     def window_size(self) -> int:
@@ -75,7 +77,11 @@ class Batches:
             batches = self.plan.epoch(epoch)
             for number in range(index, self.windows_per_epoch()):
                 start = number * self.window_size
-                window = batches[start : start + self.window_size]
+                step = epoch * self.windows_per_epoch() + number
+                window = [
+                    tuple(visit.at_step(step, self.max_train_steps) for visit in batch)
+                    for batch in batches[start : start + self.window_size]
+                ]
                 yield Window(
                     epoch=epoch,
                     index=number,

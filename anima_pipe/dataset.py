@@ -54,7 +54,9 @@ class SubsetConfig:
     def without_chance(self) -> SubsetConfig:
         """The same, but each picture is always shown in the same way."""
         captions = self.captions.without_chance()
-        return replace(self, captions=captions, flip_aug=False, random_crop=False)
+        return replace(
+            self, captions=captions, flip_aug=False, random_crop=False, face_crop_aug_range=None
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

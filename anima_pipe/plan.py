@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anima_pipe.errors import CacheError, DataError
 from anima_pipe.runtime import derive_seed
 from anima_pipe.shards.keys import text_key
+from anima_pipe.source.captions import warmup_steps
 from anima_pipe.survey import Sample, Survey
 
 EMPTY_CAPTION = text_key("")
@@ -28,6 +29,10 @@ class PlannedSample:
     """Keys of its crops and orientations; one is drawn per visit."""
     texts: tuple[str, ...]
     """Keys of its caption variants; one is drawn per visit."""
+    warmup: tuple[tuple[str, ...], ...] = ()
+    """Keys of those in each of the equal parts of a token warmup; empty without one."""
+    warmup_length: float = 0
+    """Of the token warmup: steps, or a share of the run below 1."""
     group: tuple[int, int, int]
     """Number of the dataset, and the bucket's width and height: what may share a batch."""
     batch_size: int
@@ -58,6 +63,19 @@ class Visit:
     sigma_offset: float
     mask: str | None
     """Key of what counts in the loss; None: everything."""
+    warmup: tuple[str, ...] = ()
+    """Texts in its place in each part of a token warmup."""
+    warmup_length: float = 0
+    """See `PlannedSample`."""
+
+    def at_step(self, step: int, max_train_steps: int) -> Visit:
+        """Return it as it is at an optimizer step, counted from 0, of so many."""
+        if not self.warmup:
+            return self
+        steps = warmup_steps(self.warmup_length, max_train_steps)
+        if step >= steps:
+            return self
+        return replace(self, text=self.warmup[step * len(self.warmup) // steps])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +160,11 @@ def make_plan(
     cached_masks = frozenset(mask_keys)
     without_latents = [s.name for s in samples if not cached_latents.issuperset(s.latents)]
     without_masks = [s.name for s in samples if not cached_masks.issuperset(s.masks)]
-    without_text = [s.name for s in samples if not cached_texts.issuperset(s.texts)]
+    without_text = [
+        s.name
+        for s in samples
+        if not cached_texts.issuperset(s.texts) or not all(map(cached_texts.issuperset, s.warmup))
+    ]
     _refuse_gaps("latents", without_latents, len(samples), "cache-latents")
     _refuse_gaps("masks", without_masks, len(samples), "cache-latents")
     _refuse_gaps("text", without_text, len(samples), "encode-text")
@@ -158,7 +180,7 @@ def make_plan(
 def describe(plan: Plan) -> list[str]:
     """Return the lines that tell a user what will be trained."""
     buckets = Counter(sample.group[1:] for sample in plan.samples)
-    variants = sum(len(sample.texts) for sample in plan.samples)
+    variants = sum(len(s.texts) + sum(map(len, s.warmup)) for s in plan.samples)
     mirrored = sum(len(sample.latents) > sample.crops for sample in plan.samples)
     crops = sum(sample.crops for sample in plan.samples if sample.crops > 1)
     lines = [
@@ -192,6 +214,10 @@ def _special_lines(plan: Plan) -> Iterator[str]:
             counts = sorted(Counter(values).items())
             shares = (f"{value:g} ({count} images)" for value, count in counts)
             yield f"{title} {', '.join(shares)}"
+    if growing := [sample for sample in plan.samples if sample.warmup]:
+        lengths = sorted({sample.warmup_length for sample in growing})
+        shown = ", ".join(f"{n:.0%} of the run" if n < 1 else f"{n:g} steps" for n in lengths)
+        yield f"tag warmup  of {len(growing)} images, over {shown}"
     if masked := sum(bool(sample.masks) for sample in plan.samples):
         yield f"masks       of {masked} images"
 
@@ -201,7 +227,9 @@ def _planned(sample: Sample, survey: Survey) -> PlannedSample:
     return PlannedSample(
         name=sample.picture.path.name,
         latents=sample.latent_keys,
-        texts=tuple(text_key(caption) for caption in sample.captions),
+        texts=tuple(map(text_key, sample.captions.full)),
+        warmup=tuple(tuple(map(text_key, texts)) for texts in sample.captions.warmup),
+        warmup_length=subset.captions.token_warmup_step,
         group=(survey.datasets.index(sample.picture.dataset), *sample.choice.bucket),
         batch_size=sample.picture.dataset.batch_size,
         repeats=sample.visits,
@@ -217,17 +245,20 @@ def _planned(sample: Sample, survey: Survey) -> PlannedSample:
 
 def _draw(sample: PlannedSample, epoch: int, rng: random.Random) -> Visit:
     number = rng.randrange(len(sample.latents))
-    text, chance = rng.choice(sample.texts), rng.random()
+    variant, chance = rng.randrange(len(sample.texts)), rng.random()
     # Kohya counts epochs from 1 here.
     every = sample.dropout_every_n_epochs
     dropped = chance < sample.dropout_rate or (every > 0 and (epoch + 1) % every == 0)
     return Visit(
         name=sample.name,
         latent=sample.latents[number],
-        text=EMPTY_CAPTION if dropped else text,
+        text=EMPTY_CAPTION if dropped else sample.texts[variant],
         loss_weight=sample.loss_weight,
         sigma_offset=sample.sigma_offset,
         mask=sample.masks[number] if sample.masks else None,
+        # No draw of its own: once it is over, a run goes on like one without a warmup.
+        warmup=() if dropped else tuple(part[variant % len(part)] for part in sample.warmup),
+        warmup_length=sample.warmup_length,
     )
 
 

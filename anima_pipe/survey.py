@@ -7,7 +7,6 @@ number of repeats needs nothing new.
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -23,15 +22,12 @@ from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, MaskReque
 from anima_pipe.requests import latent_requests, mask_requests
 from anima_pipe.runtime import say
 from anima_pipe.source.caption_files import read_caption, read_json_caption
-from anima_pipe.source.captions import CaptionRules, render_caption
 from anima_pipe.source.images import find_images
 from anima_pipe.source.json_captions import GroupedCaption
 from anima_pipe.source.mask_files import find_masks
 from anima_pipe.source.metadata_file import read_metadata_file
 from anima_pipe.source.scan import scan_images
-
-DEFAULT_VARIANTS = 8
-"""Texts encoded per caption where its rules draw at random."""
+from anima_pipe.source.variants import CaptionTexts, caption_texts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +61,8 @@ class Sample:
     """One per crop and orientation: as it is, and mirrored where flip_aug asks for it."""
     mask_keys: tuple[str, ...]
     """One per latent, in their order; empty where everything counts."""
-    captions: tuple[str, ...]
-    """Distinct final texts, one of which is drawn per visit; empty where they were not read."""
+    captions: CaptionTexts
+    """Final texts, one of which is drawn per visit; none where they were not read."""
     visits: int
     """Per epoch; 0 where the picture is held out."""
 
@@ -250,7 +246,9 @@ def _found(
     """
     if isinstance(image, DataError):
         raise image
-    captions = () if caption_variants == 0 else picture_captions(picture, caption_variants)
+    captions = CaptionTexts(full=())
+    if caption_variants != 0:
+        captions = picture_captions(picture, caption_variants)
     choice = choose_bucket(picture.dataset.buckets, image_size=image.size)
     latents = latent_requests(picture.rules, image, choice, crop_variants)
     is_masked = mask is not None or picture.subset.alpha_mask
@@ -368,28 +366,11 @@ def read_raw_caption(picture: Picture) -> GroupedCaption | str | None:
     return subset.class_tokens if raw is None else raw
 
 
-def picture_captions(picture: Picture, variants: int | None) -> tuple[str, ...]:
-    """Return the distinct final texts of one picture's caption, at least one.
+def picture_captions(picture: Picture, variants: int | None) -> CaptionTexts:
+    """Return the final texts of one picture's caption, see `caption_texts`.
 
     Raises:
         DataError: The caption file is not UTF-8.
     """
     raw = read_raw_caption(picture) or ""
-    rules = picture.rules.captions.without_dropout()
-    if picture.held_out:
-        variants = 1
-    elif variants is None:
-        variants = DEFAULT_VARIANTS if rules.varies else 1
-    return tuple(dict.fromkeys(_variant(raw, rules, index) for index in range(variants)))
-
-
-def _variant(raw: GroupedCaption | str, rules: CaptionRules, index: int) -> str:
-    """Render one variant of a caption.
-
-    It is drawn from the caption and the variant's number alone, so that runs with other seeds
-    find their texts in the cache.
-    """
-    rng = random.Random(f"{index}\x1f{raw}")  # noqa: S311 - not a secret
-    if isinstance(raw, GroupedCaption):
-        return raw.render(rules, rng)
-    return render_caption(raw, rules, rng=rng)
+    return caption_texts(raw, picture.rules.captions, 1 if picture.held_out else variants)

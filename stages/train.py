@@ -206,13 +206,15 @@ def prepare_batches(
     """Return this process's share of the plan's batches."""
     from anima_pipe.batches import Batches
 
-    return Batches(
+    batches = Batches(
         plan=plan,
         cache=cache,
         accumulation=settings.length.accumulation,
         processes=accelerator.num_processes,
         rank=accelerator.process_index,
     )
+    steps = settings.length.total_steps(batches.windows_per_epoch())
+    return replace(batches, max_train_steps=steps)
 
 
 def prepare_base(settings: ModelSettings, device: torch.device) -> AnimaTransformer:

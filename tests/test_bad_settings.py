@@ -159,13 +159,3 @@ def test_a_place_for_records_that_cannot_be_written_is_an_error_before_the_work(
 
     assert_one_error(run, str(tmp_path / "a file"))
     assert files_in(tmp_path) == {"a file"}
-
-
-def test_a_token_warmup_is_refused_because_texts_are_encoded_before_training(
-    dataset: Path, tmp_path: Path
-):
-    ended = anima_pipe("train", dataset_config=dataset, output_dir=tmp_path, token_warmup_step=10)
-
-    assert ended.code == 2
-    assert "token_warmup_step is refused: texts are encoded before training" in ended.said
-    assert "set token_warmup_step to 0" in ended.said

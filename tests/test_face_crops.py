@@ -126,7 +126,7 @@ def test_crops_around_a_face_are_cached_and_drawn(folder: Path, caplog: pytest.L
         survey = survey_pictures(pictures, caption_variants=None, crop_variants=3)
     cat, fox = survey.samples
     assert (len(cat.latent_keys), len(fox.latent_keys)) == (2, 6)
-    assert fox.captions == ("a fox",)
+    assert fox.captions.full == ("a fox",)
     places = {
         (survey.latents[key].choice.resized, survey.latents[key].flipped) for key in fox.latent_keys
     }

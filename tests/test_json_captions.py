@@ -126,14 +126,14 @@ def picture(folder: Path, **subset: Any) -> Picture:
 def test_caption_extension_json_reads_the_file_beside_the_picture(tmp_path: Path):
     (tmp_path / "a.json").write_text(json.dumps(SIMPLE), encoding="utf-8")
 
-    assert picture_captions(picture(tmp_path), None) == (render(SIMPLE),)
+    assert picture_captions(picture(tmp_path), None).full == (render(SIMPLE),)
     shuffled = picture(tmp_path, captions=CaptionRules(shuffle_caption=True))
-    assert len(picture_captions(shuffled, 8)) > 1
+    assert len(picture_captions(shuffled, 8).full) > 1
     assert picture_captions(shuffled, 8) == picture_captions(shuffled, 8)
 
 
 def test_without_the_file_the_class_tokens_stand_in(tmp_path: Path):
-    assert picture_captions(picture(tmp_path, class_tokens="fox"), None) == ("fox",)
+    assert picture_captions(picture(tmp_path, class_tokens="fox"), None).full == ("fox",)
 
 
 def test_a_grouped_caption_is_a_value():

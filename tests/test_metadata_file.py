@@ -120,7 +120,7 @@ def test_only_described_pictures_are_trained_with_their_captions(pictures):
     survey = survey_pictures(found, caption_variants=None)
 
     (sample,) = survey.samples
-    assert sample.captions == ("sks one, two",)
+    assert sample.captions.full == ("sks one, two",)
     (skipped,) = survey.skipped
     assert "gone" in skipped.name
     assert survey_captions(found, caption_variants=None)[0] == ["", "sks one, two", "sks three"]

@@ -201,7 +201,7 @@ def test_a_picture_without_a_caption_is_trained_with_the_empty_one_and_named(fol
     pictures = find_pictures([dataset(folder)])
     assert [Path(item.name).name for item in uncaptioned(pictures)] == ["3.png"]
     sample = next(s for s in surveyed(dataset(folder)).samples if s.image.path.name == "3.png")
-    assert sample.captions == ("",)
+    assert sample.captions.full == ("",)
 
 
 def test_class_tokens_stand_in_for_captions(folder):

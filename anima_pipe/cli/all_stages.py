@@ -126,7 +126,7 @@ def _prompts_of(options: Resolved, folder: Path) -> dict[str, object]:
 
     try:
         pictures = find_pictures(dataset_configs(options))
-        texts = list(dict.fromkeys(picture_captions(picture, 1)[0] for picture in pictures))
+        texts = list(dict.fromkeys(picture_captions(picture, 1).full[0] for picture in pictures))
     except PipeError:
         return {}
     chosen = [text for text in texts if text][:: max(1, len(texts) // FIRST_LOOK_PROMPTS)]

@@ -112,7 +112,7 @@ def _tag_frequency(samples: Iterable[Sample]) -> dict[str, dict[str, int]]:
     by_folder: dict[str, Counter[str]] = {}
     for sample in samples:
         counts = by_folder.setdefault(_name(sample.picture.subset), Counter())
-        caption = sample.captions[0] if sample.captions else ""
+        caption = next(iter(sample.captions), "")
         counts.update(tag.strip().lower() for tag in caption.split(",") if tag.strip())
     return {folder: dict(sorted(counts.items())) for folder, counts in sorted(by_folder.items())}
 

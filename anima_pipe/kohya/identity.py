@@ -21,9 +21,11 @@ def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> di
     Args:
         settings: Of the run.
         batches: Its supply of data.
-        total_steps: Its length, which matters where the learning rate follows it.
+        total_steps: Its length, which matters where the learning rate or a token warmup follows it.
     """
     schedule = settings.schedule
+    shares = [sample for sample in batches.plan.samples if 0 < sample.warmup_length < 1]
+    follows_length = schedule.follows_length or bool(shares)
     facts: dict[str, object] = {
         "base": file_digest(settings.model.transformer)[:DIGEST_LETTERS],
         "base_weights": [
@@ -39,7 +41,7 @@ def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> di
         "learning_rate": settings.learning_rate,
         **{f"{part.name}_lr": part.rate for part in settings.part_rates},
         "lr_scheduler": schedule,
-        "max_train_steps": total_steps if schedule.follows_length else "any",
+        "max_train_steps": total_steps if follows_length else "any",
         "max_grad_norm": settings.max_grad_norm,
         "objective": settings.objective,
         "mixed_precision": settings.mixed_precision,

@@ -114,8 +114,13 @@ class CaptionRules:
         )
 
     def without_chance(self) -> CaptionRules:
-        """Give the same rules, but tags keep their order, and none is dropped."""
-        return replace(self.without_dropout(), shuffle_caption=False, caption_tag_dropout_rate=0.0)
+        """Give the same rules, but all tags are there from the start, in their order."""
+        return replace(
+            self.without_dropout(),
+            shuffle_caption=False,
+            caption_tag_dropout_rate=0.0,
+            token_warmup_step=0,
+        )
 
     def without_dropout(self) -> CaptionRules:
         """Give the same rules, but never the empty caption: that is drawn when training."""
@@ -158,7 +163,7 @@ def render_caption(
     text = _with_choices_made(text, rng) if rules.enable_wildcard else text.split("\n")[0]
     if rules.takes_tags_apart:
         tags = _split(text, rules)
-        free = tags.free[: _warmed_up(len(tags.free), rules, step, max_train_steps)]
+        free = tags.free[: tags_shown(len(tags.free), rules, step, max_train_steps)]
         if rules.shuffle_caption:
             rng.shuffle(free)
         free = _without_dropped_tags(free, rules.caption_tag_dropout_rate, rng)
@@ -223,11 +228,14 @@ def _tags_of(text: str, rules: CaptionRules) -> list[str]:
     return [tag.strip() for tag in text.strip().split(rules.caption_separator)]
 
 
-def _warmed_up(count: int, rules: CaptionRules, step: int, max_train_steps: int) -> int:
-    """How many of `count` free tags are used at this step."""
-    warmup = rules.token_warmup_step
-    if warmup < 1:
-        warmup = int(warmup * max_train_steps)
+def warmup_steps(warmup: float, max_train_steps: int) -> int:
+    """Return the steps of a token warmup that may be given as a share of the whole training."""
+    return int(warmup * max_train_steps) if warmup < 1 else int(warmup)
+
+
+def tags_shown(count: int, rules: CaptionRules, step: int, max_train_steps: int = 0) -> int:
+    """Return how many of `count` free tags are used at this step, by the token warmup."""
+    warmup = warmup_steps(rules.token_warmup_step, max_train_steps)
     if step >= warmup:
         return count
     added = floor(step * ((count - rules.token_warmup_min) / warmup))

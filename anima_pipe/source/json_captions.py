@@ -18,7 +18,7 @@ from random import Random
 from typing import Final, cast
 
 from anima_pipe.errors import DataError
-from anima_pipe.source.captions import CaptionRules, render_caption
+from anima_pipe.source.captions import CaptionRules, render_caption, tags_shown
 
 FIXED: Final = ("quality", "count", "character", "series", "artist")
 SHUFFLED: Final = ("appearance", "tags", "environment")
@@ -40,9 +40,19 @@ class GroupedCaption:
     sentence: str
     """Behind all tags."""
 
-    def render(self, rules: CaptionRules, rng: Random) -> str:
-        """Return the text of one visit; every other rule is applied to it as to a plain caption."""
-        free = [list(group) for group in self.groups]
+    def render(self, rules: CaptionRules, rng: Random, *, step: int = 0) -> str:
+        """Return the text of one visit; every other rule is applied to it as to a plain caption.
+
+        Args:
+            rules: What is done to the caption.
+            rng: The only source of randomness.
+            step: Of the token warmup, which shows the first so many of all categories' tags.
+        """
+        left = tags_shown(sum(map(len, self.groups)), rules, step)
+        free: list[list[str]] = []
+        for whole in self.groups:
+            free.append(list(whole[:left]))
+            left = max(0, left - len(whole))
         for group in free:
             if rules.shuffle_caption:
                 rng.shuffle(group)
@@ -52,7 +62,9 @@ class GroupedCaption:
             [*self.fixed, *(t for group in free for t in group)]
         )
         text = ". ".join(part for part in (tags, self.sentence) if part)
-        others = replace(rules, shuffle_caption=False, caption_tag_dropout_rate=0.0)
+        others = replace(
+            rules, shuffle_caption=False, caption_tag_dropout_rate=0.0, token_warmup_step=0
+        )
         return render_caption(text, others, rng=rng)
 
 

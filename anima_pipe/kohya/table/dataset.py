@@ -207,16 +207,20 @@ _CAPTIONS: Final = group(
         maximum=1,
         test="test_options_of_datasets.py::test_a_rule_for_captions_gives_its_texts",
     ),
-    *refused(
-        "texts are encoded before training, and showing more of them step by step is not "
-        "supported yet",
-        "remove it, or set token_warmup_step to 0: all tags are shown at once",
-        integer("token_warmup_min", "Tags shown at the first step.", default=1),
-        count_or_share(
-            "token_warmup_step",
-            "Steps until all tags are shown, or a share of the run; 0: at once.",
-            default=0,
-        ),
+    integer(
+        "token_warmup_min",
+        "Free tags shown at the first step of a token warmup.",
+        default=1,
+        minimum=0,
+        test="test_token_warmup.py::test_the_number_of_tags_at_each_part_is_kohyas",
+    ),
+    count_or_share(
+        "token_warmup_step",
+        "Steps until all tags are shown, or a share of the run below 1; 0: at once. The number "
+        "grows in eight parts.",
+        default=0,
+        minimum=0,
+        test="test_token_warmup.py::test_a_run_shows_more_tags_step_by_step",
     ),
 )
 
