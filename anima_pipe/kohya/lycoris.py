@@ -31,6 +31,13 @@ ALL_LINEARS: Final = (
 PRESETS: Final = ("full", "full-lin", "attn-mlp", "unet-only", "unet-transformer-only")
 """Its presets that differ in other models, and are one and the same for Anima."""
 
+OF_LOKR: Final[Mapping[str, str]] = {
+    "factor": "lokr_factor",
+    "full_matrix": "lokr_full_matrix",
+    "decompose_both": "lokr_decompose_both",
+}
+"""Settings of LoKr, by what they are called here."""
+
 OF_CONVOLUTIONS: Final = (
     "conv_dim",
     "conv_alpha",
@@ -78,7 +85,8 @@ def lycoris_adapter(network_args: Mapping[str, object]) -> tuple[str, dict[str, 
     _check_preset(network_args.get("preset") or "full")
     defaults: dict[str, Any] = {"train_norm": False, "train_llm_adapter": False}
     if kind == "lokr":
-        defaults["lokr_factor"] = arguments.pop("factor", -1)
+        defaults["lokr_factor"] = -1
+        arguments = {OF_LOKR.get(name, name): value for name, value in arguments.items()}
     if not {"target_modules"} & arguments.keys():
         defaults["target_modules"] = ALL_LINEARS
     return kind, defaults | arguments

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
+from anima_pipe.kohya import lycoris
 from anima_pipe.kohya.findings import Finding
 from anima_pipe.kohya.resolved import Resolved
 
@@ -59,6 +61,7 @@ def rule_warnings(resolved: Resolved) -> Iterator[str]:
         # The seed shifts whatever it draws; Kohya's own spelling acts beside shift alone.
         if current not in values and item.spelling != SEED_SHIFT:
             yield f"{item} has no effect beside {other} = {current}"
+    yield from _idle_network_args(resolved)
     if resolved.given("max_train_epochs") and resolved.given("max_train_steps"):
         steps = resolved.written["max_train_steps"]
         yield f"{steps} has no effect beside max_train_epochs"
@@ -73,6 +76,13 @@ def rule_warnings(resolved: Resolved) -> Iterator[str]:
             yield f"{resolved.written[name]} has no effect beside dataset_config"
     if resolved.given("reg_data_dir") and resolved.given("in_json"):
         yield f"{resolved.written['reg_data_dir']} has no effect beside in_json"
+
+
+def _idle_network_args(resolved: Resolved) -> Iterator[str]:
+    item = resolved.written.get("network_args")
+    if item and item.value and resolved.value("network_module") == lycoris.MODULE:
+        for name in lycoris.idle_arguments(cast("dict[str, object]", item.value)):
+            yield f"{item}: {name} changes nothing: Anima has no convolutions"
 
 
 SEED_SHIFT = "anima_flow_shift"

@@ -20,17 +20,13 @@ from anima_pipe.kohya.rows import (
 
 _SD_NETWORK: Final = Refused("it is made for Stable Diffusion's U-Net", "use networks.lora_anima")
 _OTHER_NETWORK: Final = Refused("it is made for another model", "use networks.lora_anima")
-_LYCORIS: Final = Refused(
-    "its names for what is trained are not read",
-    "use networks.lora_anima, networks.lokr_anima or networks.loha",
-)
 
 NETWORK: Final[tuple[Option, ...]] = group(
     "Adapter",
     TRAINING,
     text(
         "network_module",
-        "Kind of adapter.",
+        "Kind of adapter; lycoris.kohya takes it from network_args algo=lora, loha or lokr.",
         default="networks.lora_anima",
         default_note="The seed's; Kohya has none.",
         choices=(
@@ -39,6 +35,7 @@ NETWORK: Final[tuple[Option, ...]] = group(
             "networks.loha",
             "networks.lokr",
             "networks.tlora_anima",
+            "lycoris.kohya",
         ),
         refused_values={
             "networks.lora": _SD_NETWORK,
@@ -50,7 +47,6 @@ NETWORK: Final[tuple[Option, ...]] = group(
             "networks.lora_flux": _OTHER_NETWORK,
             "networks.lora_sd3": _OTHER_NETWORK,
             "networks.lora_lumina": _OTHER_NETWORK,
-            "lycoris.kohya": _LYCORIS,
         },
         test="test_options_of_training.py::test_network_module_says_which_tensors_are_trained",
     ),

@@ -21,7 +21,7 @@ _LORA_SCRIPTS: Final[Mapping[str, str]] = {
     "template_version": _REMOVE,
     "scope": _REMOVE,
     "lora_type": "set network_module to networks.lora_anima or networks.lokr_anima",
-    "lycoris_algo": "set network_module to networks.lora_anima or networks.lokr_anima",
+    "lycoris_algo": 'write network_args = ["algo=lokr"] beside network_module = "lycoris.kohya"',
     "lokr_factor": 'write network_args = ["lokr_factor=8"]',
     "prefer_json_caption": 'set caption_extension to ".json"',
     "enable_preview": "set sample_prompts and sample_every_n_steps",
