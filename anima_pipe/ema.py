@@ -31,7 +31,8 @@ class Ema:
             raise ConfigError(f"ema_decay is {decay}", "use 0.99 to 0.9999, and less than 1")
         self.adapter = adapter
         self.decay = decay
-        self.averages = {name: value.clone() for name, value in adapter.state_dict().items()}
+        # In fp32 even of weights in bf16: what a step adds to an average is small.
+        self.averages = {name: value.float() for name, value in _copied(adapter).items()}
 
     def due(self, moment: Moment) -> bool:
         """Tell whether there was a step."""
@@ -41,12 +42,12 @@ class Ema:
         """Take in the weights after a step."""
         decay = min(self.decay, (1 + moment.step) / (10 + moment.step))
         for name, value in self.adapter.state_dict().items():
-            self.averages[name].lerp_(value, 1 - decay)
+            self.averages[name].lerp_(value.float(), 1 - decay)
 
     @contextmanager
     def in_place(self) -> Generator[None]:
         """Put the average in the place of the weights for a while."""
-        trained = {name: value.clone() for name, value in self.adapter.state_dict().items()}
+        trained = _copied(self.adapter)
         self.adapter.load_state_dict(self.averages)
         try:
             yield
@@ -61,3 +62,7 @@ class Ema:
         """Take the averages back."""
         for name, average in self.averages.items():
             average.copy_(state_dict[name])
+
+
+def _copied(adapter: Adapter) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in adapter.state_dict().items()}

@@ -18,6 +18,7 @@ import torch
 from torch.optim import Optimizer
 
 from anima_pipe.errors import ConfigError
+from anima_pipe.rounding import widened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,13 +198,14 @@ def averaged_weights(optimizer: Optimizer) -> Generator[None]:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     # Switching there and back rounds: the copies make the run the same with and without it.
     trained = [parameter.detach().clone() for parameter in parameters]
-    evaluate()
-    try:
-        yield
-    finally:
-        train()
-        for parameter, values in zip(parameters, trained, strict=True):
-            parameter.data.copy_(values)
+    with widened(parameters):
+        evaluate()
+        try:
+            yield
+        finally:
+            train()
+            for parameter, values in zip(parameters, trained, strict=True):
+                parameter.data.copy_(values)
 
 
 def step_size(group: Mapping[str, Any]) -> float:

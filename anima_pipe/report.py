@@ -88,7 +88,7 @@ def report_plan(batches: Batches, adapter: Adapter, config: TrainerConfig, devic
     lines = [
         *describe(batches.plan),
         f"steps       {config.max_train_steps}, {_steps_note(batches, config.max_train_steps)}",
-        f"machine     {device}, {_precision_note(config)}, seed {config.seed}",
+        f"machine     {device}, {_precision_note(config, adapter)}, seed {config.seed}",
         *_adapter_lines(adapter.table()),
     ]
     say("\n".join(["", *lines, ""]))
@@ -104,8 +104,9 @@ def _steps_note(batches: Batches, steps: int) -> str:
     return ", ".join(notes)
 
 
-def _precision_note(config: TrainerConfig) -> str:
-    return f"base in {str(config.dtype).removeprefix('torch.')}, adapter in float32"
+def _precision_note(config: TrainerConfig, adapter: Adapter) -> str:
+    base, own = (str(dtype).removeprefix("torch.") for dtype in (config.dtype, adapter.dtype))
+    return f"base in {base}, adapter in {own}"
 
 
 def _adapter_lines(rows: Sequence[TableRow]) -> list[str]:

@@ -4,7 +4,7 @@ The order of samples and every random number are functions of the seed and the s
 generator's state is part of it: the adapter, the optimizer, the schedule, fp16's scaler and the
 step are all there is. A state folder holds
 
-    adapter.safetensors   the trained tensors, fp32, by their names in an adapter file
+    adapter.safetensors   the trained tensors, as they train, by their names in an adapter file
     optimizer.pt          torch.save of the states of optimizer, schedule and scaler
     train_state.json      the step, the epoch, and what the state was made with
 """

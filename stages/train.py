@@ -21,16 +21,17 @@ from anima_pipe.runtime import say, warn
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
+    from torch.optim import Optimizer
 
     from anima_pipe.adapters import Adapter
     from anima_pipe.batches import Batches
     from anima_pipe.ema import Ema
-    from anima_pipe.kohya.training import ModelSettings, TrainSettings
+    from anima_pipe.kohya.training import TrainSettings
     from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
     from anima_pipe.noise_chart import NoiseChart
-    from anima_pipe.optimizers import ParameterGroup
     from anima_pipe.plan import Plan
     from anima_pipe.previews import Previews
+    from anima_pipe.rounding import StochasticRounding
     from anima_pipe.shards import Cache
     from anima_pipe.survey import Survey
     from anima_pipe.train_state import Stateful, StateSaver
@@ -70,6 +71,7 @@ def train(options: Resolved) -> TrainSummary:
     from anima_pipe.files import make_folder
     from anima_pipe.hooks import RunHooks
     from anima_pipe.interrupts import stop_request
+    from anima_pipe.kohya import building
     from anima_pipe.kohya.metadata import described
     from anima_pipe.kohya.model_files import with_tokenizer
     from anima_pipe.kohya.training import train_settings
@@ -94,13 +96,14 @@ def train(options: Resolved) -> TrainSummary:
     survey, plan, cache = prepare_data(settings, accelerator)
     batches = prepare_batches(settings, plan, cache, accelerator)
     settings = described(settings, options, survey, batches)
-    transformer, adapter = prepare_model(settings.model, accelerator.device)
+    transformer, adapter = building.prepare_model(settings.model, accelerator.device)
     module = TextConditionedTransformer(transformer)
     adapter.follow_sigmas(module)
     previews = prepare_previews(settings, transformer, cache, accelerator.device)
-    trainer = prepare_trainer(settings, batches, module, adapter, accelerator)
+    optimizer, rounding = building.prepare_optimizer(settings, adapter)
+    trainer = prepare_trainer(settings, batches, module, optimizer, accelerator)
     ema = Ema(adapter, settings.ema_decay) if settings.ema_decay is not None else None
-    states = prepare_states(settings, trainer, adapter, ema)
+    states = prepare_states(settings, trainer, adapter, ema, rounding)
     report_plan(batches, adapter, trainer.config, accelerator.device)
     trainer.hooks = RunHooks(
         settings=settings,
@@ -217,49 +220,6 @@ def prepare_batches(
     return replace(batches, max_train_steps=steps)
 
 
-def prepare_base(settings: ModelSettings, device: torch.device) -> AnimaTransformer:
-    """Load the frozen transformer, with the adapters that were to be merged into it."""
-    from anima_pipe.adapters import load_adapter
-    from anima_pipe.adapters.eight_bit import keep_in_eight_bits
-    from anima_pipe.model import BLOCK_LAYERS, load_transformer
-
-    # What is to be halved need not be whole on the device first.
-    place = "cpu" if settings.eight_bit else device
-    transformer = load_transformer(settings.transformer, dtype=settings.dtype, device=place)
-    transformer.requires_grad_(requires_grad=False)
-    transformer.checkpoint_blocks(settings.gradient_checkpointing)
-    for path, strength in settings.base_weights:
-        load_adapter(path, transformer, strength).merge()
-    if settings.eight_bit:
-        keep_in_eight_bits(transformer, BLOCK_LAYERS)
-    return transformer.to(device)
-
-
-def prepare_model(
-    settings: ModelSettings, device: torch.device
-) -> tuple[AnimaTransformer, Adapter]:
-    """Load the frozen transformer and put the adapter on it."""
-    from anima_pipe.adapters import create_adapter
-    from anima_pipe.adapters.continued import continue_adapter
-
-    transformer = prepare_base(settings, device)
-    if settings.start_from is None:
-        adapter = create_adapter(
-            settings.adapter_kind, transformer, seed=settings.seed, **settings.adapter_arguments
-        )
-        return transformer, adapter
-    adapter, differences = continue_adapter(
-        settings.start_from,
-        settings.adapter_kind,
-        transformer,
-        dim_from_weights=settings.dim_from_weights,
-        **settings.adapter_arguments,
-    )
-    for difference in differences:
-        warn(f"network_weights {settings.start_from.name}: {difference}")
-    return transformer, adapter
-
-
 def prepare_previews(
     settings: TrainSettings, transformer: AnimaTransformer, cache: Cache, device: torch.device
 ) -> Previews | None:
@@ -277,30 +237,14 @@ def prepare_previews(
     )
 
 
-def rated_groups(settings: TrainSettings, adapter: Adapter) -> list[ParameterGroup]:
-    """Return the trained tensors by learning rate and decay."""
-    from anima_pipe.optimizers import ParameterGroup
-
-    return [
-        ParameterGroup(
-            name=group.name,
-            parameters=group.parameters,
-            learning_rate=group.rate(settings.learning_rate),
-            decays=group.decays,
-        )
-        for group in adapter.groups(settings.part_rates)
-    ]
-
-
 def prepare_trainer(
     settings: TrainSettings,
     batches: Batches,
     module: TextConditionedTransformer,
-    adapter: Adapter,
+    optimizer: Optimizer,
     accelerator: Accelerator,
 ) -> Trainer:
     """Put the loop together, but for what happens besides the steps."""
-    from anima_pipe.optimizers import create_optimizer
     from anima_pipe.schedules import create_schedule
     from anima_pipe.trainer import Trainer, TrainerConfig
 
@@ -313,9 +257,6 @@ def prepare_trainer(
         dtype=settings.model.dtype,
         skips_non_finite=settings.skips_non_finite,
     )
-    optimizer = create_optimizer(rated_groups(settings, adapter), settings.optimizer)
-    if largest := settings.model.scale_weight_norms:
-        optimizer.register_step_post_hook(lambda *_: adapter.limit_norms(largest))
     return Trainer(
         accelerator,
         module,
@@ -328,13 +269,20 @@ def prepare_trainer(
 
 
 def prepare_states(
-    settings: TrainSettings, trainer: Trainer, adapter: Adapter, ema: Ema | None
+    settings: TrainSettings,
+    trainer: Trainer,
+    adapter: Adapter,
+    ema: Ema | None,
+    rounding: StochasticRounding | None,
 ) -> StateSaver:
     """Return the hook that saves the run's state."""
     from anima_pipe.kohya.identity import made_with
     from anima_pipe.train_state import RunParts, StateSaver
 
-    stateful: dict[str, Stateful] = {"optimizer": trainer.optimizer, "schedule": trainer.schedule}
+    stateful: dict[str, Stateful] = {
+        "optimizer": rounding or trainer.optimizer,
+        "schedule": trainer.schedule,
+    }
     if trainer.accelerator.scaler is not None:
         stateful["scaler"] = trainer.accelerator.scaler
     if ema is not None:
@@ -346,6 +294,7 @@ def prepare_states(
 
 def resume_if_asked(settings: TrainSettings, states: StateSaver, trainer: Trainer) -> int:
     """Put the saved state in place where one was named; return the steps done."""
+    from anima_pipe.kohya.building import rated_groups
     from anima_pipe.train_state import resume
 
     if settings.states.resume is None:

@@ -65,6 +65,11 @@ class Adapter:
             wrap(model, path, delta)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its matrices; of the norms, where nothing else trains."""
+        return next(iter([*self.matrices(), *self.parameters()])).dtype
+
+    @property
     def model_depths(self) -> dict[str, int]:
         """The number of layers that the model has, by path of their list."""
         return depths(self.model)
@@ -146,6 +151,19 @@ class Adapter:
         for delta in self.deltas.values():
             if isinstance(delta, LinearDelta):
                 delta.limit_norm(largest)
+
+    def matrices(self) -> list[nn.Parameter]:
+        """Return the trainable tensors without those of norms and DoRA scales, which are small."""
+        linear = (delta for delta in self.deltas.values() if isinstance(delta, LinearDelta))
+        return [matrix for delta in linear for matrix in delta.matrices().values()]
+
+    @torch.no_grad()
+    def start_from_rounded(self, dtype: torch.dtype) -> None:
+        """Round the matrices, and what they start from, to what a dtype can hold."""
+        for delta in self.deltas.values():
+            if isinstance(delta, LinearDelta):
+                for tensor in (*delta.matrices().values(), *delta.frozen().values()):
+                    tensor.copy_(tensor.to(dtype))
 
     def set_strength(self, strength: float) -> None:
         """Multiply the changes by `strength`: 1 as trained, 0 off."""

@@ -16,8 +16,8 @@ from anima_pipe.errors import CheckpointError
 class Delta(nn.Module, ABC):
     """The trainable change of one module: its tensors, their arithmetic, their names in a file.
 
-    A fresh delta changes nothing. Whatever the dtype of the base, the tensors are fp32 and are
-    cast where they are used, so that the optimizer always works on fp32 masters.
+    A fresh delta changes nothing. Whatever the dtype of the base, the tensors are fp32, or bf16
+    where a run asks for it, and are cast where they are used; the optimizer always sees fp32.
     """
 
     group: ClassVar[str]

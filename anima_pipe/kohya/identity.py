@@ -45,6 +45,7 @@ def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> di
         "max_grad_norm": settings.max_grad_norm,
         "objective": settings.objective,
         "mixed_precision": settings.mixed_precision,
+        "full_bf16": settings.model.bf16_adapter,
         "fp8_base": settings.model.eight_bit,
         "gradient_checkpointing": settings.model.gradient_checkpointing,
         "batches_per_step": batches.window_size,

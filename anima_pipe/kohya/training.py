@@ -14,6 +14,7 @@ import torch
 
 from anima_pipe.adapters.rules import PartRate
 from anima_pipe.dataset import DatasetConfig
+from anima_pipe.errors import ConfigError
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
 from anima_pipe.flow_loss import ObjectiveConfig
 from anima_pipe.kohya import settings
@@ -65,6 +66,8 @@ class ModelSettings:
     dtype: torch.dtype
     eight_bit: bool
     """Whether the weights of its blocks are kept in 8 bits."""
+    bf16_adapter: bool
+    """Whether the adapter's matrices are kept in bf16, rounded by chance."""
     gradient_checkpointing: bool
     adapter_kind: str
     adapter_arguments: Mapping[str, Any]
@@ -219,6 +222,7 @@ def _model(options: Resolved, seed: int) -> ModelSettings:
         transformer=options.value("pretrained_model_name_or_path"),
         dtype=torch_dtype(options.value("mixed_precision")),
         eight_bit=options.value("fp8_base") or options.value("fp8_base_unet"),
+        bf16_adapter=_bf16_adapter(options),
         gradient_checkpointing=options.value("gradient_checkpointing"),
         adapter_kind=adapter.kind,
         adapter_arguments=adapter.arguments,
@@ -228,3 +232,15 @@ def _model(options: Resolved, seed: int) -> ModelSettings:
         scale_weight_norms=options.value("scale_weight_norms"),
         seed=seed,
     )
+
+
+def _bf16_adapter(options: Resolved) -> bool:
+    """Return whether the adapter is kept in bf16; Kohya too wants a base in bf16 then."""
+    wanted: bool = options.value("full_bf16")
+    precision: str = options.value("mixed_precision")
+    if wanted and precision != "bf16":
+        raise ConfigError(
+            f"full_bf16 is set, but mixed_precision is {precision}",
+            "set mixed_precision to bf16, or remove full_bf16",
+        )
+    return wanted

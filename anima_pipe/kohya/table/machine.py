@@ -33,11 +33,16 @@ _PRECISION: Final = group(
         choices=("no", "fp16", "bf16"),
         test="test_options_of_the_machine.py::test_mixed_precision_is_that_of_the_frozen_weights",
     ),
+    flag(
+        "full_bf16",
+        "Keep the adapter's matrices in bf16 too, with mixed_precision bf16. What a step adds is "
+        "rounded up or down by chance, so that small steps are not lost on average.",
+        test="test_rounding.py::test_a_run_in_bf16_throughout_is_resumed_to_the_bit",
+    ),
     *refused(
-        "adapters are kept in fp32, so that small steps are not lost",
-        "remove it; mixed_precision already sets the precision of the base",
+        "in fp16 the gradients of an adapter leave its range",
+        "remove it; full_bf16 keeps the adapter in 16 bits",
         flag("full_fp16", "Train in fp16 throughout."),
-        flag("full_bf16", "Train in bf16 throughout."),
     ),
     flag(
         "fp8_base",

@@ -1,0 +1,78 @@
+"""From the settings of a run to its model and its optimizer."""
+
+from __future__ import annotations
+
+import torch
+from torch.optim import Optimizer
+
+from anima_pipe.adapters import Adapter, create_adapter, load_adapter
+from anima_pipe.adapters.continued import continue_adapter
+from anima_pipe.adapters.eight_bit import keep_in_eight_bits
+from anima_pipe.kohya.training import ModelSettings, TrainSettings
+from anima_pipe.model import BLOCK_LAYERS, AnimaTransformer, load_transformer
+from anima_pipe.optimizers import ParameterGroup, create_optimizer
+from anima_pipe.rounding import StochasticRounding
+from anima_pipe.runtime import warn
+
+
+def prepare_base(settings: ModelSettings, device: torch.device) -> AnimaTransformer:
+    """Load the frozen transformer, with the adapters that were to be merged into it."""
+    # What is to be halved need not be whole on the device first.
+    place = "cpu" if settings.eight_bit else device
+    transformer = load_transformer(settings.transformer, dtype=settings.dtype, device=place)
+    transformer.requires_grad_(requires_grad=False)
+    transformer.checkpoint_blocks(settings.gradient_checkpointing)
+    for path, strength in settings.base_weights:
+        load_adapter(path, transformer, strength).merge()
+    if settings.eight_bit:
+        keep_in_eight_bits(transformer, BLOCK_LAYERS)
+    return transformer.to(device)
+
+
+def prepare_model(
+    settings: ModelSettings, device: torch.device
+) -> tuple[AnimaTransformer, Adapter]:
+    """Load the frozen transformer and put the adapter on it."""
+    transformer = prepare_base(settings, device)
+    if settings.start_from is None:
+        adapter = create_adapter(
+            settings.adapter_kind, transformer, seed=settings.seed, **settings.adapter_arguments
+        )
+        return transformer, adapter
+    adapter, differences = continue_adapter(
+        settings.start_from,
+        settings.adapter_kind,
+        transformer,
+        dim_from_weights=settings.dim_from_weights,
+        **settings.adapter_arguments,
+    )
+    for difference in differences:
+        warn(f"network_weights {settings.start_from.name}: {difference}")
+    return transformer, adapter
+
+
+def rated_groups(settings: TrainSettings, adapter: Adapter) -> list[ParameterGroup]:
+    """Return the trained tensors by learning rate and decay."""
+    return [
+        ParameterGroup(
+            name=group.name,
+            parameters=group.parameters,
+            learning_rate=group.rate(settings.learning_rate),
+            decays=group.decays,
+        )
+        for group in adapter.groups(settings.part_rates)
+    ]
+
+
+def prepare_optimizer(
+    settings: TrainSettings, adapter: Adapter
+) -> tuple[Optimizer, StochasticRounding | None]:
+    """Return the optimizer, and what keeps the adapter in bf16 between its steps if it is to be."""
+    if settings.model.bf16_adapter:
+        adapter.start_from_rounded(torch.bfloat16)
+    optimizer = create_optimizer(rated_groups(settings, adapter), settings.optimizer)
+    if largest := settings.model.scale_weight_norms:
+        optimizer.register_step_post_hook(lambda *_: adapter.limit_norms(largest))
+    if not settings.model.bf16_adapter:
+        return optimizer, None
+    return optimizer, StochasticRounding(optimizer, adapter.matrices(), settings.seed)

@@ -1,0 +1,118 @@
+"""Weights kept in bf16 whose optimizer works in fp32, its steps rounded up or down by chance.
+
+bf16 has eight bits: a step below a 512th of a weight would be lost each time it is rounded to the
+nearest number. Rounded to one neighbour or the other with chances as near as they are, it is kept
+on average (Gupta et al., arXiv:1502.02551).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from anima_pipe.runtime import derive_seed
+
+DROPPED_BITS: Final = 16
+"""Of fp32, by which bf16 is shorter."""
+
+
+def round_by_chance(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Return numbers of bf16 whose mean, over the draws, is what they were.
+
+    Args:
+        values: Float32.
+        generator: On their device.
+
+    Returns:
+        BFloat16, each one of the two nearest to its value.
+    """
+    noise = torch.randint(
+        2**DROPPED_BITS,
+        values.shape,
+        dtype=torch.int32,
+        device=values.device,
+        generator=generator,
+    )
+    # Added to the bits that are dropped, it carries with the chance that they are worth.
+    bits = (values.view(torch.int32) + noise) & -(2**DROPPED_BITS)
+    return torch.where(values.isfinite(), bits.view(torch.float32), values).bfloat16()
+
+
+@contextmanager
+def widened(parameters: Iterable[nn.Parameter]) -> Generator[None]:
+    """Let weights kept in bf16 be fp32 for a while, and the nearest bf16 afterwards."""
+    narrow = _widen(parameters)
+    try:
+        yield
+    finally:
+        for parameter, kept in narrow.items():
+            _narrow(parameter, kept, parameter.data.bfloat16())
+
+
+class StochasticRounding:
+    """Keeps weights in bf16 between an optimizer's steps, which it lets see fp32.
+
+    What it draws depends on the seed and the number of the step alone, so that processes and
+    resumed runs round alike.
+
+    Args:
+        optimizer: Its state has been made for fp32, or will be.
+        parameters: Which of its parameters to keep in bf16.
+        seed: Of the run.
+    """
+
+    def __init__(self, optimizer: Optimizer, parameters: Iterable[nn.Parameter], seed: int) -> None:
+        self.parameters = list(parameters)
+        self.seed = seed
+        self.steps = 0
+        """Taken by the optimizer."""
+        self._kept: dict[nn.Parameter, Tensor] = {}
+        for parameter in self.parameters:
+            parameter.data = parameter.data.bfloat16()
+        self._optimizer = optimizer
+        optimizer.register_step_pre_hook(lambda *_: self._before_step())
+        optimizer.register_step_post_hook(lambda *_: self._after_step())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of steps, and the state of the optimizer."""
+        return {"steps": self.steps, "optimizer": self._optimizer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Take both back."""
+        self.steps = state_dict["steps"]
+        # Optimizers cast their state to the dtype of the weights that they find.
+        with widened(self.parameters):
+            self._optimizer.load_state_dict(state_dict["optimizer"])
+
+    def _before_step(self) -> None:
+        self._kept = _widen(self.parameters)
+
+    def _after_step(self) -> None:
+        self.steps += 1
+        device = self.parameters[0].device
+        generator = torch.Generator(device)
+        generator.manual_seed(derive_seed(self.seed, "rounding", self.steps))
+        for parameter, kept in self._kept.items():
+            _narrow(parameter, kept, round_by_chance(parameter.data, generator))
+        self._kept = {}
+
+
+def _widen(parameters: Iterable[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+    """Let weights in bf16 be fp32; return their memory in bf16."""
+    kept = {p: p.data for p in parameters if p.dtype == torch.bfloat16}
+    for parameter in kept:
+        parameter.data = parameter.data.float()
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.float()
+    return kept
+
+
+def _narrow(parameter: nn.Parameter, kept: Tensor, values: Tensor) -> None:
+    """Put a weight back into its memory in bf16; its gradient has been used."""
+    parameter.grad = None
+    parameter.data = kept.copy_(values)
