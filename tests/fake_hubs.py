@@ -54,7 +54,9 @@ class FakeHub:
     faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
-    """Logins that came with requests."""
+    """Logins that came with requests to the hub itself."""
+    storage_tokens: set[str] = field(default_factory=set)
+    """Logins that came with requests to where its large files lie."""
     url: str = ""
     released: threading.Event = field(default_factory=threading.Event)
     """Ends what stalls."""
@@ -100,7 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         path = unquote(self.path)
         self.hub.requests.append(f"{self.command} {path} {self.headers.get('Range', '')}")
-        self.hub.tokens.add(self.headers.get("Authorization", "none"))
+        tokens = self.hub.storage_tokens if path.startswith("/storage/") else self.hub.tokens
+        tokens.add(self.headers.get("Authorization", "none"))
         fault = self.hub.fault_for(self.command, path)
         if fault and fault.kind == "status":
             self._refuse(fault.status, fault.code)

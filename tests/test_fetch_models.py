@@ -89,6 +89,16 @@ def test_force_replaces_a_file_that_is_there(hubs: Hubs, tmp_path: Path, release
     assert (models / PLACES["vae"]).read_bytes() == release["vae"].read_bytes()
 
 
+def test_the_users_token_goes_to_the_hub_and_no_further(
+    hubs: Hubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+
+    assert fetch_models("--models_dir", tmp_path).exit_code == 0
+    assert hubs.hugging_face.tokens == {"Bearer hf_secret"}
+    assert hubs.hugging_face.storage_tokens == {"none"}
+
+
 def test_another_repository_revision_and_file_can_be_named(hubs: Hubs, tmp_path: Path):
     hubs.hugging_face.files["me/mine/my.safetensors"] = demo.DEMO_TRANSFORMER.read_bytes()
     for file in MODEL_FILES[1:]:

@@ -89,3 +89,19 @@ def test_a_tokenizer_with_more_ids_than_the_adapter_embeds_is_refused(t5):
     many = [[f"<extra_id_{number}>", 0.0] for number in range(100, 200)]
     edit_json(t5 / "tokenizer.json", lambda stored: stored["model"]["vocab"].extend(many))
     assert "32128" in t5_problem(t5)
+
+
+def test_another_vocabulary_of_t5s_size_is_refused(t5):
+    def swap(stored: dict) -> None:
+        vocabulary = stored["model"]["vocab"]
+        vocabulary[3202], vocabulary[3203] = vocabulary[3203], vocabulary[3202]
+
+    edit_json(t5 / "tokenizer.json", swap)
+
+    assert "has another vocabulary than T5: '▁girl' as 3203 instead of 3202" in t5_problem(t5)
+
+
+def test_a_config_with_another_padding_is_refused(t5):
+    edit_json(t5 / "config.json", lambda stored: stored.update(pad_token_id=3))
+
+    assert "<pad> as 3" in t5_problem(t5)

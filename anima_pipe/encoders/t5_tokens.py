@@ -18,6 +18,11 @@ END_OF_SEQUENCE = 1
 EMBEDDED_IDS = 32128
 """Rows of the embedding in Anima's text adapter."""
 
+RELEASED_PIECES = 32000
+"""Of T5's vocabulary; those of tiny models are smaller."""
+_LANDMARKS = {"X": 4, "▁the": 8, "▁and": 11, "▁photo": 1202, "▁blue": 1692, "▁girl": 3202}
+"""Some pieces of T5's vocabulary and their ids: others of the same size have them elsewhere."""
+
 # Plain enough for both libraries to agree on, whatever they do about special tokens and blanks.
 _PROBES = (
     "1girl, solo, long hair, blue eyes, smile",
@@ -72,11 +77,13 @@ def _check_config(path: Path) -> None:
     try:
         stated = json.loads(path.read_bytes())
         kind, end = stated.get("model_type", "t5"), stated.get("eos_token_id", END_OF_SEQUENCE)
+        pad = stated.get("pad_token_id", PADDING)
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be loaded ({error})", _fetch_anew(path.parent)) from error
-    if (kind, end) != ("t5", END_OF_SEQUENCE):
+    if (kind, end, pad) != ("t5", END_OF_SEQUENCE, PADDING):
         raise ConfigError(
-            f"{path} is of model_type {kind!r} with </s> as {end}; T5's is 't5' with </s> as 1",
+            f"{path} is of model_type {kind!r} with </s> as {end} and <pad> as {pad}; T5's is 't5' "
+            f"with </s> as {END_OF_SEQUENCE} and <pad> as {PADDING}",
             _fetch_anew(path.parent),
         )
 
@@ -92,8 +99,17 @@ def _check_ids(path: Path, tokenizer: Tokenizer) -> None:
     if tokens > EMBEDDED_IDS:
         raise ConfigError(
             f"{path} has {tokens} tokens; Anima's text adapter knows {EMBEDDED_IDS}",
-            "give the tokenizer of the original T5, not of mT5 or UMT5",
+            _ORIGINAL,
         )
+    if tokens < RELEASED_PIECES:
+        return
+    for piece, wanted in _LANDMARKS.items():
+        if tokenizer.token_to_id(piece) != wanted:
+            raise ConfigError(
+                f"{path} has another vocabulary than T5: {piece!r} as "
+                f"{tokenizer.token_to_id(piece)} instead of {wanted}",
+                _ORIGINAL,
+            )
 
 
 def _load_pieces(path: Path) -> SentencePieceProcessor:
@@ -124,6 +140,9 @@ def _disagreements(tokenizer: Tokenizer, pieces: SentencePieceProcessor) -> Iter
     for caption in _PROBES:
         if tokenizer.encode(caption, add_special_tokens=False).ids != pieces.encode(caption):
             yield f"other ids for {caption!r}"
+
+
+_ORIGINAL = "give the tokenizer of the original T5, not of mT5, UMT5 or another language's"
 
 
 def _fetch(folder: Path) -> str:
