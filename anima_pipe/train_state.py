@@ -12,6 +12,9 @@ step are all there is. A state folder holds
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -19,14 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.files import published_folder
 from anima_pipe.records import Moment
 from anima_pipe.runtime import say
-from anima_pipe.saving import remove_old
+from anima_pipe.saving import EPOCH, STEP, remove_old
 
 if TYPE_CHECKING:
     from anima_pipe.adapters import Adapter
@@ -75,6 +78,8 @@ class StateConfig:
     """Of the states saved by steps, those of the last so many steps are kept; None: all."""
     keep_epochs: int | None = None
     """Of the states saved by epochs, so many are kept; None: all."""
+    every_minutes: float | None = None
+    """Also so often; of the states saved for that alone, the newest is kept."""
 
 
 class StateSaver:
@@ -88,23 +93,36 @@ class StateSaver:
         self.config = config
         self.last: Path | None = None
         """The state saved last."""
+        self._saved_at = time.monotonic()
+        self._by_time: Path | None = None
 
     def due(self, moment: Moment) -> bool:
         """Tell whether a state is due."""
-        config = self.config
         if not moment.after_step:
             return False
         if moment.is_last:
-            return config.at_end or moment.stopping
-        return moment.stopping or moment.falls_on(config.every_n_steps, config.every_n_epochs)
+            return self.config.at_end or moment.stopping
+        return moment.stopping or self._by_count(moment) or self._time_is_up()
 
     def at(self, moment: Moment) -> None:
         """Save the state, and remove those that are too old to be kept."""
         folder = self.config.folder / state_name(self.config, moment)
         save_state(folder, self.parts, moment)
         self.last = folder
+        self._saved_at = time.monotonic()
+        if self._by_time is not None and self._by_time != folder:
+            shutil.rmtree(self._by_time, ignore_errors=True)
+        lasts = moment.is_last or moment.stopping or self._by_count(moment)
+        self._by_time = None if lasts else folder
         say(f"state saved: continue with --resume {folder}")
         remove_old(self.config, SUFFIX, moment)
+
+    def _by_count(self, moment: Moment) -> bool:
+        return moment.falls_on(self.config.every_n_steps, self.config.every_n_epochs)
+
+    def _time_is_up(self) -> bool:
+        minutes = self.config.every_minutes
+        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
 
 def state_name(config: StateConfig, moment: Moment) -> str:
@@ -180,14 +198,38 @@ def latest_state(folder: Path, name: str) -> Path:
     """Return the state of a run that is furthest.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or the run went on from it to its end and saved no state there:
+            what is wanted then is for the user to say.
     """
-    found = [path for path in folder.glob(f"{name}*{SUFFIX}") if (path / DESCRIPTION).exists()]
+    own = re.compile(rf"{re.escape(name)}({STEP}|{EPOCH})?{SUFFIX}")
+    found = [path for path in folder.glob(f"*{SUFFIX}") if own.fullmatch(path.name)]
+    found = [path for path in found if (path / DESCRIPTION).exists()]
     if not found:
         raise ConfigError(
             f"there is no state of {name} in {folder}", "leave out --resume to start afresh"
         )
-    return max(found, key=lambda path: _read_description(path)["current_step"])
+    latest = max(found, key=lambda path: _read_description(path)["current_step"])
+    _refuse_older_than_the_end(latest, folder / f"{name}.safetensors")
+    return latest
+
+
+def _refuse_older_than_the_end(state: Path, adapter: Path) -> None:
+    """Check that no finished adapter is both newer and further than a state.
+
+    One that is older is of another run, from before the state's.
+    """
+    step: int = _read_description(state)["current_step"]
+    if not adapter.exists() or adapter.stat().st_mtime < (state / DESCRIPTION).stat().st_mtime:
+        return
+    with safe_open(adapter, framework="pt") as file:
+        end = (file.metadata() or {}).get("ss_steps", "")
+    if end.isdecimal() and int(end) > step:
+        raise ConfigError(
+            f"the latest state, {state}, is of step {step}, but {adapter.name} is of step {end}: "
+            "the run saved no state at its end",
+            f"--resume {state} trains on from step {step}; --network_weights {adapter} starts anew "
+            "from the finished adapter",
+        )
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -209,7 +251,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
 def _refuse_difference(
     folder: Path, saved: Mapping[str, str], now: Mapping[str, str], allowed: Sequence[str]
 ) -> None:
-    names = [name for name in {**saved, **now} if name not in allowed]
+    # What belongs together is allowed together: "objective" stands for "objective.shift".
+    names = [name for name in {**saved, **now} if not {name, name.partition(".")[0]} & set(allowed)]
     differing = [name for name in names if saved.get(name) != now.get(name)]
     if differing:
         listed = "; ".join(f"{n}: {saved.get(n)} then, {now.get(n)} now" for n in differing)

@@ -74,7 +74,7 @@ def train(options: Resolved) -> TrainSummary:
     from anima_pipe.kohya import building
     from anima_pipe.kohya.metadata import described
     from anima_pipe.kohya.model_files import with_tokenizer
-    from anima_pipe.kohya.training import train_settings
+    from anima_pipe.kohya.training import train_settings, with_save_ratio
     from anima_pipe.model import TextConditionedTransformer
     from anima_pipe.report import report_plan
     from anima_pipe.runtime import claim_device, speak_of_errors_only
@@ -95,6 +95,7 @@ def train(options: Resolved) -> TrainSummary:
     check_model_files(settings)
     survey, plan, cache = prepare_data(settings, accelerator)
     batches = prepare_batches(settings, plan, cache, accelerator)
+    settings = with_save_ratio(settings, options, batches.windows_per_epoch())
     settings = described(settings, options, survey, batches)
     transformer, adapter = building.prepare_model(settings.model, accelerator.device)
     module = TextConditionedTransformer(transformer)

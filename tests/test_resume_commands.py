@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from commands import MODEL, ROOT, TRAINING, anima_pipe, options
+from safetensors.torch import load_file
 
 STEPS = 8
 
@@ -111,8 +113,108 @@ def test_an_average_is_saved_beside_the_adapter_and_survives_a_resumption(cached
     anima_pipe("train", **arguments(cached, whole, ema_decay=0.9)).ok()
     anima_pipe("train", **arguments(cached, parts, ema_decay=0.9, save_every_n_steps=3)).ok()
     shutil.rmtree(parts / "fox-state")
-    (parts / "fox-ema.safetensors").unlink()
+    for name in ("fox.safetensors", "fox-ema.safetensors"):
+        (parts / name).unlink()
     anima_pipe("train", **arguments(cached, parts, ema_decay=0.9, resume="latest")).ok()
     average = (whole / "fox-ema.safetensors").read_bytes()
     assert average != (whole / "fox.safetensors").read_bytes()
     assert (parts / "fox-ema.safetensors").read_bytes() == average
+
+
+def test_a_state_by_time_replaces_the_one_before(cached, whole, tmp_path):
+    given = arguments(cached, tmp_path, save_state=False, save_every_n_steps=None)
+    ended = anima_pipe("train", **given, save_state_every_minutes=1e-9).ok()
+    assert ended.said.count("state saved") == STEPS - 1
+    assert [path.name for path in tmp_path.glob("*-state")] == [f"fox-step{STEPS - 1:08}-state"]
+    resumed = tmp_path / "resumed"
+    state = tmp_path / f"fox-step{STEPS - 1:08}-state"
+    given |= {"output_dir": resumed, "resume": state}
+    anima_pipe("train", **given).ok()
+    assert (resumed / "fox.safetensors").read_bytes() == whole
+
+    seldom = tmp_path / "seldom"
+    given |= {"output_dir": seldom, "resume": None}
+    anima_pipe("train", **given, save_state_every_minutes=60).ok()
+    assert not list(seldom.glob("*-state"))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "epochs"), [(2, {2}), (3, {1, 2, 3}), (9, {1, 2, 3}), (None, {2})]
+)
+def test_so_many_saves_are_spread_over_the_run(cached, tmp_path, ratio, epochs):
+    # Four steps an epoch: sixteen are four epochs, the last of which is saved in the end.
+    given = {"max_train_steps": 16, "save_every_n_steps": None, "save_every_n_epochs": 2}
+    ended = anima_pipe(
+        "train", **arguments(cached, tmp_path, **given, save_n_epoch_ratio=ratio)
+    ).ok()
+    for suffix in (".safetensors", "-state"):
+        found = {path.name for path in tmp_path.glob(f"fox-0*{suffix}")}
+        assert found == {f"fox-{epoch:06}{suffix}" for epoch in epochs}
+    warned = "save_every_n_epochs (command line) has no effect beside save_n_epoch_ratio"
+    assert (warned in ended.said) == (ratio is not None)
+
+
+def test_the_latest_state_is_not_one_that_a_finished_run_has_left_behind(cached, tmp_path):
+    given = arguments(cached, tmp_path, max_train_steps=3)
+    anima_pipe("train", **given, save_last_n_steps_state=1).ok()
+    shutil.rmtree(tmp_path / "fox-state")
+    refused = anima_pipe("train", **given | {"max_train_steps": 5}, resume="latest")
+    assert refused.code == 2
+    assert "fox-step00000002-state, is of step 2, but fox.safetensors is of step 3" in refused.said
+    # An adapter from before the state is of another run.
+    os.utime(tmp_path / "fox.safetensors", (1, 1))
+    anima_pipe("train", **given | {"max_train_steps": 5}, resume="latest").ok()
+
+
+def test_the_latest_state_is_not_that_of_a_run_whose_name_begins_alike(cached, tmp_path):
+    anima_pipe("train", **arguments(cached, tmp_path, max_train_steps=2), output_name="fox2").ok()
+    refused = anima_pipe("train", **arguments(cached, tmp_path, resume="latest"))
+    assert refused.code == 2
+    assert "no state of fox in" in refused.said
+
+
+def test_previews_and_validation_in_between_leave_a_resumed_run_to_the_bit(cached, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("fox --w 64 --h 64 --s 1 --l 1\n")
+    shared = {"validation_split": 0.2, "max_train_steps": 4}
+    looking = {
+        "sample_prompts": prompts,
+        "sample_every_n_steps": 1,
+        "validate_every_n_steps": 1,
+    }
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    anima_pipe("train", **arguments(cached, whole, **shared)).ok()
+    anima_pipe("train", **arguments(cached, parts, **shared, **looking)).ok()
+    shutil.rmtree(parts / "fox-state")
+    (parts / "fox.safetensors").unlink()
+    anima_pipe("train", **arguments(cached, parts, **shared, **looking, resume="latest")).ok()
+    assert (parts / "sample" / "fox.png").exists()
+    theirs, ours = (load_file(folder / "fox.safetensors") for folder in (whole, parts))
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"discrete_flow_shift": 3.0, "timestep_sampling": "shift"}, "objective.sigmas.shift"),
+        ({"lr_scheduler": "cosine"}, "lr_scheduler.kind"),
+        ({"network_dropout": 0.2}, "network_args"),
+        ({"gradient_accumulation_steps": 2}, "batches_per_step"),
+        ({"max_grad_norm": 0.5}, "max_grad_norm"),
+        ({"cache_dtype": "bf16"}, "vae"),
+    ],
+)
+def test_what_changes_the_mathematics_is_named_and_can_be_allowed(cached, tmp_path, changed, named):
+    given = arguments(cached, tmp_path, max_train_steps=2)
+    anima_pipe("train", **given).ok()
+    given |= {"max_train_steps": 3, "resume": "latest"} | changed
+    refused = anima_pipe("train", **given)
+    assert refused.code == 2
+    assert f"{named}: " in refused.said
+    group = named.partition(".")[0]
+    hinted = refused.said.partition("--resume_allow ")[2].split("\n")[0].split()
+    assert group in {name.partition(".")[0] for name in hinted}
+    allowed = {name.partition(".")[0] for name in hinted} - {"network_args"}
+    if "network_args" not in hinted:
+        anima_pipe("train", **given, resume_allow=sorted(allowed)).ok()

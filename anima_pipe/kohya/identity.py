@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import fields, is_dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
-import torch
-
+from anima_pipe import __version__
 from anima_pipe.batches import Batches
 from anima_pipe.encoders.fingerprints import file_digest
 from anima_pipe.kohya.training import TrainSettings
+from anima_pipe.optimizers import find_optimizer
 from anima_pipe.plan import Plan
+from anima_pipe.shards.folders import Identity
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 DIGEST_LETTERS = 16
 
@@ -40,10 +47,10 @@ def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> di
         "optimizer_args": dict(sorted(settings.optimizer.arguments.items())),
         "learning_rate": settings.learning_rate,
         **{f"{part.name}_lr": part.rate for part in settings.part_rates},
-        "lr_scheduler": schedule,
+        **_fields("lr_scheduler", schedule),
         "max_train_steps": total_steps if follows_length else "any",
         "max_grad_norm": settings.max_grad_norm,
-        "objective": settings.objective,
+        **_fields("objective", settings.objective),
         "mixed_precision": settings.mixed_precision,
         "full_bf16": settings.model.bf16_adapter,
         "fp8_base": settings.model.eight_bit,
@@ -51,9 +58,38 @@ def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> di
         "batches_per_step": batches.window_size,
         "ema_decay": settings.ema_decay,
         "seed": settings.seed,
-        "torch": torch.__version__.partition("+")[0],
+        "vae": _encoder(batches.cache.latents.identity),
+        "text_encoder": _encoder(batches.cache.text.identity),
+        **_versions(settings.optimizer.kind),
     }
     return {name: str(value) for name, value in facts.items()}
+
+
+def _fields(name: str, settings: DataclassInstance) -> dict[str, object]:
+    """Return the fields of settings and of settings in them, each under name.field."""
+    facts: dict[str, object] = {}
+    for field in fields(settings):
+        place, value = f"{name}.{field.name}", getattr(settings, field.name)
+        if is_dataclass(value) and not isinstance(value, type):
+            facts |= _fields(place, value)
+        else:
+            facts[place] = value
+    return facts
+
+
+def _encoder(identity: Identity | None) -> str:
+    """Return whose tensors a cache holds, and in which dtype they are stored."""
+    return f"{identity.fingerprint[:DIGEST_LETTERS]}-{identity.dtype}" if identity else "none"
+
+
+def _versions(optimizer: str) -> dict[str, object]:
+    """Return the versions of what computes."""
+    packages = {"anima-pipe", "torch", find_optimizer(optimizer).package}
+    versions: dict[str, object] = {}
+    for package in sorted(packages):
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package).partition("+")[0]
+    return {**versions, "anima-pipe": __version__}
 
 
 def _plan_digest(plan: Plan) -> str:

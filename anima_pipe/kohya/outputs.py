@@ -52,6 +52,7 @@ def state_settings(options: Resolved) -> StateSettings:
         keep_steps=options.value("save_last_n_steps_state") or options.value("save_last_n_steps"),
         keep_epochs=options.value("save_last_n_epochs_state")
         or options.value("save_last_n_epochs"),
+        every_minutes=options.value("save_state_every_minutes"),
     )
     resume: str | None = options.value("resume")
     found = latest_state(config.folder, config.name) if resume == "latest" else resume

@@ -6,7 +6,7 @@ Importing this module imports torch: the settings are the dataclasses of the par
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,21 @@ class TrainSettings:
     """Of TensorBoard; None: no log."""
     as_text: str
     """Every option and its value, for the log."""
+
+
+def with_save_ratio(
+    settings: TrainSettings, options: Resolved, steps_per_epoch: int
+) -> TrainSettings:
+    """Return settings that save as often as save_n_epoch_ratio asks over the whole run."""
+    ratio: int | None = options.value("save_n_epoch_ratio")
+    if not ratio:
+        return settings
+    epochs = -(-settings.length.total_steps(steps_per_epoch) // steps_per_epoch)
+    every = max(1, epochs // ratio)
+    states = settings.states
+    if options.value("save_state"):
+        states = replace(states, config=replace(states.config, every_n_epochs=every))
+    return replace(settings, save=replace(settings.save, every_n_epochs=every), states=states)
 
 
 def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:

@@ -104,10 +104,17 @@ _SAVING: Final = group(
         minimum=0,
         test="test_options_of_training.py::test_save_last_n_epochs_keeps_the_last_saves",
     ),
-    *refused(
-        "a number of saves for the whole run is not supported yet",
-        "use save_every_n_epochs",
-        integer("save_n_epoch_ratio", "Saves in the whole run.", asks_nothing=(0,)),
+    integer(
+        "save_n_epoch_ratio",
+        "About so many saves by epochs over the whole run; wins over save_every_n_epochs.",
+        minimum=0,
+        test="test_resume_commands.py::test_so_many_saves_are_spread_over_the_run",
+    ),
+    number(
+        "save_state_every_minutes",
+        "Save what resuming needs so often too; the newest of these is kept.",
+        minimum=0,
+        test="test_resume_commands.py::test_a_state_by_time_replaces_the_one_before",
     ),
     number(
         "ema_decay",
