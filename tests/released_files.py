@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +63,17 @@ def fetch_models(*arguments: object) -> Result:
     LOGGER.handlers.clear()
     assert isinstance(result.exception, SystemExit | None), result.exception
     return result
+
+
+def start_apart(hubs: Hubs, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+    """Start the command in a process of its own, led to these hubs."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "anima_pipe.cli", "fetch-models", *map(str, arguments)],
+        env={**os.environ, **hubs.environment, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def recorded(hubs: Hubs) -> dict[str, str]:

@@ -8,10 +8,12 @@ from fake_hubs import Hubs
 from released_files import (
     NAMES,
     PLACES,
+    REPO,
     fetch_models,
     leftovers,
     publishing_hubs,
     recorded,
+    start_apart,
     write_release,
 )
 
@@ -97,6 +99,23 @@ def test_the_users_token_goes_to_the_hub_and_no_further(
     assert fetch_models("--models_dir", tmp_path).exit_code == 0
     assert hubs.hugging_face.tokens == {"Bearer hf_secret"}
     assert hubs.hugging_face.storage_tokens == {"none"}
+
+
+@pytest.mark.parametrize("name", ["Hugging Face", "ModelScope"])
+def test_a_mirror_behind_a_proxy_is_asked_through_it(hubs: Hubs, tmp_path: Path, name: str):
+    hub = hubs.hugging_face if name == "Hugging Face" else hubs.modelscope
+    link = f"https://modelscope.cn/models/{REPO}"
+    which = ["--no-modelscope_fallback"] if hub is hubs.hugging_face else ["--models_repo_id", link]
+    proxy = dict.fromkeys(("HTTP_PROXY", "http_proxy"), hub.url)
+    mirror = dict.fromkeys(("HF_ENDPOINT", "MODELSCOPE_ENDPOINT"), "http://mirror.invalid")
+
+    process = start_apart(
+        hubs, "--models_dir", tmp_path, *which, **proxy, **mirror, NO_PROXY="", no_proxy=""
+    )
+    said = process.communicate(timeout=120)[1]
+
+    assert all((tmp_path / place).is_file() for place in PLACES.values()), said
+    assert hub.asked_for("http://mirror.invalid/") >= len(PLACES)
 
 
 def test_another_repository_revision_and_file_can_be_named(hubs: Hubs, tmp_path: Path):

@@ -4,8 +4,6 @@ import errno
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from released_files import (
     fetch_models,
     leftovers,
     publishing_hubs,
+    start_apart,
     write_release,
 )
 
@@ -179,16 +178,6 @@ def test_a_hub_that_is_busy_for_a_moment_is_asked_again(hubs: Hubs, tmp_path: Pa
     ended = fetch_models("--models_dir", tmp_path, *only(name))
 
     assert ended.exit_code == 0, ended.stderr
-
-
-def start_apart(hubs: Hubs, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "anima_pipe.cli", "fetch-models", *map(str, arguments)],
-        env={**os.environ, **hubs.environment, **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_without_a_network_each_hub_gets_one_line_and_its_client_none(hubs: Hubs, tmp_path: Path):
