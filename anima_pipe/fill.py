@@ -6,7 +6,7 @@ Nothing is loaded when nothing is missing: neither torch nor an encoder.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -111,6 +111,7 @@ def fill_latents(
 
     Raises:
         CheckpointError: The VAE's file is not one.
+        DataError: A folder of pictures went away; what was encoded until then is kept.
         OutputError: The cache cannot be written.
     """
     started = time.monotonic()
@@ -209,6 +210,8 @@ def _encode_latents(
     lost = {request.key for request in missing}
     with writer, bar:
         for batch in decode_in_workers(load_pixels, missing, settings.batch_size, settings.workers):
+            if batch.failures:
+                _refuse_lost_folders(missing)
             summary.failed += batch.failures
             if batch.requests:
                 encoded, failed = _add_latents(writer, vae, batch.requests, batch.pixels.to(device))
@@ -255,6 +258,8 @@ def _write_masks(
     lost = {request.key for request in missing}
     with writer, progress_bar(len(missing), "mask", "masks") as bar:
         for batch in decode_in_workers(load_mask, missing, MASKS_PER_TASK, settings.workers):
+            if batch.failures:
+                _refuse_lost_folders(missing)
             summary.failed += batch.failures
             for request, mask in zip(batch.requests, batch.pixels, strict=True):
                 writer.add(request.key, mask, _metadata(request) | {"channel": request.channel})
@@ -263,6 +268,24 @@ def _write_masks(
     summary.encoded = len(missing) - len(lost)
     summary.lost = lost
     summary.shards = writer.summary.shards
+
+
+def _refuse_lost_folders(requests: Iterable[LatentRequest | MaskRequest]) -> None:
+    """Tell a disk that was unplugged, or a share that went away, from pictures that are damaged.
+
+    Raises:
+        DataError: A folder of pictures or masks is gone, or empty as a mount point is left.
+    """
+    for folder in {request.image.path.parent for request in requests}:
+        try:
+            is_there = any(folder.iterdir())
+        except OSError:
+            is_there = False
+        if not is_there:
+            raise DataError(
+                f"the pictures in {folder} are no longer there",
+                "connect the disk or share again and run the same command: what is encoded is kept",
+            )
 
 
 def _metadata(request: LatentRequest | MaskRequest) -> dict[str, object]:

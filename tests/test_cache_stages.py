@@ -1,15 +1,21 @@
 """What the caching stages do with a cache that is not as it should be, or that others fill too."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from commands import anima_pipe, write_dataset
 
-from anima_pipe.errors import CacheError
+from anima_pipe import demo
+from anima_pipe.buckets import BucketRules
+from anima_pipe.dataset import DatasetConfig, SubsetConfig
+from anima_pipe.errors import CacheError, DataError
+from anima_pipe.fill import CacheSettings, LatentSettings, fill_latents
 from anima_pipe.shards import open_cache
 from anima_pipe.shards.index import index_path
+from anima_pipe.survey import find_pictures, survey_pictures
 
 Options = dict[str, object]
 STAGES = [("cache-latents", "latents"), ("encode-text", "text")]
@@ -125,3 +131,28 @@ def test_random_crops_are_cached_as_latents_of_their_own(pictures, tmp_path):
     assert len({image for image, *_ in crops}) < two["encoded"]
     nothing, _ = run("cache-latents", data, crop_variants=3)
     assert (nothing["encoded"], nothing["reused"]) == (0, len(latents))
+
+
+@pytest.mark.parametrize("leaves_mount_point", [False, True])
+def test_a_disk_that_is_unplugged_ends_the_stage_and_what_is_encoded_is_kept(
+    pictures, tmp_path, leaves_mount_point
+):
+    folders = [tmp_path / name for name in ("first", "then")]
+    for folder, suffix in zip(folders, (".png", ".jpg"), strict=True):
+        folder.mkdir()
+        for path in pictures.glob(f"*{suffix}"):
+            shutil.copy(path, folder)
+    subsets = tuple(SubsetConfig(image_dir=folder) for folder in folders)
+    # Without buckets all have one size: they are encoded in the order of their names.
+    rules = BucketRules(resolution=(64, 64), enable_bucket=False)
+    found = find_pictures([DatasetConfig(subsets=subsets, buckets=rules)])
+    latents = survey_pictures(found, caption_variants=0).latents
+    here = len(list(folders[0].iterdir()))
+    assert 0 < here < len(latents)
+    shutil.rmtree(folders[1])
+    if leaves_mount_point:
+        folders[1].mkdir()
+    cache = CacheSettings(folder=tmp_path / "cache", device="cpu")
+    with pytest.raises(DataError, match=r"then are no longer there\n  Fix: connect the disk"):
+        fill_latents(latents, LatentSettings(cache=cache, vae=demo.DEMO_VAE, workers=0))
+    assert len(open_cache(tmp_path / "cache").latents) == here
