@@ -46,6 +46,7 @@ class Measured:
     """One finished command."""
 
     seconds: float
+    cpu_seconds: float
     peak_mib: float
 
 
@@ -71,7 +72,8 @@ def measure(folder: Path, count: int) -> float:
         together += second.seconds
         print(
             f"{count:>6} pictures, {stage:<13} first {first.seconds:.1f} s, "
-            f"then {second.seconds:.2f} s: {first.seconds / second.seconds:.0f} x faster; "
+            f"then {second.seconds:.2f} s: {first.seconds / second.seconds:.0f} x faster "
+            f"(CPU {second.cpu_seconds:.2f} s); "
             f"peak {first.peak_mib:.0f} MiB, then {second.peak_mib:.0f} MiB; "
             f"imported then: {', '.join(heavy_imports(command)) or 'nothing heavy'}",
             flush=True,
@@ -109,7 +111,11 @@ def run(command: list[str]) -> Measured:
     if os.waitstatus_to_exitcode(status):
         raise SystemExit(f"{' '.join(command)} failed")
     per_mib = 2**20 if sys.platform == "darwin" else 2**10
-    return Measured(time.perf_counter() - started, usage.ru_maxrss / per_mib)
+    return Measured(
+        seconds=time.perf_counter() - started,
+        cpu_seconds=usage.ru_utime + usage.ru_stime,
+        peak_mib=usage.ru_maxrss / per_mib,
+    )
 
 
 def heavy_imports(command: list[str]) -> list[str]:

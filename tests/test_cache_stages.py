@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from commands import anima_pipe, write_dataset
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from anima_pipe import demo
 from anima_pipe.buckets import BucketRules
@@ -156,3 +158,74 @@ def test_a_disk_that_is_unplugged_ends_the_stage_and_what_is_encoded_is_kept(
     with pytest.raises(DataError, match=r"then are no longer there\n  Fix: connect the disk"):
         fill_latents(latents, LatentSettings(cache=cache, vae=demo.DEMO_VAE, workers=0))
     assert len(open_cache(tmp_path / "cache").latents) == here
+
+
+def one_pixel(folder: Path, _: Options) -> None:
+    path = next(folder.glob("*.png"))
+    with Image.open(path) as picture:
+        changed = picture.convert("RGB")
+    changed.putpixel((0, 0), (changed.getpixel((0, 0))[0] ^ 1, 0, 0))
+    changed.save(path)
+
+
+def touched(folder: Path, _: Options) -> None:
+    for path in folder.iterdir():
+        path.touch()
+
+
+def moved(folder: Path, options: Options) -> None:
+    folder.rename(folder.with_name("moved"))
+    options["dataset_config"] = write_dataset(
+        folder.parent / "moved.toml", folder.with_name("moved")
+    )
+
+
+def copied(folder: Path, options: Options) -> None:
+    for path in list(folder.glob("*.png")):
+        shutil.copy(path, path.with_stem(f"copy_of_{path.stem}"))
+
+
+def other_filter(folder: Path, options: Options) -> None:
+    options["dataset_config"] = write_dataset(
+        folder.parent / "filter.toml", folder, resize_interpolation="lanczos"
+    )
+
+
+def other_dtype(_: Path, options: Options) -> None:
+    options["cache_dtype"] = "bf16"
+
+
+def other_weights(folder: Path, options: Options) -> None:
+    tensors = load_file(demo.DEMO_VAE)
+    name = next(name for name in tensors if name.startswith("encoder") and "bias" in name)
+    tensors[name] = tensors[name] + 1e-3
+    save_file(tensors, folder.parent / "other.safetensors")
+    options["vae"] = folder.parent / "other.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (touched, 0),
+        (moved, 0),
+        (copied, 0),
+        (one_pixel, 1),
+        (other_filter, 6),
+        (other_dtype, 6),
+        (other_weights, 6),
+    ],
+)
+def test_what_changes_a_latent_encodes_it_anew_and_nothing_else_does(
+    pictures, cached, tmp_path, change, expected
+):
+    folder = Path(shutil.copytree(pictures, tmp_path / "pictures"))
+    cache = shutil.copytree(str(cached["cache_dir"]), tmp_path / "cache")
+    options: Options = {
+        "dataset_config": write_dataset(tmp_path / "dataset.toml", folder),
+        "cache_dir": cache,
+    }
+    change(folder, options)
+    summary, _ = run("cache-latents", options)
+    assert summary["encoded"] == expected
+    again, _ = run("cache-latents", options)
+    assert again["encoded"] == 0
