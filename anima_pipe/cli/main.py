@@ -48,6 +48,9 @@ COMMANDS: Final = {
         "anima_pipe.cli.sample:command", "Draw with adapters at any strengths; sheets to compare."
     ),
     "all": Entry("anima_pipe.cli.all_stages:command", "The five stages in turn."),
+    "inspect": Entry(
+        "anima_pipe.cli.inspect:command", "A page that shows a dataset as training sees it."
+    ),
     "doctor": Entry("anima_pipe.cli.doctor:command", "What is there, and what to do next."),
     "cache": Entry("anima_pipe.cli.cache:command", "Look into a cache, check it, thin it out."),
     "config": Entry("anima_pipe.cli.config:command", "Explain options, check files."),

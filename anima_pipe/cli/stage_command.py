@@ -51,7 +51,10 @@ METAVARS = {
 
 
 class StageCommand(click.Command):
-    """A command whose list options take several values after one flag, as Kohya's do."""
+    """A command whose list options take several values after one flag, as Kohya's do.
+
+    Options of its own, beside those of the table, come first in its help.
+    """
 
     def __init__(self, *args: Any, table: tuple[Option, ...], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -64,7 +67,16 @@ class StageCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under the headings of the table."""
-        parameters = {p.name: p for p in self.get_params(ctx)}
+        parameters = {p.name: p for p in self.params}
+        names = {spelling for option in self.table for spelling in option.spellings}
+        own = [
+            parameter.get_help_record(ctx)
+            for name, parameter in parameters.items()
+            if name not in names and isinstance(parameter, click.Option)
+        ]
+        if records := [record for record in own if record]:
+            with formatter.section("Options"):
+                formatter.write_dl(records)
         for title in dict.fromkeys(option.group for option in self.table):
             rows = [
                 record
@@ -97,7 +109,7 @@ def stage_command(
         name,
         table=table,
         callback=callback,
-        params=[parameter for option in table for parameter in _click_options(option)],
+        params=[parameter for option in table for parameter in click_options(option)],
         help=help_text(description),
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
@@ -164,7 +176,7 @@ def write_summary(summary: DataclassInstance, path: Path | None) -> None:
         write_atomically(path, text.encode() + b"\n")
 
 
-def _click_options(option: Option) -> list[click.Option]:
+def click_options(option: Option) -> list[click.Option]:
     """Return the click options of a row, one for each spelling, so that none hides another.
 
     They hand texts on, which `resolve` converts; the help shows the first.

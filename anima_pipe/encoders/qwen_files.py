@@ -50,6 +50,16 @@ def find_qwen_files(source: Path) -> QwenFiles:
     )
 
 
+def find_tokenizer(source: Path | None) -> tuple[Path, ...]:
+    """Return the files of the tokenizer beside a text encoder's weights, or of the built-in one.
+
+    Args:
+        source: The folder or file of the encoder, which need not be there; None: the built-in one.
+    """
+    folder = source if source is None or source.is_dir() else source.parent
+    return (_tokenizer_in(folder) if folder else ()) or _tokenizer_in(BUNDLED_TOKENIZER)
+
+
 def _tokenizer_in(folder: Path) -> tuple[Path, ...]:
     if (folder / "tokenizer.json").is_file():
         return (folder / "tokenizer.json",)

@@ -41,7 +41,7 @@ def load_qwen_tokenizer(files: QwenFiles, vocabulary: int) -> Tokenizer:
             remedy,
         )
     main = files.tokenizer[0]
-    tokenizer = load_tokenizer(main) if main.name == "tokenizer.json" else _built(files.tokenizer)
+    tokenizer = read_qwen_tokenizer(files.tokenizer)
     tokens = tokenizer.get_vocab_size(with_added_tokens=True)
     if tokens > vocabulary:
         raise ConfigError(
@@ -56,6 +56,16 @@ def load_qwen_tokenizer(files: QwenFiles, vocabulary: int) -> Tokenizer:
     ):
         raise ConfigError(f"{main} is not Qwen3's tokenizer: it reads {text!r} otherwise", remedy)
     return tokenizer
+
+
+def read_qwen_tokenizer(parts: tuple[Path, ...]) -> Tokenizer:
+    """Read a tokenizer's files: tokenizer.json, or what it is built from.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
+    whole = parts[0].name == "tokenizer.json"
+    return load_tokenizer(parts[0]) if whole else _built(parts)
 
 
 def _built(parts: tuple[Path, ...]) -> Tokenizer:

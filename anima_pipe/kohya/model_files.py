@@ -78,6 +78,15 @@ def with_tokenizer(options: Resolved, *, force: bool = False) -> WithTokenizer:
     return WithTokenizer(completed(options, {"t5_tokenizer_dir": folder}), fetched)
 
 
+def known_tokenizer(options: Resolved) -> Path | None:
+    """Return the T5 tokenizer's folder if one is named, recorded or in its usual place."""
+    from anima_pipe.hub.home import models_folder
+
+    options = with_recorded_models(options, "t5_tokenizer_dir")
+    default = models_folder() / "t5_tokenizer"
+    return options.value("t5_tokenizer_dir") or (default if default.is_dir() else None)
+
+
 def completed(options: Resolved, paths: Mapping[str, Path]) -> Resolved:
     """Return the options with these values, whatever the user set."""
     return replace(

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Request = TypeVar("Request", LatentRequest, MaskRequest)
+_Batch = TypeVar("_Batch")
+_Result = TypeVar("_Result")
 
 Loader: TypeAlias = "Callable[[Request], NDArray[Any]]"
 """What decodes one request, such as `load_pixels`; a function that a worker can import."""
@@ -78,7 +80,7 @@ def decode_in_workers(
     batches = list(_batches(requests, batch_size))
     num_workers = min(num_workers, len(batches))
     decode = partial(_decode, load)
-    decoded = _in_processes(decode, batches, num_workers) if num_workers else map(decode, batches)
+    decoded = in_processes(decode, batches, num_workers) if num_workers else map(decode, batches)
     for batch in decoded:
         yield DecodedBatch(
             requests=batch.requests, pixels=_stacked(batch.pixels), failures=batch.failures
@@ -122,20 +124,21 @@ def _decode(load: Loader[Request], batch: list[Request]) -> _Decoded[Request]:
     return decoded
 
 
-def _in_processes(
-    decode: Callable[[list[Request]], _Decoded[Request]],
-    batches: list[list[Request]],
-    num_workers: int,
-) -> Iterator[_Decoded[Request]]:
+def in_processes(
+    decode: Callable[[_Batch], _Result], batches: Sequence[_Batch], num_workers: int
+) -> Iterator[_Result]:
     """Decode batches in order, a bounded number of them ahead.
 
     A pool and not a torch DataLoader: arrays come back through pipes instead of shared memory,
     which containers have little of; workers start without torch; and a death is seen at once.
+
+    Raises:
+        PipeError: A worker process died.
     """
     pool = ProcessPoolExecutor(
         num_workers, mp_context=_process_context(), initializer=_live_with_the_parent
     )
-    ahead: deque[Future[_Decoded[Request]]] = deque()
+    ahead: deque[Future[_Result]] = deque()
     try:
         for batch in batches:
             ahead.append(pool.submit(decode, batch))

@@ -114,6 +114,28 @@ def load_pixels(request: LatentRequest) -> NDArray[np.uint8]:
     return pixels[:, ::-1].copy() if request.flipped else pixels
 
 
+def load_small(image: ImageFile, longest: int) -> Image.Image:
+    """Decode a picture small: upright, in RGB, over white.
+
+    JPEGs are decoded at a fraction of their size, many times as fast. The file's bytes are not
+    compared with the scan's.
+
+    Args:
+        image: The picture.
+        longest: Its longer side, in pixels, at most; it is never enlarged.
+
+    Raises:
+        DataError: The file is damaged or cut short.
+    """
+    with _failing_as_data_error(image.path):
+        with _quiet_pillow(), Image.open(image.path) as picture:
+            picture.draft("RGB", (longest, longest))
+            upright = _upright(picture)
+        small = to_rgb(upright)
+        small.thumbnail((longest, longest), Image.Resampling.BOX, reducing_gap=None)
+    return small
+
+
 def load_mask(request: MaskRequest) -> NDArray[np.float32]:
     """Decode a mask, bring it to its picture's bucket as the picture, and average over positions.
 

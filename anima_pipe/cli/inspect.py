@@ -1,0 +1,187 @@
+"""One HTML page that shows a dataset as training will see it: crops, captions, what is odd.
+
+DATASET is a dataset.toml, a folder of pictures, or a train_args.toml that names its dataset; or
+--config_file names it.
+
+Reads   the dataset's pictures and captions, the tokenizers
+Writes  one page, which needs no server and nothing from elsewhere
+Costs   the decoding of every picture, small: a minute for some thousands
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from anima_pipe.cli.ending import ending_of
+from anima_pipe.cli.help_text import help_text
+from anima_pipe.cli.stage_command import StageCommand, click_options
+from anima_pipe.files import write_atomically
+from anima_pipe.kohya.check import FileKind, file_kind
+from anima_pipe.kohya.options import DATASET_GROUP, options_of
+from anima_pipe.kohya.resolve import resolve
+from anima_pipe.kohya.resolved import Resolved
+from anima_pipe.kohya.rows import TRAIN
+from anima_pipe.runtime import say
+
+if TYPE_CHECKING:
+    from anima_pipe.inspection.gather import Entry, Inspection
+    from anima_pipe.records import ImageFile
+
+SHOWN: Final = 2000
+"""Pictures that have a card unless more are asked for: some 30 MB of page."""
+
+OTHER_OPTIONS: Final = (
+    "config_file",
+    "train_data_dir",
+    "in_json",
+    "caption_variants",
+    "crop_variants",
+    "qwen3",
+    "t5_tokenizer_dir",
+    "max_data_loader_n_workers",
+    "debug",
+)
+"""Options of training that this command takes beside those of datasets."""
+
+UNSEEN: Final = (
+    "train_batch_size",
+    "resize_interpolation",
+    "caption_dropout_rate",
+    "caption_dropout_every_n_epochs",
+    "prior_loss_weight",
+    "alpha_mask",
+    "masked_loss",
+    "conditioning_data_dir",
+)
+"""Options of datasets that change nothing on the page; in files they may stand all the same."""
+
+_ROWS: Final = tuple(
+    row
+    for row in options_of(TRAIN)
+    if row.name in OTHER_OPTIONS or (row.group == DATASET_GROUP and row.name not in UNSEEN)
+)
+
+
+def _callback(dataset: Path | None, output: Path, limit: int, **given: object) -> None:
+    given = {name: value for name, value in given.items() if value not in (None, ())}
+    sys.exit(
+        ending_of(lambda: _inspect(dataset, output, limit, given), debug=bool(given.get("debug")))
+    )
+
+
+command = StageCommand(
+    "inspect",
+    table=_ROWS,
+    callback=_callback,
+    params=[
+        click.Argument(["dataset"], required=False, type=click.Path(path_type=Path)),
+        click.Option(
+            ["--output"],
+            type=click.Path(path_type=Path, dir_okay=False),
+            default=Path("inspect.html"),
+            help="The page. [default: inspect.html]",
+        ),
+        click.Option(
+            ["--limit"],
+            type=click.IntRange(min=0),
+            default=SHOWN,
+            metavar="N",
+            help=f"Cards for so many pictures, marked ones first; 0: for all. [default: {SHOWN}]",
+        ),
+        *(parameter for row in _ROWS for parameter in click_options(row)),
+    ],
+    help=help_text(__doc__),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _inspect(dataset: Path | None, output: Path, limit: int, given: dict[str, object]) -> int:
+    """Survey, look at every picture, write the page."""
+    from anima_pipe.inspection.page import render_page
+
+    options = _resolved(dataset, given)
+    inspection = _inspected(options)
+    shown = _chosen(inspection.entries, limit)
+    title = f"Dataset {options.value('dataset_config') or options.value('train_data_dir')}"
+    write_atomically(output, render_page(inspection, title=title, shown=shown).encode())
+    size = output.stat().st_size / 1e6
+    say(f"wrote     {output}: {len(shown)} of {len(inspection.entries)} pictures, {size:.1f} MB")
+    return 0
+
+
+def _resolved(dataset: Path | None, given: dict[str, object]) -> Resolved:
+    """Return the options of training, which name the dataset.
+
+    Raises:
+        ConfigError: They name none, or one of them cannot be honoured.
+    """
+    file = Path(str(given["config_file"])).expanduser() if given.get("config_file") else None
+    if dataset is not None and file is None and file_kind(dataset) is FileKind.TRAIN_ARGS:
+        file, dataset = dataset, None
+    if dataset is not None:
+        given = {**given, "dataset_config": str(dataset)}
+    options = resolve(TRAIN, given, file)
+    options.require("dataset_config")
+    return options
+
+
+def _inspected(options: Resolved) -> Inspection:
+    from anima_pipe.inspection.gather import inspect_survey
+    from anima_pipe.inspection.thumbnails import look_at_all
+    from anima_pipe.kohya.settings import dataset_configs
+    from anima_pipe.runtime import progress_bar
+    from anima_pipe.survey import find_pictures, survey_pictures
+
+    survey = survey_pictures(
+        find_pictures(dataset_configs(options)),
+        caption_variants=options.value("caption_variants"),
+        crop_variants=options.value("crop_variants"),
+    )
+    images = [sample.image for sample in survey.samples]
+    looks = []
+    with progress_bar(len(images), "image", "pictures") as bar:
+        for look in look_at_all(images, workers=_workers(options, images)):
+            looks.append(look)
+            bar.update()
+    return inspect_survey(
+        survey, looks, count_qwen=_qwen_counter(options), count_t5=_t5_counter(options)
+    )
+
+
+def _workers(options: Resolved, images: Sequence[ImageFile]) -> int:
+    """Return how many processes decode: none where starting them takes longer."""
+    return options.value("max_data_loader_n_workers") if len(images) > 64 else 0
+
+
+def _qwen_counter(options: Resolved) -> Callable[[str], int]:
+    """Return what counts Qwen's tokens: by the encoder's own tokenizer, or Qwen3's."""
+    from anima_pipe.encoders.qwen_files import find_tokenizer
+    from anima_pipe.encoders.qwen_tokens import read_qwen_tokenizer
+
+    tokenizer = read_qwen_tokenizer(find_tokenizer(options.value("qwen3")))
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _t5_counter(options: Resolved) -> Callable[[str], int] | None:
+    """Return what counts T5's tokens; None where no tokenizer is known."""
+    from anima_pipe.encoders.t5_tokens import T5Tokens
+    from anima_pipe.kohya.model_files import known_tokenizer
+
+    folder = known_tokenizer(options)
+    if folder is None:
+        return None
+    tokens = T5Tokens(folder)
+    return lambda text: len(tokens.encode(text))
+
+
+def _chosen(entries: Sequence[Entry], limit: int) -> list[Entry]:
+    """Return the pictures that have a card, in order: where not all can, marked ones first."""
+    if not limit or len(entries) <= limit:
+        return list(entries)
+    first = sorted(entries, key=lambda entry: (not entry.flags, entry.number))[:limit]
+    return sorted(first, key=lambda entry: entry.number)

@@ -1,0 +1,82 @@
+"""Small copies of pictures and their hashes, decoded in worker processes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from anima_pipe.errors import DataError
+from anima_pipe.inspection.likeness import HASH_SIDE, difference_hash
+from anima_pipe.records import ImageFile
+from anima_pipe.source.decode import in_processes
+from anima_pipe.source.images import load_small
+
+LONGEST_SIDE: Final = 320
+"""Of a thumbnail, in pixels: sharp on dense screens at the size that the page shows it."""
+
+_QUALITY: Final = 70
+_PICTURES_PER_TASK: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What there is to see of one picture."""
+
+    thumbnail: str = ""
+    """A data: URI; empty where none was asked for, or the picture cannot be decoded."""
+    likeness: int | None = None
+    """See `likeness.difference_hash`."""
+    problem: str = ""
+    """Why it cannot be decoded."""
+
+
+def look_at_all(
+    images: Sequence[ImageFile], *, workers: int, thumbnails: bool = True
+) -> Iterator[Look]:
+    """Yield a look at each picture, in order.
+
+    Args:
+        images: The pictures.
+        workers: Processes that decode; 0: none beside this one.
+        thumbnails: Whether to make them, or only to see what looks alike.
+
+    Raises:
+        PipeError: A worker process died.
+    """
+    tasks = [
+        list(images[start : start + _PICTURES_PER_TASK])
+        for start in range(0, len(images), _PICTURES_PER_TASK)
+    ]
+    look = partial(_look_at_some, thumbnails)
+    workers = min(workers, len(tasks))
+    for looks in in_processes(look, tasks, workers) if workers else map(look, tasks):
+        yield from looks
+
+
+def _look_at_some(thumbnails: bool, images: list[ImageFile]) -> list[Look]:
+    return [_look_at(image, thumbnails=thumbnails) for image in images]
+
+
+def _look_at(image: ImageFile, *, thumbnails: bool) -> Look:
+    try:
+        small = load_small(image, LONGEST_SIDE)
+    except DataError as error:
+        return Look(problem=error.problem)
+    gray = small.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
+    return Look(
+        thumbnail=_data_uri(small) if thumbnails else "",
+        likeness=difference_hash(np.asarray(gray)),
+    )
+
+
+def _data_uri(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=_QUALITY, method=2)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
