@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from anima_pipe.board import start_board
 from anima_pipe.ema import Ema
-from anima_pipe.runtime import Rank, warn
+from anima_pipe.run_log import MetricsFile, RunLog
+from anima_pipe.runtime import Rank, say, warn
 from anima_pipe.saving import Saver
-from anima_pipe.tracking import ProgressBar, TensorBoardLog, unheard
+from anima_pipe.tracking import ProgressBar, StepNumbers
 from anima_pipe.train_state import StateSaver
-from anima_pipe.trainer import sum_over_processes
+from anima_pipe.trainer import Trackers, sum_over_processes
 from anima_pipe.validation import HeldOut, ModelInUse, Report, Validation
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ class RunHooks:
     previews: Previews | None
     ema: Ema | None
     states: StateSaver
+    steps_done: int
+    """Where the run begins."""
 
     def in_order(self) -> list[Hook]:
         """Return this process's hooks.
@@ -46,21 +50,31 @@ class RunHooks:
         """
         settings, trainer = self.settings, self.trainer
         is_first = trainer.accelerator.is_main_process
-        log = (
-            TensorBoardLog(settings.log_folder, settings.as_text)
-            if settings.log_folder and is_first
-            else None
-        )
+        log = self._log() if is_first else RunLog()
         hooks: list[Hook] = [self.ema] if self.ema else []
-        hooks += self._validations(log.numbers if log else unheard)
+        hooks += self._validations(log.numbers)
         if not is_first:
             return hooks
         if self.ema:
             beside = replace(settings.save, name=f"{settings.save.name}-ema")
             hooks.append(Saver(self.adapter, beside, self.ema.in_place))
         hooks.append(Saver(self.adapter, settings.save))
-        hooks += [hook for hook in (log, self.previews) if hook]
+        hooks.append(StepNumbers(log, trainer.accelerator.device, memory=settings.logs.memory))
+        if self.previews:
+            self.previews.show = log.pictures
+            hooks.append(self.previews)
         return [*hooks, ProgressBar(trainer.config.max_train_steps), self.states]
+
+    def _log(self) -> RunLog:
+        """Return where numbers and pictures go, and start what shows them."""
+        logs = self.settings.logs
+        if logs.trackers is None:
+            return RunLog()
+        if logs.board:
+            start_board(logs.board)
+        say(f"log       {logs.trackers.folder}")
+        metrics = MetricsFile(logs.trackers.folder, self.steps_done)
+        return RunLog([metrics, Trackers(self.trainer.accelerator, logs.trackers, self.steps_done)])
 
     def _validations(self, report: Report) -> list[Validation]:
         """Return what measures the loss on pictures held out: of the weights, and their average."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,9 @@ from PIL import Image
 from anima_pipe.drawing import EncodedPrompt, Painter, parameters_text, save_picture
 from anima_pipe.records import Moment
 from anima_pipe.sheets import cell_of, draw_sheet
+
+Show = Callable[[int, Mapping[str, Image.Image]], None]
+"""Takes a step and its pictures by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,8 @@ class Previews:
         self.painter = painter
         self.prompts = prompts
         self.config = config
+        self.show: Show = lambda *_: None
+        """Told of every picture, by its name."""
         self._columns: dict[int, list[Image.Image]] | None = None
 
     @property
@@ -72,6 +77,7 @@ class Previews:
                 self._path(moment.step, number),
                 parameters_text(encoded.prompt, self.config.model),
             )
+            self.show(moment.step, {f"sample/{number:02d}": picture})
             cells.append(cell_of(picture))
         self._columns[moment.step] = cells
         labels = [encoded.prompt.prompt for encoded in self.prompts]

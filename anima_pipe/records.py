@@ -168,6 +168,8 @@ class Moment:
     """This step's mean loss by noise level, such as "0.3-0.4", where there was a sample of it."""
     grad_norms: Mapping[str, float] = field(default_factory=dict[str, float])
     """By parameter group, before clipping."""
+    weight_norms: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Of the trained tensors by parameter group, before the step."""
     seconds: float = 0.0
     """That the step took, without waiting for its data."""
     waited_seconds: float = 0.0

@@ -1,18 +1,19 @@
-"""What a run shows while it trains: a progress bar, and scalars for TensorBoard."""
+"""What a run shows of each step while it trains: a progress bar, and numbers for its log."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.tensorboard import SummaryWriter
-
+from anima_pipe.memory import GIB, MemoryUse, memory_use
 from anima_pipe.records import Moment
+from anima_pipe.run_log import RunLog
 from anima_pipe.runtime import progress_bar
 
 if TYPE_CHECKING:
+    import torch
     from tqdm import tqdm
 
 SMOOTHING = 0.98
@@ -74,45 +75,75 @@ def loss_ends(losses: Sequence[float], steps: int = 10) -> tuple[float, float] |
     return sum(losses[:steps]) / steps, sum(losses[-steps:]) / steps
 
 
-def unheard(step: int, numbers: Mapping[str, float]) -> None:
-    """Take numbers that nobody wants to see."""
-
-
-class TensorBoardLog:
-    """Writes each step's scalars under a folder of the run's own.
+class StepNumbers:
+    """The hook that logs the numbers of every step.
 
     Args:
-        folder: Where TensorBoard will look for the run.
-        settings: The run's resolved options, shown under "text".
+        log: Where they go.
+        device: Whose memory is looked at.
+        memory: Whether memory is looked at.
     """
 
     reads_weights = False
 
-    def __init__(self, folder: Path, settings: str) -> None:
-        self._writer = SummaryWriter(str(folder))
-        self._writer.add_text("settings", settings)
+    def __init__(self, log: RunLog, device: torch.device, *, memory: bool) -> None:
+        self._log = log
+        self._device = device
+        self._memory = memory
         self._loss = SmoothedLoss()
+        self._sigma_losses: defaultdict[str, SmoothedLoss] = defaultdict(SmoothedLoss)
 
     def due(self, moment: Moment) -> bool:
         """Tell whether there is a step to write of."""
-        return moment.loss is not None
+        return moment.after_step
 
     def at(self, moment: Moment) -> None:
-        """Write this step's loss, gradient norm and learning rates."""
-        assert moment.loss is not None
-        add = self._writer.add_scalar
-        add("loss/current", moment.loss, moment.step)
-        add("loss/average", self._loss.add(moment.loss), moment.step)
-        add("grad_norm", moment.grad_norm, moment.step)
-        add("epoch", moment.epoch, moment.step)
-        for group, rate in moment.learning_rates.items():
-            add(f"lr/{group}", rate, moment.step)
-
-    def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Write what others measured."""
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
+        """Log this step."""
+        numbers = {**self._losses(moment), **_rates(moment), **_speeds(moment)}
+        if self._memory:
+            numbers |= _memory(memory_use(self._device))
+        self._log.numbers(moment.step, numbers)
 
     def close(self) -> None:
-        """Write what is still held back."""
-        self._writer.close()
+        """Close the log."""
+        self._log.close()
+
+    def _losses(self, moment: Moment) -> dict[str, float]:
+        assert moment.loss is not None
+        smoothed = {
+            f"loss/sigma_{name}": self._sigma_losses[name].add(loss)
+            for name, loss in moment.sigma_losses.items()
+        }
+        return {
+            "loss/current": moment.loss,
+            "loss/average": self._loss.add(moment.loss),
+            **smoothed,
+            "epoch": moment.epoch,
+            "skipped_steps": moment.skipped_steps,
+        }
+
+
+def _rates(moment: Moment) -> dict[str, float]:
+    assert moment.grad_norm is not None
+    return {
+        "grad_norm": moment.grad_norm,
+        **{f"grad_norm/{group}": norm for group, norm in moment.grad_norms.items()},
+        **{f"weight_norm/{group}": norm for group, norm in moment.weight_norms.items()},
+        **{f"lr/{group}": rate for group, rate in moment.learning_rates.items()},
+    }
+
+
+def _speeds(moment: Moment) -> dict[str, float]:
+    whole = moment.seconds + moment.waited_seconds
+    return {
+        "speed/samples_per_second": moment.samples / whole if whole else math.nan,
+        "speed/step_seconds": moment.seconds,
+        "speed/data_wait_seconds": moment.waited_seconds,
+    }
+
+
+def _memory(use: MemoryUse) -> dict[str, float]:
+    numbers = {"memory/resident_gib": use.resident / GIB, "memory/used_share": use.used_share}
+    if use.allocated is not None:
+        numbers["memory/gpu_allocated_gib"] = use.allocated / GIB
+    return numbers

@@ -80,6 +80,8 @@ class StateConfig:
     """Of the states saved by epochs, so many are kept; None: all."""
     every_minutes: float | None = None
     """Also so often; of the states saved for that alone, the newest is kept."""
+    log_folder: Path | None = None
+    """Where a resumed run finds its log again; None: there is none."""
 
 
 class StateSaver:
@@ -107,7 +109,7 @@ class StateSaver:
     def at(self, moment: Moment) -> None:
         """Save the state, and remove those that are too old to be kept."""
         folder = self.config.folder / state_name(self.config, moment)
-        save_state(folder, self.parts, moment)
+        save_state(folder, self.parts, moment, self.config.log_folder)
         self.last = folder
         self._saved_at = time.monotonic()
         if self._by_time is not None and self._by_time != folder:
@@ -134,7 +136,9 @@ def state_name(config: StateConfig, moment: Moment) -> str:
     return f"{config.name}-step{moment.step:08d}{SUFFIX}"
 
 
-def save_state(folder: Path, parts: RunParts, moment: Moment) -> None:
+def save_state(
+    folder: Path, parts: RunParts, moment: Moment, log_folder: Path | None = None
+) -> None:
     """Write a state folder; it is whole under its name, or not there.
 
     Raises:
@@ -152,6 +156,7 @@ def save_state(folder: Path, parts: RunParts, moment: Moment) -> None:
             "current_step": moment.step,
             "current_epoch": moment.epoch,
             "made_with": dict(parts.made_with),
+            "log_folder": str(log_folder.absolute()) if log_folder else None,
         }
         (unfinished / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
 
@@ -192,6 +197,16 @@ def state_seed(folder: Path) -> int:
         CheckpointError: The folder is not a state.
     """
     return int(_read_description(folder)["made_with"]["seed"])
+
+
+def state_log(folder: Path) -> Path | None:
+    """Return the log folder of the run that a state is of, if it is still there.
+
+    Raises:
+        CheckpointError: The folder is not a state.
+    """
+    named = _read_description(folder).get("log_folder")
+    return Path(named) if named and Path(named).is_dir() else None
 
 
 def latest_state(folder: Path, name: str) -> Path:

@@ -90,8 +90,8 @@ def train(options: Resolved) -> TrainSummary:
         speak_of_errors_only()
     settings = train_settings(options, agree_on_seed(accelerator))
     make_folder(settings.save.folder)
-    if settings.log_folder:
-        make_folder(settings.log_folder.parent)
+    if settings.logs.trackers:
+        make_folder(settings.logs.trackers.folder.parent)
     check_model_files(settings)
     survey, plan, cache = prepare_data(settings, accelerator)
     batches = prepare_batches(settings, plan, cache, accelerator)
@@ -106,6 +106,7 @@ def train(options: Resolved) -> TrainSummary:
     ema = Ema(adapter, settings.ema_decay) if settings.ema_decay is not None else None
     states = prepare_states(settings, trainer, adapter, ema, rounding)
     report_plan(batches, adapter, trainer.config, accelerator.device)
+    steps_done = resume_if_asked(settings, states, trainer)
     trainer.hooks = RunHooks(
         settings=settings,
         trainer=trainer,
@@ -115,9 +116,10 @@ def train(options: Resolved) -> TrainSummary:
         previews=previews,
         ema=ema,
         states=states,
+        steps_done=steps_done,
     ).in_order()
     with stop_request() as trainer.should_stop, last_good_state_saved(states, trainer):
-        end = trainer.run(resume_if_asked(settings, states, trainer))
+        end = trainer.run(steps_done)
     accelerator.end_training()
     ends = loss_ends(trainer.losses)
     if trainer.skipped_steps:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,11 +118,3 @@ def preview_settings(options: Resolved) -> PreviewSettings | None:
         every_n_epochs=options.value("sample_every_n_epochs"),
     )
     return PreviewSettings(prompts=tuple(prompts), vae=options.value("vae"), config=config)
-
-
-def log_folder(options: Resolved) -> Path | None:
-    """Return the run's own folder for TensorBoard; None: no log."""
-    if options.value("log_with") == "none":
-        return None
-    name = options.value("log_prefix") or output_name(options)
-    return options.value("logging_dir") / f"{name}_{time.strftime('%Y%m%d_%H%M%S')}"

@@ -18,12 +18,12 @@ from anima_pipe.errors import ConfigError
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
 from anima_pipe.flow_loss import ObjectiveConfig
 from anima_pipe.kohya import settings
+from anima_pipe.kohya.logs import LogSettings, log_settings
 from anima_pipe.kohya.objective import TAKES_OFFSETS, objective_config
 from anima_pipe.kohya.outputs import (
     PreviewSettings,
     StateSettings,
     ema_decay,
-    log_folder,
     preview_settings,
     save_config,
     state_settings,
@@ -121,10 +121,7 @@ class TrainSettings:
     ema_decay: float | None
     """Of the adapter's average that is saved beside it; None: no average."""
     previews: PreviewSettings | None
-    log_folder: Path | None
-    """Of TensorBoard; None: no log."""
-    as_text: str
-    """Every option and its value, for the log."""
+    logs: LogSettings
 
 
 def with_save_ratio(
@@ -161,6 +158,9 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
     if seed is None:
         seed = state_seed(states.resume) if states.resume else drawn_seed
     data = _data(options)
+    logs = log_settings(options, states.resume)
+    log_folder = logs.trackers.folder if logs.trackers else None
+    states = replace(states, config=replace(states.config, log_folder=log_folder))
     return TrainSettings(
         states=states,
         mixed_precision=options.value("mixed_precision"),
@@ -186,8 +186,7 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
         save=save_config(options),
         ema_decay=ema_decay(options),
         previews=preview_settings(options),
-        log_folder=log_folder(options),
-        as_text="  \n".join(f"{name} = {options.value(name)}" for name in options.defaults),
+        logs=logs,
     )
 
 

@@ -6,11 +6,14 @@ The only importer of accelerate. It is handed everything it trains with and buil
 from anima_pipe.trainer.loop import Closing, Hook, Trainer
 from anima_pipe.trainer.processes import agree_on_seed, start_accelerate, sum_over_processes
 from anima_pipe.trainer.step import NonFiniteError, TrainerConfig, draw_seed
+from anima_pipe.trainer.trackers import TrackerConfig, Trackers
 
 __all__ = [
     "Closing",
     "Hook",
     "NonFiniteError",
+    "TrackerConfig",
+    "Trackers",
     "Trainer",
     "TrainerConfig",
     "agree_on_seed",

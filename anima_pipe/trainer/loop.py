@@ -147,6 +147,7 @@ class Trainer:
             learning_rates=self._learning_rates(),
             grad_norm=outcome.grad_norm,
             grad_norms=outcome.grad_norms,
+            weight_norms=outcome.weight_norms,
             samples=window.samples,
             seconds=seconds,
             waited_seconds=waited,

@@ -30,6 +30,8 @@ class Outcome:
     """Before clipping."""
     grad_norms: dict[str, float]
     """The same of each parameter group."""
+    weight_norms: dict[str, float]
+    """Of each group's trained tensors, before the step."""
     stopping: bool
     """Some process was asked to stop."""
     taken: bool = True
@@ -75,7 +77,7 @@ class StepMeasures:
 
         Args:
             accelerator: Of the run.
-            norms: Of all gradients, then of each group's, the same on every process.
+            norms: From `group_norms`, the same on every process.
             names: Of the groups.
             stop: Whether this process was asked to stop.
         """
@@ -84,7 +86,7 @@ class StepMeasures:
         assert isinstance(mean, torch.Tensor)
         loss, stopping, *rest = torch.cat([mean, norms.to(mean)]).tolist()
         sums, counts = rest[:SIGMA_BINS], rest[SIGMA_BINS : 2 * SIGMA_BINS]
-        grad_norm, *group_norms = rest[2 * SIGMA_BINS :]
+        grad_norm, *by_group = rest[2 * SIGMA_BINS :]
         return Outcome(
             loss=loss,
             sigma_losses={
@@ -93,7 +95,8 @@ class StepMeasures:
                 if count
             },
             grad_norm=grad_norm,
-            grad_norms=dict(zip(names, group_norms, strict=True)),
+            grad_norms=dict(zip(names, by_group[: len(names)], strict=True)),
+            weight_norms=dict(zip(names, by_group[len(names) :], strict=True)),
             stopping=stopping > 0,
         )
 
@@ -101,7 +104,9 @@ class StepMeasures:
 def group_norms(
     groups: Sequence[Sequence[torch.nn.Parameter]], total: torch.Tensor, limit: float
 ) -> torch.Tensor:
-    """Return the gradients' norms before they were clipped: of all, then of each group.
+    """Return the norms of all gradients, of each group's gradients, and of each group's weights.
+
+    Those of the gradients are from before they were clipped.
 
     Args:
         groups: Their gradients have been clipped.
@@ -109,10 +114,16 @@ def group_norms(
         limit: What they were clipped to; infinite: they were not.
     """
     factor = 1.0 if math.isinf(limit) else (total / limit).clamp(min=1.0)
-    norms = [total, *(_norm(group).to(total) * factor for group in groups)]
-    return torch.stack(norms)
+    gradients = [[p.grad for p in group if p.grad is not None] for group in groups]
+    weights = [[p.detach() for p in group] for group in groups]
+    return torch.stack(
+        [
+            total,
+            *(_norm(tensors).to(total) * factor for tensors in gradients),
+            *(_norm(tensors).to(total) for tensors in weights),
+        ]
+    )
 
 
-def _norm(parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+def _norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.nn.utils.get_total_norm(tensors) if tensors else torch.zeros(())

@@ -27,7 +27,6 @@ _OTHER_SAMPLERS: Final = (
     "k_dpm_2 k_dpm_2_a"
 )
 _OTHER_SAMPLER: Final = Refused("it is made for Stable Diffusion's noise schedule", "use euler")
-_LATER_TRACKER: Final = Refused("it is not supported yet", "use tensorboard")
 
 _SAVING: Final = group(
     "Saving",
@@ -198,43 +197,77 @@ _LOGS: Final = group(
     ),
     text(
         "log_with",
-        "Where curves go.",
+        "Where numbers and pictures go, beside metrics.jsonl in the log folder.",
         default="tensorboard",
         default_note="The seed's; Kohya logs nothing unless told to.",
-        choices=("tensorboard", "none"),
-        refused_values={"wandb": _LATER_TRACKER, "all": _LATER_TRACKER},
-        test="test_options_of_training.py::test_logs_go_where_logging_dir_and_log_prefix_say",
+        choices=("tensorboard", "wandb", "all", "none"),
+        test="test_run_logs.py::test_log_with_names_the_trackers",
     ),
     text(
         "log_prefix",
         "First part of the log folder's name; not set: output_name.",
         test="test_options_of_training.py::test_logs_go_where_logging_dir_and_log_prefix_say",
     ),
-    *refused(
-        "naming and configuring trackers is not supported yet",
-        "remove it",
-        text("log_tracker_name", "Name of the project in the tracker."),
-        path("log_tracker_config", "File of tracker settings."),
+    text(
+        "log_tracker_name",
+        "wandb's project, and a folder within the run's for TensorBoard.",
+        test="test_run_logs.py::test_log_tracker_name_and_wandb_run_name_are_the_projects_and_runs",
+    ),
+    path(
+        "log_tracker_config",
+        "TOML of further arguments: [wandb] for wandb.init, [tensorboard] for its SummaryWriter.",
+        beside_file=True,
+        test="test_run_logs.py::test_log_tracker_config_holds_arguments_of_the_trackers",
+    ),
+    text(
+        "wandb_run_name",
+        "Name of the run in wandb; not set: the log folder's.",
+        test="test_run_logs.py::test_log_tracker_name_and_wandb_run_name_are_the_projects_and_runs",
+    ),
+    text(
+        "wandb_api_key",
+        "Key of wandb; not set: the one that wandb login stored. Write it into a file: wandb logs "
+        "command lines.",
+        test="test_run_logs.py::test_wandb_api_key_is_handed_to_wandb_and_to_no_log",
+    ),
+    *no_op(
+        "the resolved options are part of every log",
         flag("log_config", "Log the options."),
-        text("wandb_run_name", "Name of the run in wandb."),
-        text("wandb_api_key", "Key of wandb."),
+    ),
+    flag(
+        "auto_start_tensorboard",
+        "Start TensorBoard beside the training; it stays when the training ends.",
+        default_note="The seed's later version says true.",
+        test="test_run_logs.py::test_auto_start_tensorboard_answers_at_the_next_free_port",
+    ),
+    text(
+        "tensorboard_host",
+        "Address that it answers at.",
+        default="127.0.0.1",
+        test="test_run_logs.py::test_auto_start_tensorboard_answers_at_the_next_free_port",
+    ),
+    integer(
+        "tensorboard_port",
+        "Its port, or one of the next 20 where that is taken.",
+        default=6006,
+        minimum=1,
+        maximum=65000,
+        test="test_run_logs.py::test_auto_start_tensorboard_answers_at_the_next_free_port",
+    ),
+    path(
+        "tensorboard_logdir",
+        "Folder that it shows; not set: logging_dir.",
+        test="test_run_logs.py::test_auto_start_tensorboard_answers_at_the_next_free_port",
+    ),
+    flag(
+        "anima_monitor_memory",
+        "Log memory, and warn where it runs short.",
+        default=True,
+        test="test_run_logs.py::test_anima_monitor_memory_says_whether_memory_is_logged",
     ),
     *refused(
-        "starting TensorBoard is not supported yet",
-        "remove it, and run tensorboard --logdir with logging_dir",
-        flag(
-            "auto_start_tensorboard",
-            "Start TensorBoard beside the training.",
-            default_note="The seed's later version says true.",
-        ),
-        text("tensorboard_host", "Its address.", default="127.0.0.1"),
-        integer("tensorboard_port", "Its port.", default=6006),
-        path("tensorboard_logdir", "Its folder."),
-    ),
-    *refused(
-        "watching memory and loss is not supported yet",
+        "watching the loss is not supported yet",
         "remove it",
-        flag("anima_monitor_memory", "Log memory.", default=True, asks_nothing=(False,)),
         text("anima_monitor_alert_policy", "What an alert does.", default="warn"),
         number("anima_monitor_memory_warn_ratio", "Share of memory to warn at.", default=0.95),
         number("anima_monitor_loss_spike_ratio", "Rise of the loss to warn at.", default=3.0),

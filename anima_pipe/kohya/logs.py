@@ -1,0 +1,119 @@
+"""From resolved options to what a run logs, shows and warns of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from anima_pipe.board import BoardConfig
+from anima_pipe.errors import ConfigError
+from anima_pipe.kohya.config_file import read_toml
+from anima_pipe.kohya.outputs import output_name
+from anima_pipe.kohya.resolved import Resolved
+from anima_pipe.train_state import state_log
+from anima_pipe.trainer import TrackerConfig
+
+KINDS: Final = {
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "all": ("tensorboard", "wandb"),
+    "none": (),
+}
+"""log_with, and the trackers that it means."""
+
+SECRETS: Final = ("wandb_api_key", "huggingface_token")
+"""Options whose values no log is told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """What a run logs and shows."""
+
+    trackers: TrackerConfig | None
+    """None: no log."""
+    board: BoardConfig | None
+    """TensorBoard to be started; None: none."""
+    memory: bool
+    """Whether memory is logged."""
+
+
+def log_settings(options: Resolved, resumed: Path | None) -> LogSettings:
+    """Return what is logged, and where.
+
+    Args:
+        options: Of the command.
+        resumed: The state that the run goes on from.
+
+    Raises:
+        ConfigError: wandb is asked for and not installed, or its settings cannot be read.
+    """
+    kinds = KINDS[options.value("log_with")]
+    if "wandb" in kinds and find_spec("wandb") is None:
+        raise ConfigError(
+            f"log_with asks for wandb ({options.given('log_with')}), which is not installed",
+            "run `pip install wandb` in this environment, or use log_with tensorboard",
+        )
+    trackers = TrackerConfig(
+        folder=_log_folder(options, resumed),
+        kinds=kinds,
+        project=options.value("log_tracker_name"),
+        run_name=options.value("wandb_run_name"),
+        api_key=options.value("wandb_api_key"),
+        arguments=_tracker_arguments(options),
+        settings=shown_options(options),
+    )
+    return LogSettings(
+        trackers=trackers if kinds else None,
+        board=_board(options) if "tensorboard" in kinds else None,
+        memory=options.value("anima_monitor_memory"),
+    )
+
+
+def shown_options(options: Resolved) -> dict[str, str]:
+    """Return every option and its value, for people to read; secrets are not told."""
+    return {
+        name: "(not told)" if name in SECRETS and options.value(name) else str(options.value(name))
+        for name in options.defaults
+    }
+
+
+def _log_folder(options: Resolved, resumed: Path | None) -> Path:
+    """Return the run's own folder: that of the run it goes on from, or a new one."""
+    logs: Path = options.value("logging_dir")
+    name = options.value("log_prefix") or output_name(options)
+    before = state_log(resumed) if resumed else None
+    # Only the same run goes on with its log; one that branches off begins its own.
+    same_run = resumed and resumed.absolute().parent == options.value("output_dir").absolute()
+    if before and same_run and before.parent == logs.absolute() and before.name.startswith(name):
+        return before
+    return logs / f"{name}_{time.strftime('%Y%m%d_%H%M%S')}"
+
+
+def _tracker_arguments(options: Resolved) -> Mapping[str, Mapping[str, Any]]:
+    """Read the file of further arguments: a table for each tracker, as Kohya's."""
+    path: Path | None = options.value("log_tracker_config")
+    if path is None:
+        return {}
+    file = read_toml(path)
+    for kind, table in file.table.items():
+        if kind not in ("tensorboard", "wandb") or not isinstance(table, dict):
+            raise ConfigError(
+                f"{file.place((kind,))}: {kind} is no table of a tracker",
+                "write arguments of wandb.init under [wandb], and those of TensorBoard's "
+                "SummaryWriter under [tensorboard]",
+            )
+    return file.table
+
+
+def _board(options: Resolved) -> BoardConfig | None:
+    if not options.value("auto_start_tensorboard"):
+        return None
+    return BoardConfig(
+        folder=options.value("tensorboard_logdir") or options.value("logging_dir"),
+        host=options.value("tensorboard_host"),
+        port=options.value("tensorboard_port"),
+    )
