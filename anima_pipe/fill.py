@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
 from anima_pipe.errors import DataError
-from anima_pipe.records import LatentRequest, MaskRequest, Skipped
+from anima_pipe.records import T5_LIMIT, LatentRequest, MaskRequest, Skipped
 from anima_pipe.runtime import Rank
 from anima_pipe.shards.contents import cached_keys
 from anima_pipe.shards.folders import MASK_CACHE, StoredDtype
@@ -78,6 +78,10 @@ class TextSettings:
         return f"{text_fingerprint(self.qwen, self.t5_tokenizer_dir)}-{self.cache.dtype}"
 
 
+SHOWN_LETTERS = 60
+"""Of a caption that is named by its beginning."""
+
+
 @dataclass(slots=True, kw_only=True)
 class FillSummary:
     """What filling a cache came to."""
@@ -96,6 +100,8 @@ class FillSummary:
     """Written in this run."""
     kept_in_bf16: int = 0
     """Texts in an fp16 cache that fp16 cannot hold."""
+    long: list[Skipped] = field(default_factory=list[Skipped])
+    """Texts that were encoded whole although they have more than `T5_LIMIT` tokens."""
     seconds: float = 0.0
 
 
@@ -325,6 +331,9 @@ def _encode_text(missing: list[str], settings: TextSettings, summary: FillSummar
                     writer.add(text_key(caption), condition, {"caption": caption})
                 except DataError as error:
                     summary.failed.append(Skipped(name=repr(caption), reason=error.problem))
+                if (tokens := len(condition.t5_ids)) > T5_LIMIT:
+                    start = f"{caption[:SHOWN_LETTERS]!r}..."
+                    summary.long.append(Skipped(name=start, reason=f"{tokens} T5 tokens"))
             bar.update(len(captions))
     summary.encoded = writer.summary.samples
     summary.shards = writer.summary.shards

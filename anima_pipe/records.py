@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PIXELS_PER_LATENT: Final = 8
 """Edge of the square of pixels that one latent position stands for."""
 
+T5_LIMIT = 512
+"""T5 tokens, the closing one included, that Anima was made for; longer captions are kept whole."""
+
 DEFAULT_NEGATIVE = (
     "worst quality, low quality, score_1, score_2, score_3, blurry, jpeg artifacts, sepia"
 )

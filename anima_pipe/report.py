@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from anima_pipe.errors import DataError
 from anima_pipe.fill import ALONE, FillSummary
 from anima_pipe.plan import describe
-from anima_pipe.records import Skipped
+from anima_pipe.records import T5_LIMIT, Skipped
 from anima_pipe.runtime import Rank, say, warn
 from anima_pipe.shards.index import Problem
 
@@ -39,6 +39,12 @@ def report_fill(what: str, summary: FillSummary, rank: Rank = ALONE) -> None:
         say(f"{what:<9} nothing to encode here, {summary.elsewhere} left to the others{place}")
     else:
         say(f"{what:<9} all {summary.reused} already cached, nothing to encode{place}")
+
+
+def report_long(texts: Sequence[Skipped]) -> None:
+    """List texts that are longer than what the model was made for, and are kept whole."""
+    if texts:
+        _list(f"kept whole, over {T5_LIMIT} T5 tokens ({len(texts)}):", _named(texts))
 
 
 def report_problems(problems: Sequence[Problem]) -> None:

@@ -33,6 +33,10 @@ class TextSummary:
     """Written in this run."""
     kept_in_bf16: int
     """Of the encoded, those whose values an fp16 cache cannot hold."""
+    over_limit: int
+    """Of the encoded, those of more than 512 T5 tokens; they are kept whole."""
+    over_limit_first: list[str]
+    """How the first of these begin, and how many tokens they have."""
     seconds: float
     cache_dir: str
 
@@ -47,7 +51,13 @@ def run(options: Resolved) -> TextSummary:
         prompt_texts,
         text_settings,
     )
-    from anima_pipe.report import report_fill, report_skipped, report_uncaptioned
+    from anima_pipe.report import (
+        NAMED,
+        report_fill,
+        report_long,
+        report_skipped,
+        report_uncaptioned,
+    )
     from anima_pipe.runtime import launched_rank
     from anima_pipe.shards.places import shown_place
     from anima_pipe.survey import find_pictures, survey_captions, uncaptioned
@@ -65,6 +75,7 @@ def run(options: Resolved) -> TextSummary:
     wanted = dict.fromkeys([*captions, *prompt_texts(preview_prompts(options))])
     filled = fill_text(list(wanted), settings, rank)
     report_fill("texts", filled, rank)
+    report_long(filled.long)
     # Every process finds the same unreadable captions: the first one names them.
     report_skipped([*(skipped if rank.number == 0 else ()), *filled.failed], strict=strict)
     return TextSummary(
@@ -76,6 +87,8 @@ def run(options: Resolved) -> TextSummary:
         problems=len(filled.problems),
         shards=filled.shards,
         kept_in_bf16=filled.kept_in_bf16,
+        over_limit=len(filled.long),
+        over_limit_first=[f"{text.name}: {text.reason}" for text in filled.long[:NAMED]],
         seconds=round(filled.seconds, 3),
         cache_dir=shown_place(settings.cache.folder),
     )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from anima_pipe.adapters import Adapter
     from anima_pipe.batches import Batches
+    from anima_pipe.cli.show_dataset import ShownDataset
     from anima_pipe.ema import Ema
     from anima_pipe.kohya.training import TrainSettings
     from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
@@ -58,11 +59,14 @@ class TrainSummary:
     seconds: float
 
 
-def run(options: Resolved) -> TrainSummary | NoiseChart:
-    """Train, or only show the noise levels that training would draw."""
+def run(options: Resolved) -> TrainSummary | NoiseChart | ShownDataset:
+    """Train, or only show the noise levels or the samples that training would draw."""
+    from anima_pipe.cli.show_dataset import show_dataset
     from anima_pipe.cli.show_timesteps import show_timesteps
 
-    return show_timesteps(options) if options.value("show_timesteps") else train(options)
+    if options.value("show_timesteps"):
+        return show_timesteps(options)
+    return show_dataset(options) if options.value("debug_dataset") else train(options)
 
 
 def train(options: Resolved) -> TrainSummary:
@@ -166,7 +170,12 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Sur
     from anima_pipe.fill import fill_latents, fill_masks, fill_text
     from anima_pipe.kohya.settings import prompt_texts
     from anima_pipe.plan import make_plan
-    from anima_pipe.report import report_fill, report_skipped, report_uncaptioned
+    from anima_pipe.report import (
+        report_fill,
+        report_long,
+        report_skipped,
+        report_uncaptioned,
+    )
     from anima_pipe.shards import open_cache
     from anima_pipe.survey import find_pictures, survey_pictures, uncaptioned
 
@@ -194,6 +203,7 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Sur
         if survey.masks:
             report_fill("masks", masks)
         report_fill("texts", texts)
+        report_long(texts.long)
         lost = latents.lost | masks.lost
         survey = survey.without(lost, [*latents.failed, *masks.failed])
     report_skipped(survey.skipped, strict=data.strict)

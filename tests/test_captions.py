@@ -167,6 +167,55 @@ def test_keep_tokens_can_keep_more_than_the_sections():
     assert all(text.startswith("1girl, lum, ") for text in seen)
 
 
+SINGER = (
+    "masterpiece, best quality, score_8, highres, year 2024, safe, 1girl, hatsune miku, vocaloid, "
+    "@wlop, long hair, twintails, aqua eyes, smile"
+)
+ELVES = (
+    r"score_9, newest, explicit, 2girls, frieren, fern \(sousou no frieren\), @a, @b, @c, "
+    "forest, staff, elf"
+)
+
+
+@pytest.mark.parametrize(
+    ("tags_alone", "general", "behind"),
+    [
+        (SINGER, 4, ". She sings on a stage, under blue light. The crowd is dark."),
+        (ELVES, 3, '. "Look," says Frieren, pointing.'),
+        ("year 2025, official art, nsfw, no humans, cat, window, rain", 3, ""),
+        ("worst quality, anime screenshot, 1boy, dr. stone, st. louis, hat", 3, ""),
+    ],
+)
+def test_captions_in_animas_order_are_shuffled_between_their_sections_only(
+    tags_alone: str, general: int, behind: str
+):
+    tags = tags_alone.split(", ")
+    seen = {sections(f"{tags_alone}{behind}", seed) for seed in range(40)}
+    assert len(seen) > 2
+    for text in seen:
+        assert text.endswith(behind)
+        found = text.removesuffix(behind).split(", ")
+        assert found[:-general] == tags[:-general]
+        assert sorted(found[-general:]) == sorted(tags[-general:])
+    assert len({text.split(", ")[-general] for text in seen if not behind}) != 1
+
+
+def test_tags_held_together_stay_so_among_the_general_ones():
+    caption = "1girl, @moko, red hat;;;blue coat, a, b, c. She waits."
+    seen = {sections(caption, seed, secondary_separator=";;;") for seed in range(40)}
+    assert len(seen) > 5
+    assert all("red hat,blue coat" in text and text.endswith(". She waits.") for text in seen)
+
+
+def test_marks_set_the_free_tags_and_sentences_stay_behind_all_of_them():
+    caption = "1girl, lum, urusei yatsura ||| a, b, c ||| best quality. She waits, smiling."
+    seen = {sections(caption, seed, keep_tokens_separator="|||") for seed in range(40)}
+    assert len(seen) == 6
+    for text in seen:
+        assert text.startswith("1girl, lum, urusei yatsura, ")
+        assert text.endswith(", best quality. She waits, smiling.")
+
+
 def test_dropped_general_tags_leave_sections_and_sentences():
     rules = {"caption_tag_dropout_rate": 1.0}
     assert sections(f"@moko, a, b. {SENTENCES}", **rules) == f"@moko. {SENTENCES}"

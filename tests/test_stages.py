@@ -16,6 +16,8 @@ from commands import (
 )
 from safetensors.torch import load_file
 
+from anima_pipe.shards import open_cache
+
 HEAVY = ("torch", "transformers", "accelerate", "webdataset")
 
 SAYS_WHAT_IT_IMPORTED = f"""
@@ -105,6 +107,23 @@ def test_what_is_new_in_a_dataset_is_encoded_and_nothing_else(tmp_path: Path):
     # Repeats change no tensor; mirrored pictures are pictures of their own.
     write_dataset(tmp_path / "dataset.toml", folder, flip_aug=True, num_repeats=3)
     assert encoded() == [(6, 6), (0, 7)]
+
+
+def test_a_caption_over_the_token_limit_is_kept_whole_counted_and_named(tmp_path: Path):
+    folder = demo_pictures(tmp_path / "pictures", every=18)
+    (folder / "01_meadow.txt").write_text("fox, meadow, " * 300)
+    data = {"dataset_config": write_dataset(tmp_path / "dataset.toml", folder)}
+
+    ended = anima_pipe("encode-text", tmp_path / "s.json", cache_dir=tmp_path / "c", **data).ok()
+
+    assert ended.summary is not None
+    assert (ended.summary["over_limit"], ended.summary["failed"]) == (1, 0)
+    (first,) = ended.summary["over_limit_first"]
+    assert first.startswith("'fox, meadow, fox, meadow, ")
+    assert "kept whole, over 512 T5 tokens (1):" in ended.said
+    cached = open_cache(tmp_path / "c").text
+    longest = max(len(cached[key].t5_ids) for key in cached.keys())  # noqa: SIM118 - no mapping
+    assert longest == int(first.split("...: ")[1].split()[0]) > 512
 
 
 def test_other_buckets_need_new_latents_of_the_pictures_that_they_change(tmp_path: Path):

@@ -69,6 +69,8 @@ def required_options(options: Resolved) -> tuple[str, ...]:
     """Return the names of the options that a command cannot do without."""
     if options.command == TRAIN and options.value("show_timesteps"):
         return ()
+    if options.command == TRAIN and options.value("debug_dataset"):
+        return ("dataset_config",)
     if options.command == TRAIN or (options.command == ALL and options.given("config_file")):
         return (*models_needed(options), "dataset_config", "output_dir")
     return {

@@ -22,7 +22,7 @@ _SENTENCES = re.compile(r"\.\s+(?=[\"'“(]?[A-Z])")
 _LEADING_TAG = re.compile(
     r"masterpiece|(?:best|amazing|great|high|good|normal|average|low|bad|worst) quality"
     r"|(?:very )?(?:aesthetic|displeasing)|score_\d+(?:_up)?"
-    r"|highres|absurdres|lowres|incredibly absurdres"
+    r"|highres|absurdres|lowres|incredibly absurdres|anime screenshot|official art|jpeg artifacts"
     r"|year \d{4}|newest|recent|mid|early|old"
     r"|safe|general|sensitive|questionable|nsfw|explicit"
     r"|\d+\+?(?:girl|boy|other)s?|multiple (?:girls|boys|others)|no humans|solo",
@@ -49,7 +49,8 @@ class CaptionRules:
     keep_tokens: int = 0
     """How many tags at the start are neither shuffled nor dropped."""
     keep_tokens_separator: str = ""
-    """Mark between kept, free and (after a second mark) kept tags; where it is, it wins."""
+    """Mark between kept, free and (after a second mark) kept tags; where it is, it wins over
+    keep_tokens and over the sections before the general tags."""
     keep_sections: bool = False
     """Leave what stands before and behind the general tags in place; not one of Kohya's rules.
 
@@ -199,29 +200,37 @@ def _with_choices_made(text: str, rng: Random) -> str:
 
 
 def _split(text: str, rules: CaptionRules) -> _Tags:
-    """Take a caption apart by its marks, else by keep_tokens; only the marks drop empty tags."""
+    """Take a caption apart by its marks, else by its sections or by keep_tokens.
+
+    Only the marks drop empty tags.
+    """
     mark = rules.keep_tokens_separator
+    sentences = ""
+    if rules.keep_sections:
+        text, sentences = _sentences_apart(text, mark)
     if mark and mark in text:
         parts = [
             [tag for tag in _tags_of(part, rules) if tag] for part in text.split(mark, maxsplit=2)
         ]
         front, free, end = parts if len(parts) > 2 else (*parts, [])
-        return _Tags(front=front, free=free, end=end)
-    if rules.keep_sections:
-        return _split_by_sections(text, rules)
+        return _Tags(front=front, free=free, end=end, sentences=sentences)
     tags = _tags_of(text, rules)
-    return _Tags(front=tags[: rules.keep_tokens], free=tags[rules.keep_tokens :], end=[])
+    kept = max(rules.keep_tokens, _length_of_sections(tags) if rules.keep_sections else 0)
+    return _Tags(front=tags[:kept], free=tags[kept:], end=[], sentences=sentences)
 
 
-def _split_by_sections(text: str, rules: CaptionRules) -> _Tags:
-    """Take a caption in Anima's order apart: free are the general tags."""
-    stop = _SENTENCES.search(text)
+def _sentences_apart(text: str, mark: str) -> tuple[str, str]:
+    """Return the tags of a caption in Anima's order and, from the full stop on, its sentences."""
+    start = text.rfind(mark) + len(mark) if mark and mark in text else 0
+    stop = _SENTENCES.search(text, start)
     end = stop.start() if stop else len(text)
-    tags = _tags_of(text[:end], rules)
+    return text[:end], text[end:].rstrip()
+
+
+def _length_of_sections(tags: list[str]) -> int:
+    """Return how many tags stand before the general ones in Anima's order."""
     artists = [number for number, tag in enumerate(tags, start=1) if tag.startswith("@")]
-    known = sum(1 for _ in takewhile(_LEADING_TAG.fullmatch, tags))
-    kept = max(rules.keep_tokens, artists[-1] if artists else known)
-    return _Tags(front=tags[:kept], free=tags[kept:], end=[], sentences=text[end:].rstrip())
+    return artists[-1] if artists else sum(1 for _ in takewhile(_LEADING_TAG.fullmatch, tags))
 
 
 def _tags_of(text: str, rules: CaptionRules) -> list[str]:

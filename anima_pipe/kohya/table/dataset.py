@@ -272,10 +272,12 @@ _SOURCES: Final = group(
         "describe the data in dataset.toml",
         text("dataset_class", "Python class that loads the data."),
     ),
-    *refused(
-        "showing the dataset is not supported yet",
-        "remove it",
-        flag("debug_dataset", "Show the pictures instead of training."),
+    flag(
+        "debug_dataset",
+        "Print what every sample of the first epoch would be (file, bucket, crop, weight, caption) "
+        "and end, instead of training.",
+        commands=(TRAIN,),
+        test="test_show_dataset.py::test_every_visit_of_the_first_epoch_is_shown_and_nothing_done",
     ),
     *no_op(
         "sizes and hashes of pictures are kept in the cache anyway",

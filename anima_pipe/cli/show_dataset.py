@@ -1,0 +1,97 @@
+"""--debug_dataset: what every sample of the first epoch would be, without any model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from anima_pipe.kohya.resolved import Resolved
+from anima_pipe.runtime import launched_rank, say
+
+if TYPE_CHECKING:
+    from anima_pipe.plan import Plan, Visit
+    from anima_pipe.survey import Survey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownDataset:
+    """What was shown instead of training."""
+
+    images: int
+    """To be trained on."""
+    visits: int
+    """Of the first epoch."""
+    batches: int
+    """Of the first epoch."""
+    skipped: int
+    """Pictures that cannot be used."""
+
+
+def show_dataset(options: Resolved) -> ShownDataset:
+    """Print the plan, and each visit of the first epoch in the order of training.
+
+    Nothing is encoded and nothing trained. Without a seed the order is that of seed 0; a run would
+    draw one of its own.
+
+    Raises:
+        ConfigError: The dataset's description is wrong.
+        DataError: Not one picture can be used.
+    """
+    from anima_pipe.kohya.settings import cache_settings, dataset_configs
+    from anima_pipe.plan import describe, make_plan
+    from anima_pipe.report import report_skipped
+    from anima_pipe.shards.keys import text_key
+    from anima_pipe.survey import find_pictures, survey_pictures
+
+    survey = survey_pictures(
+        find_pictures(dataset_configs(options)),
+        caption_variants=options.value("caption_variants"),
+        crop_variants=options.value("crop_variants"),
+        cache_dir=cache_settings(options).folder,
+        rehash=options.value("rehash"),
+    )
+    captions = {text_key(caption): caption for caption in survey.captions}
+    seed: int = options.value("seed") or 0
+    plan = make_plan(survey, survey.latents, captions, survey.masks, seed=seed)
+    # Every process of a launch has the same to show.
+    if launched_rank().number == 0:
+        report_skipped(survey.skipped, strict=options.value("strict"))
+        say("\n".join([*describe(plan), f"seed        {seed}"]))
+        for line in _lines(plan, survey, captions, options):
+            click.echo(line)
+    return ShownDataset(
+        images=len(plan.samples),
+        visits=sum(sample.repeats for sample in plan.samples),
+        batches=plan.batches_per_epoch(),
+        skipped=len(survey.skipped),
+    )
+
+
+def _lines(
+    plan: Plan, survey: Survey, captions: dict[str, str], options: Resolved
+) -> Iterator[str]:
+    accumulation: int = options.value("gradient_accumulation_steps")
+    per_epoch = -(-plan.batches_per_epoch() // accumulation)
+    epochs: int | None = options.value("max_train_epochs")
+    steps: int = epochs * per_epoch if epochs else options.value("max_train_steps")
+    for number, batch in enumerate(plan.epoch(0)):
+        step = number // accumulation
+        for visit in batch:
+            yield f"step {step + 1}: {_line(visit.at_step(step, steps), survey, captions)}"
+
+
+def _line(visit: Visit, survey: Survey, captions: dict[str, str]) -> str:
+    latent = survey.latents[visit.latent]
+    (width, height), (left, top) = latent.choice.bucket, latent.choice.crop
+    of_width, of_height = latent.choice.resized
+    facts = [
+        f"{width}x{height} of {of_width}x{of_height} at {left},{top}",
+        *(["mirrored"] if latent.flipped else []),
+        *(["masked"] if visit.mask else []),
+        *([f"loss weight {visit.loss_weight:g}"] if visit.loss_weight != 1 else []),
+        *([f"noise shift {visit.sigma_offset:g}"] if visit.sigma_offset else []),
+    ]
+    return f"{visit.name} ({', '.join(facts)}) {captions[visit.text]!r}"
