@@ -191,20 +191,20 @@ def test_encoding_texts_fetches_the_tokenizer_first(hubs: Hubs, t5: Path, tmp_pa
 
 
 def test_training_fetches_the_tokenizer_first(hubs: Hubs, t5: Path, tmp_path: Path):
-    # The transformer is not there, so that the run ends soon after.
+    # The transformer is none, so that the run ends soon after.
     ended = run_stage(
         "train",
         tmp_path,
         t5,
         vae=demo.DEMO_VAE,
-        pretrained_model_name_or_path=tmp_path / "missing.safetensors",
+        pretrained_model_name_or_path=demo.DEMO_VAE,
         output_dir=tmp_path / "output",
         max_train_steps=1,
         resolution=64,
         max_data_loader_n_workers=0,
     )
 
-    assert "missing.safetensors" in ended.stderr
+    assert f"{demo.DEMO_VAE} is not an Anima transformer" in ended.stderr
     check_t5_tokenizer(t5)
 
 
@@ -260,7 +260,7 @@ def test_the_fallback_takes_its_repository_revision_and_folder_from_the_options(
     )
 
     assert ended.exit_code == 0, ended.stderr
-    assert hubs.modelscope.asked_for("Revision=main") == 3
+    assert hubs.modelscope.asked_for("/repo?Revision=main") == 3
     check_t5_tokenizer(t5)
 
 
