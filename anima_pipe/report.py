@@ -129,7 +129,9 @@ def _adapter_lines(rows: Sequence[TableRow]) -> list[str]:
 
 
 def _named(items: Sequence[Skipped]) -> list[str]:
-    return [f"{item.name}: {item.reason}" for item in items]
+    return [
+        item.reason if item.name in item.reason else f"{item.name}: {item.reason}" for item in items
+    ]
 
 
 def _list(heading: str, items: Sequence[str]) -> None:

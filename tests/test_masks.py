@@ -304,6 +304,17 @@ def test_a_mask_that_cannot_be_decoded_leaves_its_pictures_out_of_the_training(p
     assert "left out 1" in said
 
 
+def test_a_run_does_not_go_on_under_other_masks(pictures, tmp_path):
+    options, _ = with_masks("folder", pictures, tmp_path)
+    run = options | {"output_dir": tmp_path / "out", "save_state": True, "save_every_n_steps": 1}
+    anima_pipe("train", **run).ok()
+    for path in (tmp_path / "masks").iterdir():
+        with Image.open(path) as mask:
+            Image.new("L", mask.size, 128).save(path, lossless=True)
+    ended = anima_pipe("train", **(run | {"resume": "latest", "max_train_steps": 3}))
+    assert_one_error(ended, "dataset")
+
+
 def test_mask_images_need_masked_loss(pictures, tmp_path):
     options, _ = with_masks("folder", pictures, tmp_path)
     ended = anima_pipe("cache-latents", **(options | {"masked_loss": None}))
