@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from anima_pipe.alarms import LossAlarm, MemoryAlarm, TimeLeft
 from anima_pipe.board import start_board
 from anima_pipe.ema import Ema
 from anima_pipe.run_log import MetricsFile, RunLog
@@ -63,7 +64,10 @@ class RunHooks:
         if self.previews:
             self.previews.show = log.pictures
             hooks.append(self.previews)
-        return [*hooks, ProgressBar(trainer.config.max_train_steps), self.states]
+        steps, alarms = trainer.config.max_train_steps, settings.logs.alarms
+        hooks += [ProgressBar(steps), TimeLeft(steps), self.states]
+        # Behind the state: an alarm may end the run.
+        return [*hooks, LossAlarm(alarms), MemoryAlarm(alarms, trainer.accelerator.device)]
 
     def _log(self) -> RunLog:
         """Return where numbers and pictures go, and start what shows them."""

@@ -21,7 +21,7 @@ class MemoryUse:
     resident: int
     """Of this process, in the machine's memory."""
     allocated: int | None
-    """Of this process's tensors on the GPU, at their most since the last look; None: no GPU."""
+    """Of this process's tensors on the GPU, at their most so far; None: no GPU."""
     used_share: float
     """Of the GPU's memory, or else of the machine's, by everyone, in [0, 1]."""
 
@@ -35,7 +35,6 @@ def memory_use(device: torch.device) -> MemoryUse:
     # What torch holds in reserve it can give to other tensors: of its own, only these count.
     others = total - free - torch.cuda.memory_reserved(device)
     allocated = torch.cuda.max_memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
     return MemoryUse(
         resident=resident, allocated=allocated, used_share=(others + allocated) / total
     )

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from anima_pipe.alarms import AlarmConfig
 from anima_pipe.board import BoardConfig
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.config_file import read_toml
@@ -39,6 +40,7 @@ class LogSettings:
     """TensorBoard to be started; None: none."""
     memory: bool
     """Whether memory is logged."""
+    alarms: AlarmConfig
 
 
 def log_settings(options: Resolved, resumed: Path | None) -> LogSettings:
@@ -70,6 +72,13 @@ def log_settings(options: Resolved, resumed: Path | None) -> LogSettings:
         trackers=trackers if kinds else None,
         board=_board(options) if "tensorboard" in kinds else None,
         memory=options.value("anima_monitor_memory"),
+        alarms=AlarmConfig(
+            stops=options.value("anima_monitor_alert_policy") == "raise",
+            loss_ratio=options.value("anima_monitor_loss_spike_ratio"),
+            memory_share=options.value("anima_monitor_memory_warn_ratio")
+            if options.value("anima_monitor_memory")
+            else None,
+        ),
     )
 
 

@@ -1,0 +1,141 @@
+"""Hooks that look out for a loss that runs away and memory that runs short, and tell the time left.
+
+A loss runs away where the median of the last 5 steps is above `ratio` times the median of the up to
+100 before (at least 20): one step alone says nothing, for its noise levels are drawn. Each such
+stretch is told once.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from anima_pipe.errors import PipeError
+from anima_pipe.memory import memory_use
+from anima_pipe.records import Moment
+from anima_pipe.runtime import say, warn
+
+RECENT: Final = 5
+BEFORE: Final = 100
+FEWEST: Final = 20
+TIMED_STEPS: Final = 4
+"""Steps until the time left is told; the first is slower than the others and not counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlarmConfig:
+    """What is told, and whether it ends the run."""
+
+    stops: bool = False
+    """End the run with an error, instead of a warning."""
+    loss_ratio: float = 3.0
+    """Rise of the loss that is told; 0: none."""
+    memory_share: float | None = 0.95
+    """Share of all memory in use that is told; None: none."""
+
+
+class LossAlarm:
+    """The hook that tells where the loss runs away."""
+
+    reads_weights = False
+
+    def __init__(self, config: AlarmConfig) -> None:
+        self._config = config
+        self._losses: deque[float] = deque(maxlen=BEFORE + RECENT)
+        self._told = False
+
+    def due(self, moment: Moment) -> bool:
+        """Tell whether there is a loss to look at."""
+        return moment.loss is not None and math.isfinite(moment.loss)
+
+    def at(self, moment: Moment) -> None:
+        """Compare the last steps with those before."""
+        assert moment.loss is not None
+        self._losses.append(moment.loss)
+        losses = [*self._losses]
+        before, recent = losses[:-RECENT], losses[-RECENT:]
+        if len(before) < FEWEST or not self._config.loss_ratio:
+            return
+        usual = statistics.median(before)
+        now = statistics.median(recent)
+        runs_away = now > self._config.loss_ratio * usual
+        if runs_away and not self._told:
+            problem = f"step {moment.step}: the loss rises, {now:.4f} where {usual:.4f} was usual"
+            _tell(self._config, problem, "lower learning_rate, or go on from an earlier state")
+        self._told = runs_away
+
+
+class MemoryAlarm:
+    """The hook that tells where memory runs short.
+
+    Args:
+        config: From which share on.
+        device: Whose memory.
+    """
+
+    reads_weights = False
+
+    def __init__(self, config: AlarmConfig, device: torch.device) -> None:
+        self._config = config
+        self._device = device
+        self._told = False
+
+    def due(self, moment: Moment) -> bool:
+        """Tell whether a step was done, and nothing is told yet."""
+        return moment.after_step and not self._told and self._config.memory_share is not None
+
+    def at(self, moment: Moment) -> None:
+        """Look at the memory in use by everyone."""
+        share = memory_use(self._device).used_share
+        if self._config.memory_share is not None and share >= self._config.memory_share:
+            self._told = True
+            problem = f"step {moment.step}: {share:.0%} of the memory is in use"
+            _tell(self._config, problem, "use gradient_checkpointing, or a smaller batch_size")
+
+
+class TimeLeft:
+    """The hook that tells once, after a few steps, how long the run will take.
+
+    Args:
+        total_steps: Of the run.
+    """
+
+    reads_weights = False
+
+    def __init__(self, total_steps: int) -> None:
+        self._total_steps = total_steps
+        self._seconds: list[float] = []
+
+    def due(self, moment: Moment) -> bool:
+        """Tell whether it is still to be told."""
+        return moment.after_step and len(self._seconds) < TIMED_STEPS
+
+    def at(self, moment: Moment) -> None:
+        """Take a step's time; tell when there are enough of them."""
+        self._seconds.append(moment.seconds + moment.waited_seconds)
+        steps_left = self._total_steps - moment.step
+        if len(self._seconds) == TIMED_STEPS and steps_left:
+            each = statistics.fmean(self._seconds[1:])
+            end = time.strftime("%H:%M", time.localtime(time.time() + each * steps_left))
+            left = duration(each * steps_left)
+            say(f"time left {left} for {steps_left} steps of {each:.2g} s: until about {end}")
+
+
+def duration(seconds: float) -> str:
+    """Write a time as people say it: 40 s, 12 min, 3 h 05 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _tell(config: AlarmConfig, problem: str, remedy: str) -> None:
+    if config.stops:
+        raise PipeError(problem, f"{remedy}; anima_monitor_alert_policy warn goes on regardless")
+    warn(f"{problem}; {remedy}")
