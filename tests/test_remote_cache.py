@@ -1,6 +1,7 @@
 """Caches at an address: written by several, fetched once, whole or not at all, and never stale."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,19 @@ import pytest
 import s3fs
 import torch
 from click.testing import CliRunner
-from commands import anima_pipe, assert_one_error, demo_pictures, files_in, options, write_dataset
+from commands import (
+    MODEL,
+    ROOT,
+    SCRIPTS,
+    TRAINING,
+    anima_pipe,
+    assert_one_error,
+    demo_pictures,
+    files_in,
+    options,
+    run_apart,
+    write_dataset,
+)
 from s3_server import BUCKET, KEYS, FaultyServer, client, folder_application, s3_served, served
 
 from anima_pipe.cli.main import main
@@ -143,6 +156,46 @@ def test_what_stages_write_to_a_bucket_is_trained_from_elsewhere(
     assert {name for name in fetched if name.endswith(".tar")} == {
         name.rsplit("/", 1)[1] for name in in_bucket(s3) if name.endswith(".tar")
     }
+
+
+@pytest.mark.slow
+def test_processes_launched_together_fill_a_bucket_and_train_from_it(
+    s3, cached, dataset, tmp_path: Path
+):
+    remote = {"dataset_config": dataset, "cache_dir": CACHE, "cache_mirror_dir": tmp_path / "m"}
+    encoders = {name: MODEL[name] for name in ("qwen3", "t5_tokenizer_dir")}
+    caching = options(device="cpu", **encoders, **remote)
+    module = [sys.executable, "-m", "stages.encode_text_qwen_t5", *caching]
+    processes = [
+        subprocess.Popen(
+            module,
+            cwd=ROOT,
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate()[1] for process in processes]
+    given = {**MODEL, **TRAINING, **remote, "device": "cpu", "output_dir": tmp_path / "two"}
+    launch = (
+        *(SCRIPTS / "accelerate", "launch", "--multi_gpu", "--num_processes", "2"),
+        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("--main_process_port", "0", ROOT / "anima_train_network.py"),
+    )
+    summary = tmp_path / "s.json"
+    # The first process encodes the latents, which are not there yet; the second reads them.
+    two = run_apart(*launch, *options(**given, summary_json=summary), summary=summary).ok()
+    alone = {**cached, "output_dir": tmp_path / "one", "gradient_accumulation_steps": 2}
+    one = anima_pipe("train", tmp_path / "o.json", **alone).ok()
+
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "".join(said).count("1 shards written") == 2
+    assert two.summary is not None
+    assert one.summary is not None
+    assert two.summary["final_loss"] == pytest.approx(one.summary["final_loss"], rel=1e-5)
+    tars = [name for name in in_bucket(s3) if name.endswith(".tar")]
+    assert len(tars) == 3
 
 
 def test_several_machines_fill_one_cache_and_each_reads_what_all_have_written(s3, tmp_path: Path):

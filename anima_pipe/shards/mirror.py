@@ -20,9 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-
-from filelock import FileLock
+from typing import TYPE_CHECKING, Final
 
 from anima_pipe.errors import CacheError
 from anima_pipe.files import refusals_named, sync_folder, write_atomically
@@ -37,6 +35,9 @@ from anima_pipe.shards.index import (
     rebuild_index,
 )
 from anima_pipe.shards.remote import Listing, Remote
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 MIRROR: Final = "mirror.json"
 LISTING: Final = "listing.json"
@@ -189,15 +190,21 @@ class Mirror:
     @contextmanager
     def locked(self, name: str) -> Generator[None]:
         """Hold one of the mirror's locks; the system lets go of it when the process ends."""
-        folder = self.folder / "locks"
-        with refusals_named(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / f"{name}.lock")
+        with refusals_named(self.folder):
+            lock = self._lock(name)
             lock.acquire()
         try:
             yield
         finally:
             lock.release()
+
+    def _lock(self, name: str) -> FileLock:
+        # Here, because it takes time to import, and a cache in a folder has no need of it.
+        from filelock import FileLock
+
+        folder = self.folder / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f"{name}.lock")
 
     def _listed(self) -> Listing:
         try:
@@ -216,8 +223,7 @@ class Mirror:
             if not listed and file.name.endswith((".tar", INDEX_SUFFIX)):
                 self.drop(file)
             if file.suffix == ".partial":
-                lock = FileLock(self.folder / "locks" / f"{file.stem}.lock", timeout=0)
-                with suppress(TimeoutError), lock:
+                with suppress(TimeoutError), self._lock(file.stem).acquire(timeout=0):
                     self.drop(file)
 
     def _touch(self, tar: Path, shard: ShardIndex) -> bool:
