@@ -115,7 +115,6 @@ _KEYS: Final = (
             kind=Kind.TABLE,
             help="{ timestep_sampling = { offset = X } } adds X to the normal draw behind noise "
             "levels; -0.5 to 0.5, below 0 trains more on clean latents.",
-            default=0.0,
             test="test_sigma_offsets.py::test_an_offset_moves_the_noise_levels_of_its_samples",
         ),
         reader=sigma_offset,

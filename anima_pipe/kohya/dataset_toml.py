@@ -269,7 +269,7 @@ def _subset(
             resize_interpolation=first_value("resize_interpolation", levels),
             loss_weight=weight * _prior_weight(reading) if is_reg else weight,
             is_reg=is_reg,
-            sigma_offset=first_value("custom_attributes", levels),
+            sigma_offset=first_value("custom_attributes", levels) or 0.0,
             mask_dir=_mask_dir(reading, path, levels),
             alpha_mask=first_value("alpha_mask", levels),
             validation_split=first_value("validation_split", levels),
