@@ -15,7 +15,12 @@ from torch import Tensor
 
 from anima_pipe.adapters.delta import Delta
 from anima_pipe.adapters.extract import depths_of, read_tensor, without_prefix
-from anima_pipe.adapters.files import AdapterFile, deltas_of, read_adapter_file
+from anima_pipe.adapters.files import (
+    AdapterFile,
+    deltas_of,
+    read_adapter_file,
+    refuse_other_depth,
+)
 from anima_pipe.comfy import anima_paths, parameter_change
 from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.files import published
@@ -48,6 +53,8 @@ def bake_adapter(
     target: Path,
     strength: float = 1.0,
     dtype: torch.dtype | None = None,
+    *,
+    allow_unmatched: bool = False,
 ) -> Baked:
     """Write a checkpoint with an adapter's changes in its weights, under the names it had.
 
@@ -60,6 +67,7 @@ def bake_adapter(
         target: The file to write.
         strength: Multiplies the changes.
         dtype: Of the floating-point tensors written; None: each in its own.
+        allow_unmatched: Leave out, with a warning, what of the adapter matches nothing.
 
     Raises:
         CheckpointError: A file cannot be read, is quantised, or they are of two models.
@@ -67,7 +75,7 @@ def bake_adapter(
     """
     if target.resolve() == checkpoint.resolve():
         raise ConfigError(f"{target} is the base itself", "give another --output")
-    adapter = read_adapter_file(source)
+    adapter = read_adapter_file(source, allow_unmatched=allow_unmatched)
     deltas = deltas_of(adapter, anima_paths())
     stored = read_header(checkpoint)
     changes = _changes_by_tensor(adapter, deltas, checkpoint, stored)
@@ -125,14 +133,7 @@ def _changes_by_tensor(
         CheckpointError: The adapter is of a model of another depth, width or kind.
     """
     names = {without_prefix(name): name for name in stored}
-    own = depths_of(names)
-    for path, count in adapter.depths.items():
-        if own.get(path, count) != count:
-            raise CheckpointError(
-                f"{adapter.path} was trained on a model with {count} {path}, {checkpoint} has "
-                f"{own[path]}",
-                "use the base model that it was trained on; an adapter fits one depth only",
-            )
+    refuse_other_depth(adapter, depths_of(names), str(checkpoint))
     changes: dict[str, Delta] = {}
     for path, delta in deltas.items():
         for parameter, shape in delta.shapes.items():

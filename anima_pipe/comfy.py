@@ -213,6 +213,7 @@ def export_adapter(
     dtype: torch.dtype | None = None,
     *,
     drop_norms: bool = False,
+    allow_unmatched: bool = False,
 ) -> Export:
     """Write an adapter file anew in another style or dtype; no model is needed.
 
@@ -224,13 +225,14 @@ def export_adapter(
         style: "comfy", "kohya" or "diffusers".
         dtype: Of the trained tensors; None: as in the source.
         drop_norms: Leave the norms out, for a style that cannot express them.
+        allow_unmatched: Leave out, with a warning, what of the source matches nothing.
 
     Raises:
         CheckpointError: The source cannot be read, or the target fails its verification.
         ConfigError: The style cannot express something.
         OutputError: The target cannot be written.
     """
-    file = read_adapter_file(source)
+    file = read_adapter_file(source, allow_unmatched=allow_unmatched)
     deltas = deltas_of(file, anima_paths())
     if drop_norms:
         deltas = {module: delta for module, delta in deltas.items() if delta.group != "norm"}

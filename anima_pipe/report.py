@@ -13,9 +13,11 @@ from anima_pipe.runtime import Rank, say, warn
 from anima_pipe.shards.index import Problem
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from anima_pipe.adapters.adapter import Adapter, TableRow
     from anima_pipe.batches import Batches
-    from anima_pipe.trainer import TrainerConfig
+    from anima_pipe.trainer import Trainer, TrainerConfig
 
 NAMED = 20
 """Problems that are listed one by one; of the others there is a count."""
@@ -89,13 +91,19 @@ def report_uncaptioned(pictures: Sequence[Skipped], *, strict: bool) -> None:
         )
 
 
-def report_plan(batches: Batches, adapter: Adapter, config: TrainerConfig, device: object) -> None:
+def report_plan(batches: Batches, adapter: Adapter, trainer: Trainer, device: object) -> None:
     """Say, before the first step, what will be trained, on what and for how long."""
+    config = trainer.config
+    rates: dict[nn.Parameter, float] = {
+        parameter: group.get("initial_lr", group["lr"])
+        for group in trainer.optimizer.param_groups
+        for parameter in group["params"]
+    }
     lines = [
         *describe(batches.plan),
         f"steps       {config.max_train_steps}, {_steps_note(batches, config.max_train_steps)}",
         f"machine     {device}, {_precision_note(config, adapter)}, seed {config.seed}",
-        *_adapter_lines(adapter.table()),
+        *_adapter_lines(adapter.table(rates)),
     ]
     say("\n".join(["", *lines, ""]))
 
@@ -119,10 +127,10 @@ def _adapter_lines(rows: Sequence[TableRow]) -> list[str]:
     """Lay the table of what is trained out in columns."""
     width = max(len(row.modules) for row in rows)
     total = sum(row.parameters for row in rows)
-    head = f"{'trained':<{width}}  {'kind':<6} {'rank':>5} {'modules':>8} {'parameters':>12}"
+    head = f"{'trained':<{width}}  {'kind':<6} {'rank':>5} {'modules':>8} {'parameters':>12}  lr"
     body = [
         f"{row.modules:<{width}}  {row.kind:<6} {row.rank or '':>5} {row.count:>8} "
-        f"{row.parameters:>12,}"
+        f"{row.parameters:>12,}  {', '.join(f'{rate:g}' for rate in row.rates)}"
         for row in rows
     ]
     return [head, *body, f"{'in all':<{width}}  {'':<6} {'':>5} {'':>8} {total:>12,}"]

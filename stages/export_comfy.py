@@ -42,6 +42,7 @@ def run(options: Resolved) -> ExportSummary:
         style=options.value("save_format"),
         dtype=torch_dtype(precision) if precision else None,
         drop_norms=options.value("drop_norms"),
+        allow_unmatched=options.value("allow_unmatched"),
     )
     say(
         f"exported  {export.path}: {export.keys} tensors, as {options.value('save_format')} reads "
@@ -67,6 +68,7 @@ def bake(options: Resolved) -> ExportSummary:
         options.value("output"),
         strength=options.value("merge_strength"),
         dtype=torch_dtype(precision) if precision else None,
+        allow_unmatched=options.value("allow_unmatched"),
     )
     say(
         f"baked  {baked.path}: {baked.changed} of {baked.keys} tensors changed; largest difference "

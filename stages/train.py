@@ -109,7 +109,7 @@ def train(options: Resolved) -> TrainSummary:
     trainer = prepare_trainer(settings, batches, module, optimizer, accelerator)
     ema = Ema(adapter, settings.ema_decay) if settings.ema_decay is not None else None
     states = prepare_states(settings, trainer, adapter, ema, rounding)
-    report_plan(batches, adapter, trainer.config, accelerator.device)
+    report_plan(batches, adapter, trainer, accelerator.device)
     steps_done = resume_if_asked(settings, states, trainer)
     trainer.hooks = RunHooks(
         settings=settings,
@@ -158,7 +158,7 @@ def check_model_files(settings: TrainSettings) -> None:
     read_transformer_config(settings.model.transformer)
     started_from = [settings.model.start_from] if settings.model.start_from else []
     for adapter in (*started_from, *(path for path, _ in settings.model.base_weights)):
-        read_adapter_file(adapter)
+        read_adapter_file(adapter, allow_unmatched=settings.model.allow_unmatched)
     if latents := settings.data.latents:
         vae_fingerprint(latents.vae)
     if text := settings.data.text:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from adapter_cases import KINDS, pretend_training, small_model, velocity
 from click.testing import CliRunner, Result
-from commands import anima_pipe
+from commands import ROOT, anima_pipe
 from golden_model import golden_weights, relative_error
 from safetensors.torch import load_file, save_file
 
@@ -66,7 +68,9 @@ def test_info_is_a_table_with_kind_rank_alpha_and_norm(tmp_path):
 
     said = run("info", path).stdout
 
-    assert "adapter_kind = lora+norm" in said
+    assert "kind        lora with DoRA, norm" in said
+    assert "base        2 blocks, 2 llm_adapter.blocks" in said
+    assert ["adapter_kind", "lora+norm"] in [line.split() for line in said.splitlines()]
     rows = [line.split() for line in said.splitlines()]
     row = next(row for row in rows if row[:2] == ["blocks.0", "lora"])
     assert row[:6] == ["blocks.0", "lora", "with", "DoRA", "10", "4"]
@@ -297,3 +301,72 @@ def test_an_adapter_is_not_baked_into_a_model_of_another_depth(tmp_path, base):
 def test_a_base_is_not_overwritten_by_what_is_baked_of_it(tmp_path, base):
     with pytest.raises(ConfigError, match="is the base itself"):
         bake_adapter(adapter_file(tmp_path / "a.safetensors"), base, base)
+
+
+@pytest.mark.parametrize("case", [case for case in KINDS if case.startswith("lokr")])
+def test_one_lokr_alone_is_merged_exactly_as_a_lokr(tmp_path, case):
+    path, merged = adapter_file(tmp_path / "a.safetensors", case), tmp_path / "b.safetensors"
+
+    ended = run("merge", f"{path}:-0.5", "--output", merged)
+
+    assert ended.exit_code == 0, ended.stderr
+    assert {row.kind for row in load_adapter(merged, small_model()).table()} == {"lokr", "norm"}
+    assert relative_error(changed_velocity((merged, 1)), changed_velocity((path, -0.5))) < 1e-5
+
+
+def test_kinds_without_an_exact_sum_are_merged_to_whole_differences_on_request(tmp_path):
+    files = [adapter_file(tmp_path / f"{case}.safetensors", case) for case in ("lokr", "loha")]
+    merged, kohya = tmp_path / "c.safetensors", tmp_path / "d.safetensors"
+
+    ended = run("merge", f"{files[0]}:0.5", files[1], "--output", merged, "--whole")
+    run("convert", "--input", merged, "--output", kohya, "--save_format", "kohya")
+
+    assert ended.exit_code == 0, ended.stderr
+    assert {row.kind for row in load_adapter(merged, small_model()).table()} == {"diff", "norm"}
+    expected = changed_velocity((files[0], 0.5), (files[1], 1))
+    for path in (merged, kohya):
+        assert relative_error(changed_velocity((path, 1)), expected) < 1e-5
+    patched = small_model()
+    patched.load_state_dict(apply_adapter(load_file(merged), golden_weights("a")))
+    assert relative_error(velocity(patched), expected) < 1e-5
+
+
+MEASURED_BAKING = """
+import sys
+from pathlib import Path
+from anima_pipe.adapters.files import read_adapter_file
+from anima_pipe.bake import bake_adapter
+
+def kilobytes(field):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(field + ":"))
+
+adapter, base, small, target = map(Path, sys.argv[1:])
+bake_adapter(adapter, small, target)  # What is loaded on the first use is not the base's.
+Path("/proc/self/clear_refs").write_text("5")
+before = kilobytes("VmRSS")
+bake_adapter(adapter, base, target)
+print(1024 * (kilobytes("VmHWM") - before))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
+def test_baking_takes_memory_for_a_few_times_the_largest_tensor_and_not_for_the_model(
+    tmp_path, base
+):
+    adapter = adapter_file(tmp_path / "a.safetensors")
+    large, side = tmp_path / "large.safetensors", 2**21
+    others = {f"first_stage_model.{number}": torch.ones(side) for number in range(40)}
+    save_file({**load_file(base), **others}, large)
+    assert large.stat().st_size > 300 * 2**20
+
+    measured = subprocess.run(
+        [sys.executable, "-c", MEASURED_BAKING, adapter, large, base, tmp_path / "b.safetensors"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+
+    assert int(measured.stdout) < 6 * 4 * side + 16 * 2**20

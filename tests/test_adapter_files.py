@@ -336,7 +336,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("hada_t1", "LoHa of a convolution"), ("oft_blocks", "OFT"), ("diff", "full difference")],
+    [("hada_t1", "LoHa of a convolution"), ("oft_blocks", "OFT"), ("lora_mid.weight", "LoRA of")],
 )
 def test_kinds_that_cannot_be_trained_here_are_named(tmp_path, name, kind):
     key = f"diffusion_model.{Q_PROJ}.{name}"

@@ -100,3 +100,17 @@ def test_more_strengths_than_files_are_refused(tmp_path, data):
     )
 
     assert "base_weights_multiplier has 2 values for 1 base_weights" in ended.said
+
+
+def test_the_table_of_what_is_trained_shows_ranks_and_rates(tmp_path, data):
+    given = {"learning_rate": 1e-3, "mlp_lr": 5e-4, "max_train_steps": 1}
+    ended = anima_pipe(
+        "train", output_dir=tmp_path, network_args=["norm_lr=2e-5"], **given, **data
+    ).ok()
+
+    rows = [line.split() for line in ended.said.splitlines()]
+    table = {(row[0], row[1]): row for row in rows if len(row) == 6 or (len(row) == 5 and row[1])}
+    assert ["trained", "kind", "rank", "modules", "parameters", "lr"] in rows
+    assert table["blocks.*.mlp", "lora"][-1] == "0.0005"
+    assert table["blocks.*.self_attn", "lora"][-1] == "0.001"
+    assert table["blocks.*.self_attn", "norm"][-1] == "2e-05"

@@ -292,7 +292,11 @@ def test_lokr_agrees_with_lycoris_in_value_and_gradient(shape, rank, arguments):
 
 @pytest.mark.parametrize(
     ("kind", "arguments"),
-    [("lora", {"network_dim": 2, "network_alpha": 2}), ("lokr", {"network_dim": 100_000})],
+    [
+        ("lora", {"network_dim": 2, "network_alpha": 2}),
+        ("lokr", {"network_dim": 100_000}),
+        ("loha", {"network_dim": 1, "network_alpha": 1}),
+    ],
 )
 def test_a_planted_change_of_its_own_kind_is_recovered(kind, arguments):
     layer, delta, weight = adapted_linear(kind, 12, 16, **arguments)

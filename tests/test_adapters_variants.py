@@ -6,7 +6,7 @@ import pytest
 import torch
 from adapter_cases import KINDS, pretend_training, small_model, velocity
 from golden_model import golden_weights, relative_error
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from anima_pipe.adapters import create_adapter, load_adapter, save_adapter
@@ -291,3 +291,95 @@ def test_a_lora_file_goes_on_as_a_tlora(tmp_path):
     assert adapter.deltas[Q_PROJ].config.tlora_min_rank == 2
     adapter.remove()
     assert torch.equal(velocity(model), velocity(small_model()))
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+def test_dora_that_is_asked_for_starts_where_the_file_ends(tmp_path, by_row):
+    before = pretend_training(create_adapter("lora", small_model(), network_dim=4))
+    path, model = save_adapter(before, tmp_path / "a.safetensors"), small_model()
+
+    adapter, warnings = continue_adapter(path, "lora", model, dora=True, wd_on_output=by_row)
+
+    assert warnings == []
+    assert relative_error(velocity(model), velocity(before.model)) < 1e-5
+    assert adapter.deltas[Q_PROJ].has_dora
+    velocity(model).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in adapter.parameters())
+
+
+@pytest.mark.parametrize(
+    ("saved", "asked", "words"),
+    [({"dora": True}, {}, "DoRA scales, which train on"), ({}, {"pissa": True}, "(pissa)")],
+)
+def test_a_start_other_than_the_one_asked_for_is_said(tmp_path, saved, asked, words):
+    before = pretend_training(create_adapter("lora", small_model(), **saved))
+    path, model = save_adapter(before, tmp_path / "a.safetensors"), small_model()
+
+    _adapter, warnings = continue_adapter(path, "lora", model, **asked)
+
+    assert [warning for warning in warnings if words in warning]
+    assert torch.equal(velocity(model), velocity(before.model))
+
+
+def test_a_pissa_goes_on_from_its_file_as_the_lora_that_it_is(tmp_path):
+    before = pretend_training(create_adapter("lora", small_model(), network_dim=3, pissa=True))
+    path, model = save_adapter(before, tmp_path / "a.safetensors"), small_model()
+
+    adapter, warnings = continue_adapter(path, "lora", model, network_dim=3)
+
+    assert adapter.deltas[Q_PROJ].rank == 6
+    assert "its rank is 6, not network_dim 3" in warnings
+    assert relative_error(velocity(model), velocity(before.model)) < 1e-5
+
+
+def test_norms_train_at_a_rate_of_their_own(model):
+    adapter = create_adapter("lora", model, norm_lr="2e-5", network_reg_lrs="llm_adapter.norm=1e-6")
+
+    rates = {group.name: group.rate(1e-3) for group in adapter.groups()}
+
+    assert rates == {"linear": 1e-3, "norm": 2e-5, "norm reg_lr_0": 1e-6}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"norm_lr": -1}, "norm_lr is -1"), ({"norm_lr": 1, "train_norm": False}, "no norm is")],
+)
+def test_a_rate_of_norms_that_cannot_be_is_refused(model, arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        create_adapter("lora", model, **arguments).groups()
+
+
+def test_the_table_has_a_line_for_every_module_where_it_is_verbose(model):
+    adapter = create_adapter("lora", model, verbose="true")
+
+    assert [row.modules for row in adapter.table()] == list(adapter.deltas)
+
+
+def test_a_whole_difference_of_weight_and_bias_is_read_trained_and_written(tmp_path):
+    path = tmp_path / "a.safetensors"
+    tensors = {
+        "diffusion_model.mlp.0.diff": random(5, 4),
+        "diffusion_model.mlp.0.diff_b": random(5, seed=1),
+        "diffusion_model.norm.diff": random(4, seed=2),
+    }
+    save_file(tensors, path)
+
+    def layers() -> nn.ModuleDict:
+        torch.manual_seed(0)
+        modules = {"mlp": nn.Sequential(nn.Linear(4, 5)), "norm": nn.LayerNorm(4)}
+        return nn.ModuleDict(modules).requires_grad_(False)
+
+    model, x = layers(), random(3, 4, seed=3)
+    adapter = load_adapter(path, model, strength=0.5)
+    outputs = [model["mlp"](x), model["norm"](x)]
+    sum(output.sum() for output in outputs).backward()
+
+    again = load_file(save_adapter(adapter, tmp_path / "b.safetensors"))
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in tensors.items())
+    assert all(parameter.grad is not None for parameter in adapter.parameters())
+    weights = {name.replace("base.", ""): value for name, value in layers().named_parameters()}
+    patched = layers()
+    patched.load_state_dict(apply_adapter(tensors, weights, 0.5))
+    for output, layer in zip(outputs, ("mlp", "norm"), strict=True):
+        torch.testing.assert_close(output, patched[layer](x))

@@ -40,6 +40,8 @@ class TableRow:
     rank: int | None
     count: int
     parameters: int
+    rates: tuple[float, ...] = ()
+    """The learning rates that were given for them."""
 
 
 class Adapter:
@@ -60,6 +62,8 @@ class Adapter:
     ) -> None:
         self.model = model
         self.rates = rates or RateRules()
+        self.verbose = False
+        """Whether its table has a row for every module."""
         self.deltas = dict(deltas)
         for path, delta in self.deltas.items():
             wrap(model, path, delta)
@@ -89,16 +93,29 @@ class Adapter:
         """Return the trainable tensors by learning rate and decay; see `group_parameters`."""
         return group_parameters(self.deltas, self.rates, parts)
 
-    def table(self) -> list[TableRow]:
-        """Return what is trained: siblings, and their like in all layers, make one row."""
-        roles: dict[tuple[str, str, int | None], list[int]] = {}
+    def table(self, rates: Mapping[nn.Parameter, float] | None = None) -> list[TableRow]:
+        """Return what is trained: siblings, and their like in all layers, make one row.
+
+        Args:
+            rates: The learning rate of each tensor, to be shown beside it.
+        """
+        roles: dict[tuple[str, str, int | None], list[nn.Parameter]] = {}
+        counts: dict[tuple[str, str, int | None], int] = {}
         for path, delta in self.deltas.items():
-            place = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path.rpartition(".")[0] or path)
+            place = path if self.verbose else _role(path)
             role = place, kind_name(delta), delta.rank
-            roles.setdefault(role, []).append(sum(tensor.numel() for tensor in delta.parameters()))
+            roles.setdefault(role, []).extend(delta.trained().values())
+            counts[role] = counts.get(role, 0) + 1
         return [
-            TableRow(modules=place, kind=kind, rank=rank, count=len(sizes), parameters=sum(sizes))
-            for (place, kind, rank), sizes in roles.items()
+            TableRow(
+                modules=role[0],
+                kind=role[1],
+                rank=role[2],
+                count=counts[role],
+                parameters=sum(tensor.numel() for tensor in tensors),
+                rates=tuple(sorted({rates[t] for t in tensors})) if rates else (),
+            )
+            for role, tensors in roles.items()
         ]
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -192,6 +209,19 @@ class Adapter:
             merge_delta(unwrap(self.model, path, delta), delta)
 
 
+def _role(path: str) -> str:
+    """Return the path of a module's parent, with * for the numbers of layers."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path.rpartition(".")[0] or path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableRules:
+    """How much is said of what is trained."""
+
+    verbose: bool = False
+    """Whether every module has a row of its own."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSettings:
     """What an adapter is to be like, read from options."""
@@ -201,6 +231,7 @@ class AdapterSettings:
     ranks: dict[str, int]
     """By pattern; see `RankRules`."""
     rates: RateRules
+    table: TableRules
 
 
 def read_settings(
@@ -213,12 +244,13 @@ def read_settings(
     """
     chosen = find_kind(kind)
     args = {chosen.other_names.get(name, name): value for name, value in network_args.items()}
-    check_names(args, (TargetRules, RankRules, RateRules, chosen.config), kind)
+    check_names(args, (TargetRules, RankRules, RateRules, TableRules, chosen.config), kind)
     return AdapterSettings(
         config=fill(chosen.config, {**args, "rank": network_dim, "alpha": network_alpha}),
         targets=fill(TargetRules, args),
         ranks=fill(RankRules, args).ranks(),
         rates=fill(RateRules, args),
+        table=fill(TableRules, args),
     )
 
 
@@ -241,8 +273,9 @@ def create_adapter(
         seed: Of the start; the global random state is neither used nor changed.
         network_args: Fields of `TargetRules` (train_norm, train_llm_adapter, target_modules,
             include_patterns, exclude_patterns), of `RankRules` (network_reg_dims), of `RateRules`
-            (network_reg_lrs, loraplus_lr_ratio) and of the kind's settings (dropout, rank_dropout,
-            module_dropout, ...), as values or as the text that an option holds.
+            (network_reg_lrs, norm_lr, loraplus_lr_ratio), of `TableRules` (verbose) and of the
+            kind's settings (dropout, rank_dropout, module_dropout, ...), as values or as the text
+            that an option holds.
 
     Raises:
         ConfigError: An unknown kind or setting, a bad value, or a pattern that matches nothing.
@@ -261,4 +294,6 @@ def create_adapter(
                 deltas[path] = replace(config, rank=rank).create(module, generator)
         elif path in targets.norms:
             deltas[path] = NormDelta.create(module)
-    return Adapter(model, deltas, settings.rates)
+    adapter = Adapter(model, deltas, settings.rates)
+    adapter.verbose = settings.table.verbose
+    return adapter

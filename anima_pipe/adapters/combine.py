@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from anima_pipe.adapters.delta import Delta
+from anima_pipe.adapters.difference import DifferenceDelta
 from anima_pipe.adapters.linear import LinearDelta
 from anima_pipe.adapters.loha import LohaDelta, as_lora
+from anima_pipe.adapters.lokr import LokrDelta
 from anima_pipe.adapters.lora import LoraConfig, LoraDelta
 from anima_pipe.adapters.low_rank import leading_factors, svd_of_product, truncated
 from anima_pipe.adapters.norm import NormDelta
@@ -51,13 +53,18 @@ class Size:
 
 @torch.no_grad()
 def merge_adapters(
-    adapters: Sequence[tuple[Mapping[str, Delta], float]], size: Size | None = None
+    adapters: Sequence[tuple[Mapping[str, Delta], float]],
+    size: Size | None = None,
+    *,
+    whole: bool = False,
 ) -> dict[str, Delta]:
     """Return one adapter that changes a model as several do together.
 
     Args:
         adapters: The deltas by module path, and the strength of them all.
         size: None: the ranks add up and nothing is lost; else the best LoRA of that size.
+        whole: Where neither is possible without a loss, give the whole difference, which is exact
+            and as large as the layer.
 
     Raises:
         ConfigError: A kind cannot be merged, or not without a size.
@@ -66,7 +73,7 @@ def merge_adapters(
     for deltas, strength in adapters:
         for path, delta in deltas.items():
             parts.setdefault(path, []).append((delta, strength))
-    return {path: _merged(path, of_module, size) for path, of_module in parts.items()}
+    return {path: _merged(path, of_module, size, whole) for path, of_module in parts.items()}
 
 
 @torch.no_grad()
@@ -76,7 +83,8 @@ def resize_adapter(deltas: Mapping[str, Delta], size: Size) -> dict[str, Delta]:
     Raises:
         ConfigError: A kind cannot be resized.
     """
-    return {path: _merged(path, [(delta, 1.0)], size) for path, delta in deltas.items()}
+    alone: dict[str, list[Part]] = {path: [(delta, 1.0)] for path, delta in deltas.items()}
+    return {path: _merged(path, parts, size, whole=False) for path, parts in alone.items()}
 
 
 def lora_of_matrix(change: Tensor, size: Size, generator: torch.Generator) -> LoraDelta:
@@ -87,8 +95,10 @@ def lora_of_matrix(change: Tensor, size: Size, generator: torch.Generator) -> Lo
     return _lora(*truncated(left, values, right, size.rank_of(values)))
 
 
-def _merged(path: str, parts: Sequence[Part], size: Size | None) -> Delta:
+def _merged(path: str, parts: Sequence[Part], size: Size | None, whole: bool) -> Delta:
     """Return one delta in place of all those of a module."""
+    if size is None and len(parts) == 1 and isinstance(parts[0][0], LokrDelta):
+        return parts[0][0].scaled(parts[0][1])
     for delta, _strength in parts:
         if delta.has_dora:
             raise ConfigError(
@@ -97,7 +107,11 @@ def _merged(path: str, parts: Sequence[Part], size: Size | None) -> Delta:
             )
     if all(isinstance(delta, NormDelta) for delta, _strength in parts):
         return _norm_sum(parts)
-    if not all(isinstance(delta, LinearDelta) for delta, _strength in parts):
+    kinds = {type(delta) for delta, _strength in parts}
+    # A norm or a bias has no rank that could be lowered.
+    if DifferenceDelta in kinds and (size is None or not all(map(_has_rank, parts))):
+        return _whole_sum(parts)
+    if not all(issubclass(kind, (LinearDelta, DifferenceDelta)) for kind in kinds):
         raise ConfigError(
             f"{path} is a norm in one adapter and a linear layer in another",
             "merge adapters of one model",
@@ -111,17 +125,25 @@ def _merged(path: str, parts: Sequence[Part], size: Size | None) -> Delta:
             return _lora(up, down)
         left, values, right = svd_of_product(up, down)
         return _lora(*truncated(left, values, right, size.rank_of(values)))
+    if whole:
+        return _whole_sum(parts)
     if size is None:
-        kinds = sorted({kind_name(delta) for delta, _strength in parts})
+        names = sorted({kind_name(delta) for delta, _strength in parts})
         raise ConfigError(
-            f"{path} is of kind {', '.join(kinds)}, which has no exact sum of that kind",
-            "give --rank, for the best LoRA of that rank",
+            f"{path} is of kind {', '.join(names)}, which has no exact sum of that kind",
+            "give --rank, for the best LoRA of that rank, or --whole, for the exact difference, "
+            "as large as the layer",
         )
     change = sum(
         (delta.weight_changes({})["weight"] * strength for delta, strength in parts),
         torch.zeros(()),
     )
     return lora_of_matrix(change, size, torch.Generator().manual_seed(0))
+
+
+def _has_rank(part: Part) -> bool:
+    """Tell whether a change is that of one matrix."""
+    return [len(shape) for shape in part[0].shapes.values()] == [2]
 
 
 def _factors(delta: Delta, strength: float) -> tuple[Tensor, Tensor] | None:
@@ -138,10 +160,22 @@ def _lora(up: Tensor, down: Tensor) -> LoraDelta:
     return LoraDelta(down.contiguous(), up.contiguous(), LoraConfig(rank=down.shape[0]))
 
 
+def _whole_sum(parts: Sequence[Part]) -> DifferenceDelta:
+    """Return the sum of the changes of a module, as a whole."""
+    sums = _summed(parts)
+    return DifferenceDelta(sums["weight"], sums.get("bias"))
+
+
 def _norm_sum(parts: Sequence[Part]) -> NormDelta:
     """Return the sum of the changes of a norm."""
+    sums = _summed(parts)
+    return NormDelta(sums["weight"], sums.get("bias"))
+
+
+def _summed(parts: Sequence[Part]) -> dict[str, Tensor]:
+    """Return the sums of changes, by the name of the parameter."""
     sums: dict[str, Tensor] = {}
     for delta, strength in parts:
         for name, change in delta.weight_changes({}).items():
             sums[name] = sums.get(name, torch.zeros(())) + change * strength
-    return NormDelta(sums["weight"], sums.get("bias"))
+    return sums

@@ -6,14 +6,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from anima_pipe.adapters.adapter import Adapter, AdapterSettings, read_settings
-from anima_pipe.adapters.delta import Delta
+from anima_pipe.adapters.delta import Adapted, Delta, effective_weights
+from anima_pipe.adapters.dora import weight_norm
 from anima_pipe.adapters.files import load_adapter
 from anima_pipe.adapters.inject import unwrap, wrap
-from anima_pipe.adapters.linear import LinearDelta
+from anima_pipe.adapters.linear import DeltaConfig, LinearDelta
 from anima_pipe.adapters.lora import LoraDelta
+from anima_pipe.adapters.pissa import PissaConfig
 from anima_pipe.adapters.registry import find_kind, kind_name
 from anima_pipe.adapters.targets import choose_targets
 from anima_pipe.adapters.tlora import TloraConfig, TloraDelta
@@ -30,6 +33,7 @@ def continue_adapter(
     network_alpha: float | None = 1.0,
     *,
     dim_from_weights: bool = False,
+    allow_unmatched: bool = False,
     **network_args: object,
 ) -> tuple[Adapter, list[str]]:
     """Put the adapter of a file on a model and let it train by the settings of a new one.
@@ -44,6 +48,7 @@ def continue_adapter(
         network_dim: What the settings ask for.
         network_alpha: What the settings ask for.
         dim_from_weights: Rank and alpha are meant to be the file's.
+        allow_unmatched: As for `load_adapter`.
         network_args: As for `create_adapter`.
 
     Returns:
@@ -55,11 +60,12 @@ def continue_adapter(
     """
     settings = read_settings(kind, network_dim, network_alpha, network_args)
     targets = choose_targets(model, settings.targets)
-    adapter = load_adapter(path, model)
+    adapter = load_adapter(path, model, allow_unmatched=allow_unmatched)
     expected = find_kind(kind).delta
     warnings = [
         *_kind_warnings(adapter.deltas, kind, expected),
         *_target_warnings(adapter.deltas, {*targets.linears, *targets.norms}),
+        *_start_warnings(adapter.deltas, settings.config),
     ]
     if not dim_from_weights:
         warnings += _rank_warnings(adapter.deltas, settings)
@@ -67,6 +73,7 @@ def continue_adapter(
         if isinstance(delta, LinearDelta):
             adapter.deltas[place] = _under_settings(model, place, delta, settings)
     adapter.rates = settings.rates
+    adapter.verbose = settings.table.verbose
     return adapter, warnings
 
 
@@ -81,6 +88,8 @@ def _under_settings(
         "module_dropout": config.module_dropout,
     }
     delta.config = replace(delta.config, **dropouts)
+    if config.dora and not delta.has_dora:
+        _add_dora(model, place, delta, by_row=config.wd_on_output)
     if not (isinstance(config, TloraConfig) and type(delta) is LoraDelta):
         return delta
     own = delta.config
@@ -92,6 +101,27 @@ def _under_settings(
     unwrap(model, place, delta)
     wrap(model, place, following)
     return following
+
+
+@torch.no_grad()
+def _add_dora(model: nn.Module, place: str, delta: LinearDelta, *, by_row: bool) -> None:
+    """Let norms train apart from where the file's change is what it was without them."""
+    base = model.get_submodule(place)
+    assert isinstance(base, Adapted)
+    weight = effective_weights(base.base)["weight"]
+    by_row = by_row or weight.shape[0] == 1
+    compared = weight if by_row else weight + delta.product()
+    delta.put_dora_scale(weight_norm(compared, by_row=by_row))
+
+
+def _start_warnings(deltas: Mapping[str, Delta], config: DeltaConfig) -> list[str]:
+    """Return what the file's start differs in from the one asked for."""
+    dora = any(delta.has_dora for delta in deltas.values()) and not config.dora
+    pissa = isinstance(config, PissaConfig) and config.pissa
+    return [
+        *(["it has DoRA scales, which train on"] * dora),
+        *(["training goes on from it, and not from the base's directions (pissa)"] * pissa),
+    ]
 
 
 def _kind_warnings(deltas: Mapping[str, Delta], kind: str, expected: type[Delta]) -> list[str]:

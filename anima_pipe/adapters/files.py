@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,9 +30,15 @@ from anima_pipe.adapters.registry import (
 from anima_pipe.adapters.styles import PathIndex, find_style, split_key
 from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.files import with_sorted_header, write_atomically
+from anima_pipe.runtime import warn
 
 DEPTHS_KEY = "model_depths"
 """Metadata: the lengths of the model's lists of layers, JSON. An adapter fits one depth only."""
+
+BLOCKS: Final = "blocks"
+"""The list of layers that models differ in."""
+KNOWN_DEPTHS: Final = (28, 36, 40, 52)
+"""Numbers of blocks of the models that there are."""
 
 _OTHER_MODEL = "use an adapter that was trained on this model"
 _EDITED = "use the file as its trainer wrote it"
@@ -44,6 +52,8 @@ class AdapterFile:
     modules: Mapping[str, Mapping[str, Tensor]]
     """What the file calls a module -> its tensors by our names, on the CPU."""
     metadata: Mapping[str, str]
+    allow_unmatched: bool = False
+    """Whether what matches nothing is left out with a warning, and not an error."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -52,6 +62,12 @@ class AdapterFile:
             t.dtype for module in self.modules.values() for n, t in module.items() if n != "alpha"
         }
         return min(found, key=lambda dtype: torch.finfo(dtype).eps)
+
+    def blocks_changed(self) -> set[int]:
+        """Return the numbers of the model's blocks that it changes."""
+        pattern = re.compile(rf"(?:.*[._])?(?<!llm_adapter[._]){BLOCKS}[._](\d+)[._]")
+        found = (pattern.match(module) for module in self.modules)
+        return {int(match[1]) for match in found if match}
 
     @property
     def depths(self) -> dict[str, int]:
@@ -129,20 +145,27 @@ def write_deltas(
     return path
 
 
-def load_adapter(path: str | os.PathLike[str], model: nn.Module, strength: float = 1.0) -> Adapter:
+def load_adapter(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    strength: float = 1.0,
+    *,
+    allow_unmatched: bool = False,
+) -> Adapter:
     """Put the adapter of a file on a model, trainable; its kinds may differ among modules.
 
     Args:
         path: A safetensors file in any of the styles.
         model: As for `create_adapter`.
         strength: Multiplies the changes.
+        allow_unmatched: Leave out, with a warning, tensors that match nothing in the model.
 
     Raises:
         CheckpointError: No adapter, or of a kind unknown here, or for a model of another depth or
             width, or with tensors that match nothing in this one.
     """
-    file = read_adapter_file(path)
-    _refuse_other_depth(file, depths(model))
+    file = read_adapter_file(path, allow_unmatched=allow_unmatched)
+    refuse_other_depth(file, depths(model))
     shapes = {place: _parameter_shapes(module) for place, module in walk(model)}
     deltas = deltas_of(file, PathIndex(place for place, found in shapes.items() if found))
     for place, delta in deltas.items():
@@ -156,8 +179,15 @@ def load_adapter(path: str | os.PathLike[str], model: nn.Module, strength: float
     return adapter
 
 
-def read_adapter_file(path: str | os.PathLike[str]) -> AdapterFile:
+def read_adapter_file(
+    path: str | os.PathLike[str], *, allow_unmatched: bool = False
+) -> AdapterFile:
     """Read an adapter file of any style.
+
+    Args:
+        path: The file.
+        allow_unmatched: Leave out, with a warning, tensors of no adapter kind, and later, in
+            `deltas_of`, modules that the model does not have.
 
     Raises:
         CheckpointError: It cannot be read, or holds something else than adapters.
@@ -169,14 +199,24 @@ def read_adapter_file(path: str | os.PathLike[str]) -> AdapterFile:
             places = {key: split_key(key, names) for key in file.keys()}  # noqa: SIM118 (no dict)
             if not places:
                 raise CheckpointError(f"{path} holds no tensors", "give an adapter's file")
-            _refuse_others(path, [key for key, place in places.items() if place is None])
+            others = [key for key, place in places.items() if place is None]
+            if len(others) == len(places) or not allow_unmatched:
+                _refuse_others(path, others)
+            elif others:
+                warn(f"{path}: {len(others)} tensors of no adapter kind left out: {_some(others)}")
             for key, place in places.items():
-                assert place is not None
+                if place is None:
+                    continue
                 module, name = place[0], names[place[1]]
                 if name in modules.setdefault(module, {}):
                     raise CheckpointError(f"{path} has {key} under two names", _EDITED)
                 modules[module][name] = file.get_tensor(key)
-            return AdapterFile(path=path, modules=modules, metadata=file.metadata() or {})
+            return AdapterFile(
+                path=path,
+                modules=modules,
+                metadata=file.metadata() or {},
+                allow_unmatched=allow_unmatched,
+            )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} cannot be read: {error}", "give a whole .safetensors file of an adapter"
@@ -198,12 +238,16 @@ def deltas_of(file: AdapterFile, index: PathIndex) -> dict[str, Delta]:
             unmatched.append(module)
         elif places.setdefault(place, module) != module:
             raise CheckpointError(f"{file.path} has {place} under two names", _EDITED)
-    if unmatched:
+    problem = (
+        f"{file.path}: {len(unmatched)} of {len(file.modules)} modules are not in this model: "
+        f"{_some(unmatched)}"
+    )
+    if unmatched and (not file.allow_unmatched or not places):
         raise CheckpointError(
-            f"{file.path}: {len(unmatched)} of {len(file.modules)} modules are not in this model: "
-            f"{_some(unmatched)}",
-            _OTHER_MODEL,
+            problem, f"{_OTHER_MODEL}; --allow_unmatched leaves out what matches nothing"
         )
+    if unmatched:
+        warn(f"{problem}; they are left out")
     return {place: _delta_of(file, module) for place, module in places.items()}
 
 
@@ -238,12 +282,34 @@ def _parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in own}
 
 
-def _refuse_other_depth(file: AdapterFile, own: Mapping[str, int]) -> None:
-    """Check that an adapter's model had as many layers as this one, where the file says it."""
+def refuse_other_depth(file: AdapterFile, own: Mapping[str, int], whose: str = "this one") -> None:
+    """Check that an adapter's model had as many layers as this one.
+
+    Files of other programs do not say it. One that changes all blocks of a smaller model that is
+    known, and none beyond, was made for that one.
+
+    Args:
+        file: The adapter.
+        own: The numbers of layers of the model.
+        whose: What to call the model.
+
+    Raises:
+        CheckpointError: It is of a model of another depth.
+    """
+    own_blocks, changed = own.get(BLOCKS, 0), file.blocks_changed()
+    implied = max(changed, default=0) + 1
+    is_of_other = len(changed) == implied < own_blocks and implied in KNOWN_DEPTHS
+    if is_of_other and not file.depths and not file.allow_unmatched:
+        raise CheckpointError(
+            f"{file.path} changes {implied} {BLOCKS}, as of a model with so many; {whose} has "
+            f"{own_blocks}",
+            "use the base model that it was trained on; if that is this one, and only these "
+            "blocks were trained, --allow_unmatched says so",
+        )
     for path, count in file.depths.items():
         if own.get(path, count) != count:
             raise CheckpointError(
-                f"{file.path} was trained on a model with {count} {path}, this one has {own[path]}",
+                f"{file.path} was trained on a model with {count} {path}, {whose} has {own[path]}",
                 "use the base model that it was trained on; an adapter fits one depth only",
             )
 

@@ -207,6 +207,12 @@ class LokrDelta(LinearDelta):
         """Return alpha / rank * kron(w1, w2); see `LinearDelta.product`."""
         return torch.kron(product(self.first) * self._scale, product(self.second))
 
+    def scaled(self, strength: float) -> LokrDelta:
+        """Return the same with a change so many times as large."""
+        first, *others = (matrix.detach() for matrix in self.first)
+        second = [matrix.detach().clone() for matrix in self.second]
+        return LokrDelta([first * strength, *others], second, self.config)
+
     @property
     def _has_rank(self) -> bool:
         return len(self.first) + len(self.second) > 2

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from anima_pipe.adapters.delta import Delta
+from anima_pipe.adapters.difference import DifferenceDelta
 from anima_pipe.adapters.linear import OTHER_NAMES, DeltaConfig
 from anima_pipe.adapters.loha import LohaConfig, LohaDelta
 from anima_pipe.adapters.lokr import LokrConfig, LokrDelta
@@ -56,7 +57,6 @@ KINDS: Final = {
 
 FOREIGN_TENSORS: Final = {
     **dict.fromkeys(("hada_t1", "hada_t2"), "LoHa of a convolution"),
-    **dict.fromkeys(("diff", "diff_b"), "full difference"),
     **dict.fromkeys(("a1.weight", "a2.weight", "b1.weight", "b2.weight"), "GLoRA"),
     "oft_blocks": "OFT",
     "lora_mid.weight": "LoRA of a convolution",
@@ -77,18 +77,20 @@ def find_kind(name: str) -> Kind:
 
 
 def kind_name(delta: Delta) -> str:
-    """Return a delta's kind by name; "norm" for a norm's."""
-    return next((name for name, kind in KINDS.items() if isinstance(delta, kind.delta)), "norm")
+    """Return a delta's kind by name; "norm" for a norm's, "diff" for a whole difference."""
+    others: dict[str, type[Delta]] = {"norm": NormDelta, "diff": DifferenceDelta}
+    classes = {name: kind.delta for name, kind in KINDS.items()} | others
+    return next(name for name, delta_class in classes.items() if isinstance(delta, delta_class))
 
 
 def kind_names() -> tuple[str, ...]:
-    """Return the names of all kinds, that of norms last."""
-    return (*KINDS, "norm")
+    """Return the names of all kinds, first those that a run can start with."""
+    return (*KINDS, "norm", "diff")
 
 
 def delta_classes() -> tuple[type[Delta], ...]:
     """Return every class of deltas, those of linear layers first."""
-    return (*(kind.delta for kind in KINDS.values()), NormDelta)
+    return (*(kind.delta for kind in KINDS.values()), NormDelta, DifferenceDelta)
 
 
 def delta_class_of(tensor_names: Collection[str]) -> type[Delta] | None:

@@ -53,8 +53,13 @@ class RateRules:
     loraplus_unet_lr_ratio: float | None = None
     """Kohya's name for the same in a model with trained text encoders; it wins."""
 
+    norm_lr: float | None = None
+    """The rate of the norms' weights and biases; None: that of the others. A pattern wins."""
+
     def __post_init__(self) -> None:
         self.rates()
+        if self.norm_lr is not None and self.norm_lr < 0:
+            raise ConfigError(f"norm_lr is {self.norm_lr}", "use 0 or more")
         if self.ratio <= 0:
             raise ConfigError(f"loraplus_lr_ratio is {self.ratio}", "use more than 0, such as 16")
 
@@ -111,22 +116,29 @@ def group_parameters(
 
     The groups are called "linear" and "norm", after them the name of the part or the number of the
     pattern that gave the rate, and " plus" for those that LoRA+ trains faster. A pattern wins over
-    a part.
+    norm_lr, and that over a part.
 
     Raises:
         ConfigError: A pattern is the path of no trained module, or a part that is to be trained
-            has none.
+            has none, or norm_lr is given and no norm trains.
     """
     patterns = rules.rates()
     refuse_idle("network_reg_lrs", patterns, deltas)
     _refuse_idle_parts(parts, deltas)
-    rates = {**{part.pattern: part.rate for part in parts}, **patterns}
+    norm_lr = rules.norm_lr
+    if norm_lr and not any(delta.group == "norm" for delta in deltas.values()):
+        raise ConfigError(f"norm_lr is {norm_lr}, but no norm is trained", "remove norm_lr")
+    rates = {part.pattern: part.rate for part in parts}
     names = {part.pattern: part.name for part in parts}
     names |= {pattern: f"reg_lr_{number}" for number, pattern in enumerate(patterns)}
-    order = (*patterns, *(part.pattern for part in parts))
     groups: dict[str, Group] = {}
     for path, delta in deltas.items():
-        pattern = first_match(order, path)
+        pattern = first_match(patterns, path)
+        own_rate = None if pattern is None else patterns[pattern]
+        if pattern is None and delta.group == "norm" and norm_lr is not None:
+            own_rate = norm_lr
+        elif pattern is None and (part := first_match(rates, path)) is not None:
+            pattern, own_rate = part, rates[part]
         place = delta.group if pattern is None else f"{delta.group} {names[pattern]}"
         plus = delta.faster if isinstance(delta, LinearDelta) and rules.ratio != 1 else ()
         for name, parameter in delta.trained().items():
@@ -134,7 +146,7 @@ def group_parameters(
             group = Group(
                 name=called,
                 parameters=[],
-                own_rate=None if pattern is None else rates[pattern],
+                own_rate=own_rate,
                 ratio=rules.ratio if name in plus else 1.0,
                 decays=delta.group != "norm",
             )

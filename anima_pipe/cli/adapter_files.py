@@ -50,36 +50,38 @@ _energy = click.option(
 )
 
 
+_lenient = click.option(
+    "--allow_unmatched",
+    is_flag=True,
+    help="Leave out, with a warning, what matches nothing; else it is an error.",
+)
+
+
 @click.command("info", help="Say what is in an adapter file.", **SETTINGS)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def info(source: Path, *, as_json: bool) -> None:
+@_lenient
+def info(source: Path, *, as_json: bool, allow_unmatched: bool) -> None:
     """Print the contents of one file."""
 
     def work() -> int:
         from anima_pipe.adapters.contents import describe
 
-        file, deltas = _read(source)
+        file, deltas = _read(source, allow_unmatched)
         rows = describe(deltas)
         facts = {
             "file": str(source),
+            "kinds": sorted({row.kind for row in rows}),
             "dtype": str(file.dtype).removeprefix("torch."),
             "model_depths": file.depths,
             "modules": len(deltas),
             "parameters": sum(row.parameters for row in rows),
-            "metadata": dict(file.metadata),
+            "metadata": dict(sorted(file.metadata.items())),
         }
         if as_json:
             click.echo(json.dumps({**facts, "blocks": [asdict(row) for row in rows]}, indent=2))
             return 0
-        for name, fact in facts.items():
-            if isinstance(fact, Mapping):
-                click.echo(f"{name}")
-                for key, value in fact.items():
-                    click.echo(f"  {key} = {value}")
-            else:
-                click.echo(f"{name:<12}{fact}")
-        click.echo("\n".join(_table(rows)))
+        click.echo("\n".join([*_overview(facts), "", *_table(rows)]))
         return 0
 
     sys.exit(ending_of(work))
@@ -91,8 +93,15 @@ def info(source: Path, *, as_json: bool) -> None:
 @_style
 @_precision
 @click.option("--drop_norms", is_flag=True, help="Leave out norms that the style cannot hold.")
+@_lenient
 def convert(
-    source: Path, output: Path, save_format: str, save_precision: str | None, *, drop_norms: bool
+    source: Path,
+    output: Path,
+    save_format: str,
+    save_precision: str | None,
+    *,
+    drop_norms: bool,
+    allow_unmatched: bool,
 ) -> None:
     """Convert one file."""
 
@@ -101,7 +110,14 @@ def convert(
         from anima_pipe.runtime import torch_dtype
 
         dtype = torch_dtype(save_precision) if save_precision else None
-        export = export_adapter(source, output, save_format, dtype, drop_norms=drop_norms)
+        export = export_adapter(
+            source,
+            output,
+            save_format,
+            dtype,
+            drop_norms=drop_norms,
+            allow_unmatched=allow_unmatched,
+        )
         click.echo(
             f"{output}: {export.keys} tensors, largest difference {export.largest_difference:.1e}"
         )
@@ -117,6 +133,10 @@ def convert(
 @_precision
 @_rank
 @_energy
+@click.option(
+    "--whole", is_flag=True, help="Keep differences whole where no sum of their kind is exact."
+)
+@_lenient
 def merge(
     sources: tuple[str, ...],
     output: Path,
@@ -124,20 +144,25 @@ def merge(
     save_precision: str | None,
     rank: int | None,
     energy: float | None,
+    *,
+    whole: bool,
+    allow_unmatched: bool,
 ) -> None:
     """Merge files, each at its strength: without a size exactly, the ranks adding up."""
 
     def combine() -> tuple[dict[str, Delta], AdapterFile]:
         from anima_pipe.adapters.combine import Size, merge_adapters
 
-        read = [(_read(path), strength) for path, strength in map(path_and_strength, sources)]
+        read = [
+            (_read(path, allow_unmatched), strength)
+            for path, strength in map(path_and_strength, sources)
+        ]
         size = Size(rank=rank, energy=energy) if rank or energy else None
         first = read[0][0][0]
         for (file, _deltas), _strength_of_file in read[1:]:
             _refuse_other_model(first, file)
-        return merge_adapters(
-            [(deltas, strength) for (_file, deltas), strength in read], size
-        ), first
+        adapters = [(deltas, strength) for (_file, deltas), strength in read]
+        return merge_adapters(adapters, size, whole=whole), first
 
     sys.exit(ending_of(lambda: _write(combine, output, save_format, save_precision)))
 
@@ -149,6 +174,7 @@ def merge(
 @_precision
 @_rank
 @_energy
+@_lenient
 def resize(
     source: Path,
     output: Path,
@@ -156,13 +182,15 @@ def resize(
     save_precision: str | None,
     rank: int | None,
     energy: float | None,
+    *,
+    allow_unmatched: bool,
 ) -> None:
     """Resize one file."""
 
     def shrink() -> tuple[dict[str, Delta], AdapterFile]:
         from anima_pipe.adapters.combine import Size, resize_adapter
 
-        file, deltas = _read(source)
+        file, deltas = _read(source, allow_unmatched)
         return resize_adapter(deltas, Size(rank=rank, energy=energy)), file
 
     sys.exit(ending_of(lambda: _write(shrink, output, save_format, save_precision)))
@@ -241,11 +269,11 @@ def _write(
     return 0
 
 
-def _read(path: Path) -> tuple[AdapterFile, dict[str, Delta]]:
+def _read(path: Path, allow_unmatched: bool) -> tuple[AdapterFile, dict[str, Delta]]:
     from anima_pipe.adapters.files import deltas_of, read_adapter_file
     from anima_pipe.comfy import anima_paths
 
-    file = read_adapter_file(path)
+    file = read_adapter_file(path, allow_unmatched=allow_unmatched)
     return file, deltas_of(file, anima_paths())
 
 
@@ -266,6 +294,25 @@ def _refuse_other_model(first: AdapterFile, other: AdapterFile) -> None:
             f"{other.depths}",
             "merge adapters of one base model",
         )
+
+
+def _overview(facts: Mapping[str, Any]) -> list[str]:
+    """Return the lines that describe a file as a whole, its metadata last."""
+    depths = [f"{count} {path}" for path, count in facts["model_depths"].items()]
+    labelled = {
+        "file": facts["file"],
+        "kind": ", ".join(facts["kinds"]),
+        "dtype": facts["dtype"],
+        "base": ", ".join(depths) or "of a depth that the file does not say",
+        "modules": f"{facts['modules']:,}",
+        "parameters": f"{facts['parameters']:,}",
+    }
+    width = max(map(len, facts["metadata"]), default=0)
+    metadata = [f"  {key:<{width}}  {value}" for key, value in facts["metadata"].items()]
+    return [
+        *(f"{label:<12}{fact}" for label, fact in labelled.items()),
+        *(["", "metadata", *metadata] if metadata else []),
+    ]
 
 
 def _table(rows: list[ContentsRow]) -> list[str]:

@@ -23,7 +23,8 @@ def prepare_base(settings: ModelSettings, device: torch.device) -> AnimaTransfor
     transformer.requires_grad_(requires_grad=False)
     transformer.checkpoint_blocks(settings.gradient_checkpointing)
     for path, strength in settings.base_weights:
-        load_adapter(path, transformer, strength).merge()
+        lenient = settings.allow_unmatched
+        load_adapter(path, transformer, strength, allow_unmatched=lenient).merge()
     if settings.eight_bit:
         keep_in_eight_bits(transformer, BLOCK_LAYERS)
     return transformer.to(device)
@@ -44,6 +45,7 @@ def prepare_model(
         settings.adapter_kind,
         transformer,
         dim_from_weights=settings.dim_from_weights,
+        allow_unmatched=settings.allow_unmatched,
         **settings.adapter_arguments,
     )
     for difference in differences:

@@ -78,6 +78,8 @@ class ModelSettings:
     """Whether its rank and alpha are wanted, whatever the arguments say."""
     base_weights: tuple[tuple[Path, float], ...]
     """Adapter files merged into the frozen model first, and their strengths."""
+    allow_unmatched: bool
+    """Whether what of these files matches nothing is left out."""
     scale_weight_norms: float | None
     """Largest norm of each layer's change; None or 0: any."""
     seed: int
@@ -243,6 +245,7 @@ def _model(options: Resolved, seed: int) -> ModelSettings:
         start_from=options.value("network_weights"),
         dim_from_weights=options.value("dim_from_weights"),
         base_weights=settings.base_weights(options),
+        allow_unmatched=options.value("allow_unmatched"),
         scale_weight_norms=options.value("scale_weight_norms"),
         seed=seed,
     )

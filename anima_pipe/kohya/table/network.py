@@ -3,6 +3,7 @@
 from typing import Final
 
 from anima_pipe.kohya.rows import (
+    EXPORT,
     TRAINING,
     Option,
     Refused,
@@ -81,6 +82,13 @@ NETWORK: Final[tuple[Option, ...]] = group(
         "network_weights",
         "Start from this adapter file; optimizer and steps start afresh.",
         test="test_options_of_training.py::test_network_weights_are_where_training_starts",
+    ),
+    flag(
+        "allow_unmatched",
+        "Leave out, with a warning, what of an adapter file matches nothing in the model; else it "
+        "is an error.",
+        commands=(*TRAINING, EXPORT),
+        test="test_adapter_leniency.py::test_commands_leave_out_what_matches_nothing_if_told_to",
     ),
     flag(
         "train_norm",
