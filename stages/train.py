@@ -78,7 +78,7 @@ def train(options: Resolved) -> TrainSummary:
     from anima_pipe.kohya import building
     from anima_pipe.kohya.metadata import described
     from anima_pipe.kohya.model_files import with_tokenizer
-    from anima_pipe.kohya.training import train_settings, with_save_ratio
+    from anima_pipe.kohya.training import process_config, train_settings, with_save_ratio
     from anima_pipe.model import TextConditionedTransformer
     from anima_pipe.report import report_plan
     from anima_pipe.runtime import claim_device, speak_of_errors_only
@@ -89,7 +89,9 @@ def train(options: Resolved) -> TrainSummary:
     if options.value("auto_cache"):
         options = with_tokenizer(options).options
     device = claim_device(options.value("device"))
-    accelerator = start_accelerate(options.value("mixed_precision"), cpu=device.type == "cpu")
+    accelerator = start_accelerate(
+        options.value("mixed_precision"), process_config(options), cpu=device.type == "cpu"
+    )
     if not accelerator.is_main_process:
         speak_of_errors_only()
     settings = train_settings(options, agree_on_seed(accelerator))

@@ -21,7 +21,7 @@ READ_AS_THEY_ARE = [config for config in PUBLISHED if config["form"] in ("toml",
 SPEED_AND_MEMORY = ("blocks_to_swap", "compile", "torch_compile", "fp8_base", "unsloth_offload")
 """Beginnings of options that are refused until they are built, which their authors can remove."""
 
-REFUSED = {"arrakis-preset": {"full_bf16"}}
+REFUSED: dict[str, set[str]] = {}
 """What else stops a configuration in Kohya's dialect, for a reason that its author would see."""
 
 

@@ -29,6 +29,11 @@ LAUNCH = (
 """What starts two processes; without GPUs they join on the processor."""
 
 
+STATE = "fox-step00000002-state"
+
+DDP = {"ddp_timeout": 30, "ddp_gradient_as_bucket_view": True, "ddp_static_graph": True}
+
+
 @dataclass
 class Both:
     """Two processes, and one in their place."""
@@ -36,6 +41,8 @@ class Both:
     folder: Path
     two: Ended
     one: Ended
+    again: Ended
+    """Two that went on from the first two's state, their gradients exchanged otherwise."""
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +60,14 @@ def both(
         "max_train_steps": 3,
         "sample_prompts": folder / "prompts.txt",
         "network_dropout": 0.1,
+        "save_state": True,
+        "save_every_n_steps": 2,
     }
     given = {**MODEL, **TRAINING, **shared, "device": "cpu", "output_dir": folder / "two"}
     summary = folder / "summary.json"
     two = run_apart(*LAUNCH, *options(**given, summary_json=summary), summary=summary)
+    resumed = {"output_dir": folder / "resumed", "resume": folder / "two" / STATE, **DDP}
+    again = run_apart(*LAUNCH, *options(**given | resumed))
     one = anima_pipe(
         "train",
         folder / "one.json",
@@ -64,7 +75,7 @@ def both(
         gradient_accumulation_steps=2,
         **shared,
     )
-    return Both(folder=folder, two=two.ok(), one=one.ok())
+    return Both(folder=folder, two=two.ok(), one=one.ok(), again=again.ok())
 
 
 @pytest.mark.slow
@@ -92,3 +103,10 @@ def test_two_processes_speak_with_one_voice(both: Both):
     assert both.two.said.count("all 6 already cached") == 1
     assert "2 processes" in both.two.said
     assert "destroy_process_group" not in both.two.said
+
+
+@pytest.mark.slow
+def test_two_processes_resume_to_the_bytes_of_two_that_never_stopped(both: Both):
+    assert "resumed   at step 2" in both.again.said
+    whole, resumed = (both.folder / name / "fox.safetensors" for name in ("two", "resumed"))
+    assert resumed.read_bytes() == whole.read_bytes()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from anima_pipe.runtime import torch_dtype, warn
 from anima_pipe.saving import SaveConfig
 from anima_pipe.schedules import ScheduleConfig
 from anima_pipe.train_state import state_seed
+from anima_pipe.trainer.processes import PATIENCE, ProcessConfig
 from anima_pipe.validation import ValidationConfig
 
 
@@ -124,6 +126,16 @@ class TrainSettings:
     """Of the adapter's average that is saved beside it; None: no average."""
     previews: PreviewSettings | None
     logs: LogSettings
+
+
+def process_config(options: Resolved) -> ProcessConfig:
+    """Return how several processes work together; 0 minutes of patience are none set."""
+    minutes: int = options.value("ddp_timeout") or 0
+    return ProcessConfig(
+        timeout=timedelta(minutes=minutes) if minutes else PATIENCE,
+        gradient_as_bucket_view=options.value("ddp_gradient_as_bucket_view"),
+        static_graph=options.value("ddp_static_graph"),
+    )
 
 
 def with_save_ratio(

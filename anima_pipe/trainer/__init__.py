@@ -4,7 +4,12 @@ The only importer of accelerate. It is handed everything it trains with and buil
 """
 
 from anima_pipe.trainer.loop import Closing, Hook, Trainer
-from anima_pipe.trainer.processes import agree_on_seed, start_accelerate, sum_over_processes
+from anima_pipe.trainer.processes import (
+    ProcessConfig,
+    agree_on_seed,
+    start_accelerate,
+    sum_over_processes,
+)
 from anima_pipe.trainer.step import NonFiniteError, TrainerConfig, draw_seed
 from anima_pipe.trainer.trackers import TrackerConfig, Trackers
 
@@ -12,6 +17,7 @@ __all__ = [
     "Closing",
     "Hook",
     "NonFiniteError",
+    "ProcessConfig",
     "TrackerConfig",
     "Trackers",
     "Trainer",

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs, broadcast
+from accelerate.utils import (
+    AutocastKwargs,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    broadcast,
+)
 
 from anima_pipe.errors import ConfigError
 from anima_pipe.runtime import launched_rank
@@ -16,7 +23,25 @@ PATIENCE: Final = timedelta(days=7)
 """How long a process waits for another: one may encode a large dataset, or draw previews."""
 
 
-def start_accelerate(mixed_precision: str, *, cpu: bool = False) -> Accelerator:
+SHARDING: Final = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+"""What `accelerate launch` sets in a process whose model is to be cut up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessConfig:
+    """How several processes work together."""
+
+    timeout: timedelta = PATIENCE
+    """How long one waits for another."""
+    gradient_as_bucket_view: bool = False
+    """Gradients lie in the buffers that are exchanged: one copy less of them."""
+    static_graph: bool = False
+    """Every step uses the same parameters in the same order; not so with module_dropout."""
+
+
+def start_accelerate(
+    mixed_precision: str, processes: ProcessConfig | None = None, *, cpu: bool = False
+) -> Accelerator:
     """Join the processes that `accelerate launch` started, or be the only one.
 
     The model casts explicitly, so autocast stays off; accelerate's precision is there for fp16's
@@ -24,15 +49,26 @@ def start_accelerate(mixed_precision: str, *, cpu: bool = False) -> Accelerator:
 
     Args:
         mixed_precision: no, bf16 or fp16.
+        processes: How they work together.
         cpu: Stay on the CPU although there is a GPU.
 
     Raises:
-        ConfigError: Several processes were started that cannot join.
+        ConfigError: Several processes were started that cannot join, or that were to share out
+            the model itself.
     """
+    _refuse_sharding()
+    processes = processes or ProcessConfig()
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
         cpu=cpu,
-        kwargs_handlers=[AutocastKwargs(enabled=False), InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[
+            AutocastKwargs(enabled=False),
+            InitProcessGroupKwargs(timeout=processes.timeout),
+            DistributedDataParallelKwargs(
+                gradient_as_bucket_view=processes.gradient_as_bucket_view,
+                static_graph=processes.static_graph,
+            ),
+        ],
     )
     launched = launched_rank().processes
     if accelerator.num_processes != launched:
@@ -41,6 +77,17 @@ def start_accelerate(mixed_precision: str, *, cpu: bool = False) -> Accelerator:
             "start one process",
         )
     return accelerator
+
+
+def _refuse_sharding() -> None:
+    for variable, name in SHARDING.items():
+        if os.environ.get(variable, "").lower() in ("true", "1"):
+            raise ConfigError(
+                f"accelerate is set to {name}, which cuts the model up between processes; adapters "
+                "are put on whole layers, and saved from whole tensors",
+                "launch with configs/accelerate/ddp.yaml; gradient_checkpointing and fp8_base "
+                "save memory",
+            )
 
 
 def agree_on_seed(accelerator: Accelerator) -> int:

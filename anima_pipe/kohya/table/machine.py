@@ -132,12 +132,21 @@ _SPEED: Final = group(
 _PROCESSES: Final = group(
     "Several processes",
     TRAINING,
-    *refused(
-        "settings of distributed training are not supported yet",
-        "remove it",
-        integer("ddp_timeout", "Minutes to wait for other processes.", asks_nothing=(0,)),
-        flag("ddp_gradient_as_bucket_view", "Share memory of gradients."),
-        flag("ddp_static_graph", "Promise that the graph never changes."),
+    integer(
+        "ddp_timeout",
+        "Minutes that a process waits for another; not set: a week.",
+        minimum=0,
+        test="test_processes.py::test_the_ddp_options_reach_the_processes",
+    ),
+    flag(
+        "ddp_gradient_as_bucket_view",
+        "Gradients lie in the buffers that are exchanged: one copy less of them.",
+        test="test_processes.py::test_the_ddp_options_reach_the_processes",
+    ),
+    flag(
+        "ddp_static_graph",
+        "Promise that every step uses the same parameters; not so with module_dropout.",
+        test="test_processes.py::test_the_ddp_options_reach_the_processes",
     ),
     *refused(
         "DeepSpeed serves full training; an adapter's gradients and states are small",
