@@ -44,13 +44,13 @@ class FaultyServer:
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
         self.requests.append(request)
-        for part, times in self.refused.items():
+        for part, times in list(self.refused.items()):
             if times and all(word in request for word in part.split()):
                 self.refused[part] -= 1
                 environ["wsgi.input"].read(min(1000, int(environ.get("CONTENT_LENGTH") or 0)))
                 environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
                 raise ConnectionError("cut")
-        for part, faults in self.spoilt.items():
+        for part, faults in list(self.spoilt.items()):
             if faults and all(word in request for word in part.split()):
                 return self._spoilt(faults.pop(0), environ, start_response)
         return self.application(environ, start_response)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from anima_pipe.cli.main import main
 from anima_pipe.errors import CacheError, OutputError
 from anima_pipe.runtime import LOGGER
 from anima_pipe.shards import LatentWriter, open_cache
+from anima_pipe.shards.mirror import mirror_at
 from anima_pipe.shards.places import open_place
 from anima_pipe.shards.shipping import send_pending
 
@@ -43,6 +45,7 @@ FETCHING = """
 import sys
 from pathlib import Path
 from anima_pipe.shards import open_cache
+from anima_pipe.shards.mirror import mirror_at
 from anima_pipe.shards.places import open_place
 store = open_cache(open_place(sys.argv[1], Path(sys.argv[2]))).latents
 print(sum(float(store[key].float().mean()) for key in store))
@@ -265,6 +268,52 @@ def test_a_writer_that_was_killed_before_the_upload_leaves_it_to_the_next_run(s3
 
     send_pending(place)
     assert values(open_cache(place).latents) == expected(range(5))
+
+
+def test_encoding_goes_on_while_an_upload_fails_and_the_end_tries_again(s3, tmp_path, caplog):
+    s3.refused["PUT .tar"] = 10**6
+    with LatentWriter(open_place(CACHE, tmp_path), FINGERPRINT, "fp16", "vae", 20_000) as writer:
+        for number in range(12):
+            writer.add(f"key{number}", torch.full((16, 8, 8), float(number)), {})
+        deadline = time.monotonic() + 60
+        while "tried again at the end" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.05)
+        s3.refused.clear()
+
+    assert "tried again at the end" in caplog.text
+    reader = open_place(CACHE, tmp_path / "reader")
+    assert values(open_cache(reader).latents) == expected(range(12))
+
+
+def test_an_interrupted_writer_keeps_what_it_has_and_the_next_run_uploads_it(s3, tmp_path: Path):
+    place = open_place(CACHE, tmp_path)
+
+    def interrupted() -> None:
+        with LatentWriter(place, FINGERPRINT, "fp16", "vae") as writer:
+            writer.add("key3", torch.full((16, 8, 8), 3.0), {})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    send_pending(place)
+    assert values(open_cache(place).latents) == expected([3])
+
+
+def test_what_a_killed_download_left_is_removed_unless_it_goes_on(s3, tmp_path: Path):
+    place = open_place(CACHE, tmp_path)
+    write(place, range(5))
+    [tar] = place.glob("*/*.tar")
+    left = tar.with_name("killed.tar.partial")
+    going_on = tar.with_name("other.tar.partial")
+    for file in (left, going_on):
+        file.write_bytes(b"half")
+    mirror = mirror_at(place)
+    assert mirror is not None
+    with mirror.locked("other.tar"):
+        open_cache(place)
+
+    assert not left.exists()
+    assert going_on.exists()
 
 
 @pytest.mark.parametrize("fault", [cut_off, flipped])
