@@ -91,7 +91,9 @@ def report_uncaptioned(pictures: Sequence[Skipped], *, strict: bool) -> None:
         )
 
 
-def report_plan(batches: Batches, adapter: Adapter, trainer: Trainer, device: object) -> None:
+def report_plan(
+    batches: Batches, adapter: Adapter, trainer: Trainer, device: object, needs: object
+) -> None:
     """Say, before the first step, what will be trained, on what and for how long."""
     config = trainer.config
     rates: dict[nn.Parameter, float] = {
@@ -103,6 +105,7 @@ def report_plan(batches: Batches, adapter: Adapter, trainer: Trainer, device: ob
         *describe(batches.plan),
         f"steps       {config.max_train_steps}, {_steps_note(batches, config.max_train_steps)}",
         f"machine     {device}, {_precision_note(config, adapter)}, seed {config.seed}",
+        f"memory      {needs}",
         *_adapter_lines(adapter.table(rates)),
     ]
     say("\n".join(["", *lines, ""]))

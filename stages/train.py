@@ -79,6 +79,7 @@ def train(options: Resolved) -> TrainSummary:
     from anima_pipe.kohya.metadata import described
     from anima_pipe.kohya.model_files import with_tokenizer
     from anima_pipe.kohya.training import process_config, train_settings, with_save_ratio
+    from anima_pipe.memory_needs import memory_explained, memory_needs
     from anima_pipe.model import TextConditionedTransformer
     from anima_pipe.report import report_plan
     from anima_pipe.runtime import claim_device, speak_of_errors_only
@@ -111,7 +112,8 @@ def train(options: Resolved) -> TrainSummary:
     trainer = prepare_trainer(settings, batches, module, optimizer, accelerator)
     ema = Ema(adapter, settings.ema_decay) if settings.ema_decay is not None else None
     states = prepare_states(settings, trainer, adapter, ema, rounding)
-    report_plan(batches, adapter, trainer, accelerator.device)
+    needs = memory_needs(adapter, settings.optimizer.kind)
+    report_plan(batches, adapter, trainer, accelerator.device, needs)
     steps_done = resume_if_asked(settings, states, trainer)
     trainer.hooks = RunHooks(
         settings=settings,
@@ -124,7 +126,11 @@ def train(options: Resolved) -> TrainSummary:
         states=states,
         steps_done=steps_done,
     ).in_order()
-    with stop_request() as trainer.should_stop, last_good_state_saved(states, trainer):
+    with (
+        stop_request() as trainer.should_stop,
+        last_good_state_saved(states, trainer),
+        memory_explained(needs, settings),
+    ):
         end = trainer.run(steps_done)
     accelerator.end_training()
     ends = loss_ends(trainer.losses)
