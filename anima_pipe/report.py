@@ -9,7 +9,7 @@ from anima_pipe.errors import DataError
 from anima_pipe.fill import ALONE, FillSummary
 from anima_pipe.plan import describe
 from anima_pipe.records import T5_LIMIT, Skipped
-from anima_pipe.runtime import Rank, say, warn
+from anima_pipe.runtime import Rank, counted, say, warn
 from anima_pipe.shards.index import Problem
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def report_fill(what: str, summary: FillSummary, rank: Rank = ALONE) -> None:
         elsewhere = f", {summary.elsewhere} left to the others" if summary.elsewhere else ""
         say(
             f"{what:<9} {summary.encoded} encoded, {summary.reused} already cached{elsewhere}, "
-            f"{summary.shards} shards written in {summary.seconds:.1f} s{place}"
+            f"{counted(summary.shards, 'shard')} written in {summary.seconds:.1f} s{place}"
         )
     elif summary.elsewhere:
         say(f"{what:<9} nothing to encode here, {summary.elsewhere} left to the others{place}")
@@ -83,10 +83,10 @@ def report_uncaptioned(pictures: Sequence[Skipped], *, strict: bool) -> None:
     """
     if not pictures:
         return
-    _list(f"{len(pictures)} pictures without a caption:", _named(pictures))
+    _list(f"{counted(len(pictures), 'picture')} without a caption:", _named(pictures))
     if strict:
         raise DataError(
-            f"{len(pictures)} pictures have no caption",
+            f"{counted(len(pictures), 'picture')} without a caption",
             "write the captions, set class_tokens for their folder, or leave out --strict",
         )
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES: Final = 30.0
 """Of a progress bar in a log."""
 
+SAID_BEFORE: Final = "ANIMA_PIPE_SAID_BEFORE"
+"""The environment's variable of warnings that a command's parent has said, a line each."""
+
 LOGGER: Final = logging.getLogger("anima_pipe")
 
 DTYPE_NAMES: Final = {
@@ -110,8 +113,12 @@ def say(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """Tell the user something that deserves a look, without stopping."""
-    LOGGER.warning("warning: %s", message)
+    """Tell the user something that deserves a look, without stopping.
+
+    What the command that started this one has said is not said again.
+    """
+    if message not in os.environ.get(SAID_BEFORE, "").split("\n"):
+        LOGGER.warning("warning: %s", message)
 
 
 def progress_bar(total: int, unit: str, label: str | None = None) -> tqdm[Any]:

@@ -20,7 +20,7 @@ from anima_pipe.errors import DataError
 from anima_pipe.face_crops import face_in_name
 from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, MaskRequest, Skipped
 from anima_pipe.requests import latent_requests, mask_requests
-from anima_pipe.runtime import say
+from anima_pipe.runtime import counted, say
 from anima_pipe.source.caption_files import read_caption, read_json_caption
 from anima_pipe.source.images import find_images
 from anima_pipe.source.json_captions import GroupedCaption
@@ -99,7 +99,7 @@ class Survey:
         )
         if not samples:
             raise DataError(
-                f"none of the {len(self.samples)} pictures can be decoded; "
+                f"none of the {counted(len(self.samples), 'picture')} can be decoded; "
                 f"the first: {failed[0].reason}",
                 "mend the files, or point image_dir to other pictures",
             )
@@ -268,7 +268,7 @@ def _found(
 def _none_left(pictures: Sequence[Picture], skipped: Sequence[Skipped]) -> DataError:
     reason = f"; the first: {skipped[0].reason}" if skipped else ", they are all too small"
     return DataError(
-        f"none of the {len(pictures)} pictures can be used{reason}",
+        f"none of the {counted(len(pictures), 'picture')} can be used{reason}",
         "mend the files, or point image_dir to other pictures",
     )
 
@@ -332,8 +332,8 @@ def uncaptioned(pictures: Iterable[Picture]) -> list[Skipped]:
         without = [p for p in members if _lacks_caption(p)]
         if len(without) == len(members):
             raise DataError(
-                f"none of the {len(members)} pictures in {subset.image_dir} has a caption file "
-                f"ending in {subset.caption_extension}",
+                f"none of the {counted(len(members), 'picture')} in {subset.image_dir} has a "
+                f"caption file ending in {subset.caption_extension}",
                 "write captions beside the pictures, or set caption_extension or class_tokens",
             )
         reason = f"no caption file ending in {subset.caption_extension}: the caption is empty"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from anima_pipe.cli.stage_command import stage_command
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.resolved import Resolved
-from anima_pipe.runtime import say, warn
+from anima_pipe.runtime import counted, say, warn
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +135,9 @@ def train(options: Resolved) -> TrainSummary:
     accelerator.end_training()
     ends = loss_ends(trainer.losses)
     if trainer.skipped_steps:
-        warn(f"{trainer.skipped_steps} steps were passed over: loss or gradient was not finite")
+        warn(
+            f"{counted(trainer.skipped_steps, 'step')} passed over: loss or gradient was not finite"
+        )
     if end.is_last:
         losses = f", loss {ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
         say(f"trained   {settings.save.final_path}{losses}")

@@ -59,7 +59,7 @@ def test_stats_count_what_is_there(folder):
     on_disk = sum(path.stat().st_size for path in folder.glob("*-*/*"))
     assert latents["total_bytes"] + text["total_bytes"] == on_disk
     said = cache("stats", "--cache_dir", folder).stdout
-    assert f"{len(opened.latents)} samples in 1 shards" in said
+    assert f"{len(opened.latents)} samples in 1 shard" in said
 
 
 def test_a_sound_cache_verifies(folder):

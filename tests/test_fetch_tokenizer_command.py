@@ -275,3 +275,12 @@ def test_force_fetches_what_is_there_afresh(hubs: Hubs, t5: Path):
     assert "nothing to download" in again.stderr
     assert "fetched config.json, spiece.model, tokenizer.json" in forced.stderr
     assert len(hubs.hugging_face.requests) > before
+
+
+def test_a_fetched_tokenizer_is_taken_by_runs_that_name_none(hubs: Hubs, t5: Path, tmp_path: Path):
+    fetch_tokenizer("--t5_tokenizer_dir", t5)
+
+    ended = run_stage("encode-text", tmp_path, t5, t5_tokenizer_dir="")
+
+    assert ended.exit_code == 0, ended.stderr
+    assert f"t5_tokenizer_dir is not set: taking {t5}, which was noted earlier" in ended.stderr

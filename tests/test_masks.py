@@ -244,7 +244,7 @@ def test_the_cache_commands_know_masks(pictures, tmp_path):
     summary_of("cache-latents", options)
     place = ("--cache_dir", tmp_path / "cache")
     assert "masks-area-average-fp16" in cache("stats", *place).stdout
-    assert "3 samples in 1 shards" in cache("stats", *place).stdout
+    assert "3 samples in 1 shard" in cache("stats", *place).stdout
 
     files = tmp_path / "train_args.toml"
     files.write_text(f'dataset_config = "{options["dataset_config"]}"\nmasked_loss = true\n')

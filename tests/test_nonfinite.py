@@ -141,4 +141,4 @@ def test_a_run_that_cannot_go_on_leaves_the_state_of_its_last_good_step(cached, 
     state = load_file(tmp_path / "fox-step00000001-state" / "adapter.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
     resumed = anima_pipe("train", **given, resume="latest", on_nonfinite="skip").ok()
-    assert "3 steps were passed over" in resumed.said
+    assert "3 steps passed over" in resumed.said

@@ -187,7 +187,7 @@ def test_an_unreadable_picture_is_left_out_and_named(folder):
 
 def test_nothing_but_unreadable_pictures_is_an_error(tmp_path):
     (tmp_path / "9.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="none of the 1 pictures"):
+    with pytest.raises(DataError, match="none of the 1 picture"):
         surveyed(dataset(tmp_path))
 
 

@@ -21,7 +21,7 @@ def noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def taken(said: str) -> list[str]:
-    return [line.split()[0] for line in said.splitlines() if "which fetch-models noted" in line]
+    return [line.split()[0] for line in said.splitlines() if "which was noted earlier" in line]
 
 
 @pytest.mark.usefixtures("noted")

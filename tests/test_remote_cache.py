@@ -442,7 +442,7 @@ def test_gc_thins_a_remote_cache_out(s3, dataset, pictures, tmp_path: Path):
     listed = json.loads(in_bucket(s3)["shards.json"])["folders"]
     assert sum(name.endswith(".tar") for files in listed.values() for name in files) == 1
     stats = cache("stats", *reader)
-    assert "4 samples in 1 shards" in stats.output
+    assert "4 samples in 1 shard" in stats.output
 
 
 def test_a_sidecar_without_its_shard_is_not_used(s3, tmp_path: Path):

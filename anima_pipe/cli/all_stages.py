@@ -7,10 +7,11 @@ its adapter fits no other model. Without --dataset_config either, so are the emb
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from anima_pipe.kohya.resolve import COMMAND_LINE
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import Kind, Option
 from anima_pipe.kohya.rules import SEED_SHIFT
-from anima_pipe.runtime import say, warn
+from anima_pipe.runtime import SAID_BEFORE, say, warn
 
 STAGES = ("fetch-tokenizer", "cache-latents", "encode-text", "train")
 """Those that take the user's options as they are; export-comfy takes what train has written."""
@@ -58,12 +59,13 @@ class StageFailedError(PipeError):
 def run(options: Resolved) -> AllSummary:
     """Run the five stages; stop at the first that fails."""
     given = with_defaults(options)
+    said = _said_of_the_dataset(options)
     folder = Path(str(given["output_dir"]))
-    summaries = {name: _run_stage(name, given, folder) for name in STAGES}
+    summaries = {name: _run_stage(name, given, folder, said) for name in STAGES}
     trained = _trained_file(summaries["train"])
     output = folder / "comfyui" / trained.name
     exported = {**given, "input": trained, "output": output}
-    summaries["export-comfy"] = _run_stage("export-comfy", exported, folder)
+    summaries["export-comfy"] = _run_stage("export-comfy", exported, folder, said)
     summary = AllSummary(output=str(output), output_bytes=output.stat().st_size, stages=summaries)
     _report(summary)
     return summary
@@ -121,11 +123,11 @@ def _prompts_of(options: Resolved, folder: Path) -> dict[str, object]:
     Returns:
         Nothing where the dataset cannot be read: the stage that needs it will say why.
     """
-    from anima_pipe.kohya.settings import dataset_configs
+    from anima_pipe.kohya.settings import examine_datasets
     from anima_pipe.survey import find_pictures, picture_captions
 
     try:
-        pictures = find_pictures(dataset_configs(options))
+        pictures = find_pictures(examine_datasets(options).datasets)
         texts = list(dict.fromkeys(picture_captions(picture, 1).full[0] for picture in pictures))
     except PipeError:
         return {}
@@ -148,8 +150,26 @@ def _noted(options: Resolved, name: str) -> object:
     return None if options.given(name) else options.value(name)
 
 
-def _run_stage(name: str, given: Given, folder: Path) -> dict[str, Any]:
+def _said_of_the_dataset(options: Resolved) -> tuple[str, ...]:
+    """Say what deserves a look in the dataset, once for all stages; return all that was said."""
+    from anima_pipe.kohya.inspection import DATASETS
+    from anima_pipe.kohya.settings import examine_datasets
+
+    named = any(options.value(name) for name in DATASETS)
+    warnings = examine_datasets(options).warnings if named else []
+    for warning in warnings:
+        warn(warning)
+    return (*options.warnings, *warnings)
+
+
+def _run_stage(name: str, given: Given, folder: Path, said: Sequence[str]) -> dict[str, Any]:
     """Run one stage with the options that it takes; return its summary.
+
+    Args:
+        name: Of the stage.
+        given: Options, from which it takes its own.
+        folder: Of the results.
+        said: Warnings that it need not repeat.
 
     Raises:
         StageFailedError: It ended with an error.
@@ -160,7 +180,8 @@ def _run_stage(name: str, given: Given, folder: Path) -> dict[str, Any]:
     say(f"\n$ anima-pipe {shlex.join(arguments)}")
     # The arguments are the user's own, handed on without a shell.
     program = [sys.executable, "-m", "anima_pipe.cli"]
-    code = _ending_of(subprocess.Popen([*program, *arguments]))  # noqa: S603
+    environment = {**os.environ, SAID_BEFORE: "\n".join(said)}
+    code = _ending_of(subprocess.Popen([*program, *arguments], env=environment))  # noqa: S603
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code != 0:

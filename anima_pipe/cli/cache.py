@@ -19,6 +19,7 @@ from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import TEXT as ENCODE_TEXT
 from anima_pipe.kohya.rows import TRAIN
+from anima_pipe.runtime import counted
 from anima_pipe.shards.places import (
     open_place,
     publish_manifest,
@@ -155,9 +156,11 @@ def collect(
         freed = _size(sum(waste.freed_bytes for waste in wastes))
         samples = sum(waste.samples for waste in wastes)
         if delete:
-            click.echo(f"removed {samples} samples, freed {freed}")
+            click.echo(f"removed {counted(samples, 'sample')}, freed {freed}")
         else:
-            click.echo(f"would remove {samples} samples and free {freed}; --delete does it")
+            click.echo(
+                f"would remove {counted(samples, 'sample')} and free {freed}; --delete does it"
+            )
         return 0
 
     sys.exit(ending_of(work))
@@ -196,8 +199,8 @@ def _compare_checksums(cache_dir: Path) -> int:
         problems = list(dict.fromkeys(map(str, [*folder.problems, *found])))
         for problem in problems:
             click.echo(problem)
-        verdict = f"{len(problems)} problems" if problems else "all whole"
-        click.echo(f"{folder.folder.name}: {folder.samples} samples, {verdict}")
+        verdict = counted(len(problems), "problem") if problems else "all whole"
+        click.echo(f"{folder.folder.name}: {counted(folder.samples, 'sample')}, {verdict}")
         wrong += len(problems)
     return wrong
 
@@ -264,7 +267,8 @@ def _resolved(files: Iterable[Path], config_file: Path | None) -> Iterator[Resol
 
 def _lines(folder: FolderStatistics) -> Iterator[str]:
     yield f"{folder.folder.name}  ({folder.identity.encoder_name})"
-    yield f"  {folder.samples} samples in {folder.shards} shards, {_size(folder.total_bytes)}"
+    samples, shards = counted(folder.samples, "sample"), counted(folder.shards, "shard")
+    yield f"  {samples} in {shards}, {_size(folder.total_bytes)}"
     if folder.copies:
         yield f"  {folder.copies} second copies"
     if folder.unfinished_bytes:

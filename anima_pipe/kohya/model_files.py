@@ -1,6 +1,7 @@
 """From resolved options to model files that are there.
 
-What nobody names is what fetch-models noted; the tokenizer is fetched where it is not there.
+What nobody names is what fetch-models and fetch-tokenizer noted; the tokenizer is fetched where it
+is not there.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ def _recorded_for(options: Resolved, *names: str) -> dict[str, Path]:
     # Processes that were launched together would all say it.
     if launched_rank().number == 0:
         for name, path in taken.items():
-            say(f"{name} is not set: taking {path}, which fetch-models noted")
+            say(f"{name} is not set: taking {path}, which was noted earlier")
     return taken
 
 
 def with_tokenizer(options: Resolved, *, force: bool = False) -> WithTokenizer:
     """Make sure of the T5 tokenizer, fetching what is missing unless that is switched off.
 
-    Where no folder is given, it is the one that fetch-models recorded, or else the default one.
+    Where no folder is given, it is the one that was noted when it was fetched, or else the default.
 
     Raises:
         ConfigError: No folder is known and none may be made, or its files are damaged.
@@ -67,6 +68,8 @@ def with_tokenizer(options: Resolved, *, force: bool = False) -> WithTokenizer:
     default = models_folder() / "t5_tokenizer"
     if folder is None and (downloads or default.is_dir()):
         folder = default
+        if launched_rank().number == 0:
+            say(f"t5_tokenizer_dir is not set: taking {default}")
     if folder is None:
         options.require("t5_tokenizer_dir")
     assert folder is not None

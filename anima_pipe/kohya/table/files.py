@@ -66,8 +66,8 @@ _MODELS: Final = group(
         test="test_fetch_tokenizer_command.py::test_the_command_takes_links_and_kohyas_spelling",
     ),
     *refused(
-        "a separate file of the text adapter is not supported yet",
-        "use a transformer file that holds llm_adapter.*, as the released ones do",
+        "the released files hold the text adapter in the transformer's, where ComfyUI reads it too",
+        "use a transformer file that holds llm_adapter.*",
         path("llm_adapter_path", "The text adapter, where the transformer file lacks it."),
     ),
     *no_op(

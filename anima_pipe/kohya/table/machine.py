@@ -122,9 +122,12 @@ _SPEED: Final = group(
         text("dynamo_backend", "Backend of the compiler.", default="inductor"),
     ),
     *refused(
-        "choosing CUDA's arithmetic is not supported yet",
-        "remove it",
+        "a run in fp32 is meant to be exact, and one in bf16 or fp16 has no use for it",
+        "remove it; mixed_precision bf16 is faster than TF32",
         flag("cuda_allow_tf32", "Multiply in TF32."),
+    ),
+    *no_op(
+        "a training step has no convolutions for cuDNN to choose algorithms for",
         flag("cuda_cudnn_benchmark", "Let cuDNN try its algorithms."),
     ),
 )
