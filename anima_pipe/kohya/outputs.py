@@ -93,7 +93,7 @@ def ema_decay(options: Resolved) -> float | None:
     kind: str = options.value("optimizer_type")
     if decay is not None and find_optimizer(kind).averages:
         raise ConfigError(
-            f"ema_decay ({options.given('ema_decay')}) beside {kind}, which averages by itself",
+            f"ema_decay beside {kind}, which averages by itself",
             "remove ema_decay; what is saved is the optimizer's average",
         )
     return decay
