@@ -129,7 +129,7 @@ def test_a_key_of_another_tool_is_called_by_its_owner(tmp_path):
 
 
 def test_all_problems_are_reported_together(tmp_path):
-    text = 'learning_rate = "1e-4"\nnetwork_dimm = 4\nmixed_precision = "bf17"\nfull_bf16 = true\n'
+    text = 'learning_rate = "1e-4"\nnetwork_dimm = 4\nmixed_precision = "bf17"\nfull_fp16 = true\n'
     problem = problem_of(tmp_path, text, seed="one")
     assert problem.startswith("5 problems")
     for part in (
@@ -137,7 +137,7 @@ def test_all_problems_are_reported_together(tmp_path):
         "line 2: there is no option network_dimm",
         "line 3: mixed_precision: 'bf17' is unknown",
         "use one of no, fp16, bf16",
-        "line 4: full_bf16 is refused: adapters are kept in fp32",
+        "line 4: full_fp16 is refused: in fp16",
         "command line: seed: 'one' is not a whole number",
     ):
         assert part in problem
