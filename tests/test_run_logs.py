@@ -251,3 +251,32 @@ def _runs_shown(address: str, patience_seconds: float = 60) -> str:
         except OSError:
             assert time.monotonic() < end, "TensorBoard does not answer"
             time.sleep(0.3)
+
+
+def test_a_run_that_is_watched_resumes_to_the_bytes_of_one_that_is_not(
+    cached: Cached, tmp_path: Path
+):
+    """Validation, previews, logs and alarms before and behind the resumption change nothing."""
+    (tmp_path / "prompts.txt").write_text("fox --w 64 --h 64 --s 1 --l 1\n")
+    plain = {"validation_split": 0.3, "network_dropout": 0.1, "max_train_steps": 5}
+    watched = {
+        **plain,
+        "validate_every_n_steps": 1,
+        "sample_prompts": tmp_path / "prompts.txt",
+        "sample_every_n_steps": 1,
+        "save_state": True,
+        "save_every_n_steps": 2,
+    }
+    alone = {"log_with": "none", "validate_every_n_steps": 100}
+    train(cached, tmp_path / "alone", **plain, **alone).ok()
+    first = {**watched, "max_train_steps": 4}
+    train(cached, tmp_path / "watched", **first).ok()
+    state = tmp_path / "watched" / "out" / "fox-step00000002-state"
+    train(cached, tmp_path / "watched", **watched, resume=state).ok()
+
+    files = [tmp_path / name / "out" / "fox.safetensors" for name in ("alone", "watched")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    validated = [
+        line["step"] for line in metrics(tmp_path / "watched") if "validation/loss" in line
+    ]
+    assert validated == [0, 1, 2, 3, 4, 5]
