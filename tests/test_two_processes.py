@@ -110,3 +110,32 @@ def test_two_processes_resume_to_the_bytes_of_two_that_never_stopped(both: Both)
     assert "resumed   at step 2" in both.again.said
     whole, resumed = (both.folder / name / "fox.safetensors" for name in ("two", "resumed"))
     assert resumed.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_limit_norms_and_ranks_as_one_does(cached: dict[str, object], tmp_path: Path):
+    # Of both, what is done depends on each process's own noise levels, or on weights after a step.
+    shared = {
+        **cached,
+        "max_train_steps": 2,
+        "learning_rate": 1e-2,
+        "network_module": "networks.tlora_anima",
+        "network_args": ["min_rank=1"],
+        "scale_weight_norms": 0.01,
+    }
+    given = {**MODEL, **TRAINING, **shared, "device": "cpu", "output_dir": tmp_path / "two"}
+    summary = tmp_path / "summary.json"
+    two = run_apart(*LAUNCH, *options(**given, summary_json=summary), summary=summary).ok()
+    one = anima_pipe(
+        "train",
+        tmp_path / "one.json",
+        output_dir=tmp_path / "one",
+        gradient_accumulation_steps=2,
+        **shared,
+    ).ok()
+
+    found, expected = tensors_of(two), tensors_of(one)
+    assert all(torch.allclose(found[n], expected[n], rtol=1e-3, atol=1e-5) for n in expected)
+    for name in [name for name in found if name.endswith("lora_B.weight")]:
+        down = found[name.replace("lora_B", "lora_A")]
+        assert (found[name] @ down).norm() / len(down) <= 0.01 * (1 + 1e-4), name
