@@ -23,8 +23,10 @@ from anima_pipe.kohya.rows import (
     Option,
     Refused,
 )
+from anima_pipe.kohya.table.caches import CACHES
 from anima_pipe.kohya.table.dataset import DATASET, DATASET_GROUP
 from anima_pipe.kohya.table.files import FILES
+from anima_pipe.kohya.table.logs import LOGS
 from anima_pipe.kohya.table.machine import MACHINE
 from anima_pipe.kohya.table.network import NETWORK
 from anima_pipe.kohya.table.objective import OBJECTIVE
@@ -55,10 +57,12 @@ __all__ = [
 OPTIONS: Final[tuple[Option, ...]] = (
     *FILES,
     *DATASET,
+    *CACHES,
     *NETWORK,
     *OPTIMIZING,
     *OBJECTIVE,
     *SAVING,
+    *LOGS,
     *MACHINE,
     *OTHER_MODELS,
 )
