@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,3 +140,43 @@ def test_two_processes_limit_norms_and_ranks_as_one_does(cached: dict[str, objec
     for name in [name for name in found if name.endswith("lora_B.weight")]:
         down = found[name.replace("lora_B", "lora_A")]
         assert (found[name] @ down).norm() / len(down) <= 0.01 * (1 + 1e-4), name
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_is_held_out_as_one_does(
+    cached: dict[str, object], dataset: Path, tmp_path: Path
+):
+    # Three pictures are held out: the second process has none in the last round.
+    halves = tmp_path / "halves.toml"
+    text = dataset.read_text().replace("batch_size = 2", "batch_size = 1")
+    halves.write_text(text.replace("[[datasets]]", "[[datasets]]\nvalidation_split = 0.5"))
+    given = {
+        **cached,
+        "dataset_config": halves,
+        "max_train_steps": 2,
+        "validate_every_n_steps": 1,
+        "log_with": "tensorboard",
+    }
+    two_folder, one_folder = tmp_path / "two", tmp_path / "one"
+    two = {**MODEL, **TRAINING, **given, "device": "cpu", "output_dir": two_folder}
+    run_apart(*LAUNCH, *options(**two, logging_dir=two_folder / "logs")).ok()
+    anima_pipe(
+        "train",
+        tmp_path / "one.json",
+        output_dir=one_folder,
+        logging_dir=one_folder / "logs",
+        gradient_accumulation_steps=2,
+        **given,
+    ).ok()
+
+    found, expected = (_validation_losses(folder) for folder in (two_folder, one_folder))
+    assert list(found) == [0, 1, 2]
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def _validation_losses(folder: Path) -> dict[int, float]:
+    """The loss on what is held out, by step."""
+    (file,) = folder.glob("logs/*/metrics.jsonl")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    name = "validation/loss"
+    return {line["step"]: line[name] for line in lines if name in line}
