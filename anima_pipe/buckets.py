@@ -83,12 +83,16 @@ class BucketRules:
         return self.resolution[0] * self.resolution[1]
 
 
+@lru_cache(maxsize=4096)
 def choose_bucket(rules: BucketRules, *, image_size: tuple[int, int]) -> BucketChoice:
     """Choose the bucket of a picture, the size to bring it to and the centred crop.
 
     Args:
         rules: The dataset's bucket settings.
         image_size: (width, height) in pixels, after EXIF rotation.
+
+    Returns:
+        The same object for pictures of the same size, which are often many.
 
     Raises:
         DataError: The picture is so narrow or so small that its bucket would have no pixels.

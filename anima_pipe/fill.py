@@ -123,15 +123,15 @@ def fill_latents(
     started = time.monotonic()
     send_pending(settings.cache.folder)
     cached, problems = cached_keys(settings.cache.folder, "latents", settings.cache_name)
-    missing = [request for key, request in requests.items() if key not in cached]
+    missing = [key for key in requests if key not in cached]
     # By picture, so that both orientations of one are decoded in the same process.
-    own = [request for request in missing if rank.takes(request.image.content)]
+    own = [key for key in missing if rank.takes(requests[key].image.content)]
     summary = FillSummary(
         reused=len(requests) - len(missing), elsewhere=len(missing) - len(own), problems=problems
     )
     if own:
         require_writable(settings.cache.folder)
-        _encode_latents(own, settings, summary)
+        _encode_latents(own, requests, settings, summary)
     summary.seconds = time.monotonic() - started
     return summary
 
@@ -152,14 +152,14 @@ def fill_masks(
     started = time.monotonic()
     send_pending(settings.cache.folder)
     cached, problems = cached_keys(settings.cache.folder, "masks", MASK_CACHE)
-    missing = [request for key, request in requests.items() if key not in cached]
-    own = [request for request in missing if rank.takes(request.image.content)]
+    missing = [key for key in requests if key not in cached]
+    own = [key for key in missing if rank.takes(requests[key].image.content)]
     summary = FillSummary(
         reused=len(requests) - len(missing), elsewhere=len(missing) - len(own), problems=problems
     )
     if own:
         require_writable(settings.cache.folder)
-        _write_masks(own, settings, summary)
+        _write_masks(own, requests, settings, summary)
     summary.seconds = time.monotonic() - started
     return summary
 
@@ -194,7 +194,10 @@ def fill_text(captions: Sequence[str], settings: TextSettings, rank: Rank = ALON
 
 
 def _encode_latents(
-    missing: list[LatentRequest], settings: LatentSettings, summary: FillSummary
+    missing: list[str],
+    requests: Mapping[str, LatentRequest],
+    settings: LatentSettings,
+    summary: FillSummary,
 ) -> None:
     import torch
 
@@ -204,8 +207,9 @@ def _encode_latents(
     from anima_pipe.source.decode import decode_in_workers
     from anima_pipe.source.images import load_pixels
 
-    # Like buckets together for full batches; both orientations of a picture side by side.
-    missing.sort(key=lambda request: (request.choice.bucket, str(request.image.path)))
+    # Like buckets together for full batches; both orientations of a picture stay side by side.
+    missing.sort(key=lambda key: requests[key].choice.bucket)
+    folders = {requests[key].image.path.parent for key in missing}
     device = choose_device(settings.cache.device)
     vae = load_vae(settings.vae, dtype=torch.float32, device=device)
     fingerprint = vae_fingerprint(settings.vae)
@@ -213,11 +217,12 @@ def _encode_latents(
         settings.cache.folder, fingerprint, settings.cache.dtype, settings.vae.name
     )
     bar = progress_bar(len(missing), "image", "latents")
-    lost = {request.key for request in missing}
+    lost = set(missing)
+    wanted = (requests[key] for key in missing)
     with writer, bar:
-        for batch in decode_in_workers(load_pixels, missing, settings.batch_size, settings.workers):
+        for batch in decode_in_workers(load_pixels, wanted, settings.batch_size, settings.workers):
             if batch.failures:
-                _refuse_lost_folders(missing)
+                _refuse_lost_folders(folders)
             summary.failed += batch.failures
             if batch.requests:
                 encoded, failed = _add_latents(writer, vae, batch.requests, batch.pixels.to(device))
@@ -252,20 +257,25 @@ def _add_latents(
 
 
 def _write_masks(
-    missing: list[MaskRequest], settings: LatentSettings, summary: FillSummary
+    missing: list[str],
+    requests: Mapping[str, MaskRequest],
+    settings: LatentSettings,
+    summary: FillSummary,
 ) -> None:
     from anima_pipe.runtime import progress_bar
     from anima_pipe.shards import MaskWriter
     from anima_pipe.source.decode import decode_in_workers
     from anima_pipe.source.images import load_mask
 
-    missing.sort(key=lambda request: (request.choice.bucket, request.name))
+    missing.sort(key=lambda key: requests[key].choice.bucket)
+    folders = {requests[key].image.path.parent for key in missing}
     writer = MaskWriter(settings.cache.folder)
-    lost = {request.key for request in missing}
+    lost = set(missing)
+    wanted = (requests[key] for key in missing)
     with writer, progress_bar(len(missing), "mask", "masks") as bar:
-        for batch in decode_in_workers(load_mask, missing, MASKS_PER_TASK, settings.workers):
+        for batch in decode_in_workers(load_mask, wanted, MASKS_PER_TASK, settings.workers):
             if batch.failures:
-                _refuse_lost_folders(missing)
+                _refuse_lost_folders(folders)
             summary.failed += batch.failures
             for request, mask in zip(batch.requests, batch.pixels, strict=True):
                 writer.add(request.key, mask, _metadata(request) | {"channel": request.channel})
@@ -276,13 +286,13 @@ def _write_masks(
     summary.shards = writer.summary.shards
 
 
-def _refuse_lost_folders(requests: Iterable[LatentRequest | MaskRequest]) -> None:
+def _refuse_lost_folders(folders: Iterable[Path]) -> None:
     """Tell a disk that was unplugged, or a share that went away, from pictures that are damaged.
 
     Raises:
         DataError: A folder of pictures or masks is gone, or empty as a mount point is left.
     """
-    for folder in {request.image.path.parent for request in requests}:
+    for folder in folders:
         try:
             is_there = any(folder.iterdir())
         except OSError:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from anima_pipe.buckets import random_crops
 from anima_pipe.dataset import SubsetConfig
@@ -12,6 +13,36 @@ from anima_pipe.face_crops import face_crops, face_in_name
 from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, MaskChannel, MaskRequest
 from anima_pipe.shards.keys import latent_key, mask_key
 from anima_pipe.source.mask_files import refuse_other_size
+
+Request = TypeVar("Request", LatentRequest, MaskRequest)
+Owner = TypeVar("Owner")
+
+
+class Requests(Mapping[str, Request], Generic[Owner, Request]):
+    """Requests by key, each made when it is asked for: kept, those of many pictures are large.
+
+    Args:
+        owners: What needs the request, by key.
+        make: Returns all requests of an owner.
+    """
+
+    def __init__(self, owners: dict[str, Owner], make: Callable[[Owner], list[Request]]) -> None:
+        self._owners = owners
+        self._make = make
+
+    def __getitem__(self, key: str) -> Request:
+        """Make a request."""
+        requests = self._make(self._owners[key])
+        return next(request for request in requests if request.key == key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._owners)
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._owners
 
 
 def latent_requests(

@@ -8,18 +8,17 @@ number of repeats needs nothing new.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from anima_pipe.buckets import choose_bucket
 from anima_pipe.dataset import DatasetConfig, SubsetConfig, held_out, regularisation_visits
 from anima_pipe.errors import DataError
 from anima_pipe.face_crops import face_in_name
 from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, MaskRequest, Skipped
-from anima_pipe.requests import latent_requests, mask_requests
+from anima_pipe.requests import Requests, latent_requests, mask_requests
 from anima_pipe.runtime import counted, say
 from anima_pipe.source.caption_files import read_caption, read_json_caption
 from anima_pipe.source.images import find_images
@@ -34,7 +33,9 @@ from anima_pipe.source.variants import CaptionTexts, caption_texts
 class Picture:
     """One picture of one subset, not looked into yet."""
 
-    path: Path
+    folder: Path
+    """One object for all that are in it: a dataset has many pictures, and few folders."""
+    name: str
     dataset: DatasetConfig
     subset: SubsetConfig
     caption: str | None = None
@@ -43,6 +44,11 @@ class Picture:
     """Its mask image, where the subset has a folder of them."""
     held_out: bool = False
     """It is for validation, and not trained on."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.folder / self.name
 
     @property
     def rules(self) -> SubsetConfig:
@@ -55,8 +61,15 @@ class Sample:
     """One picture and everything that training may draw for it."""
 
     picture: Picture
-    image: ImageFile
+    size: tuple[int, int]
+    """(width, height) after EXIF rotation, in pixels."""
+    content: str
+    """Hash of the file's bytes."""
+    mask: ImageFile | None
+    """Its mask image, where there is one."""
     choice: BucketChoice
+    crop_variants: int
+    """See `survey_pictures`."""
     latent_keys: tuple[str, ...]
     """One per crop and orientation: as it is, and mirrored where flip_aug asks for it."""
     mask_keys: tuple[str, ...]
@@ -66,6 +79,19 @@ class Sample:
     visits: int
     """Per epoch; 0 where the picture is held out."""
 
+    @property
+    def image(self) -> ImageFile:
+        """The picture's file as the scan found it."""
+        return ImageFile(path=self.picture.path, size=self.size, content=self.content)
+
+    def latents(self) -> list[LatentRequest]:
+        """Return what `latent_keys` are the keys of."""
+        return latent_requests(self.picture.rules, self.image, self.choice, self.crop_variants)
+
+    def masks(self) -> list[MaskRequest]:
+        """Return what `mask_keys` are the keys of."""
+        return mask_requests(self.picture.path, self.mask, self.latents())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
@@ -73,9 +99,9 @@ class Survey:
 
     datasets: tuple[DatasetConfig, ...]
     samples: tuple[Sample, ...]
-    latents: dict[str, LatentRequest]
+    latents: Mapping[str, LatentRequest]
     """Every latent that the samples need, by key."""
-    masks: dict[str, MaskRequest]
+    masks: Mapping[str, MaskRequest]
     """Every mask that they need, by key."""
     skipped: tuple[Skipped, ...]
 
@@ -133,9 +159,12 @@ def _split(dataset: DatasetConfig, subset: SubsetConfig) -> Iterator[Picture]:
     masks = find_masks(subset.mask_dir, [path for path, _ in listed])
     share = 0.0 if subset.is_reg else subset.validation_split
     for_validation = held_out(len(listed), share, subset.validation_seed)
+    folders: dict[Path, Path] = {}
     for place, ((path, caption), mask) in enumerate(zip(listed, masks, strict=True)):
+        folder = folders.setdefault(path.parent, path.parent)
         yield Picture(
-            path=path,
+            folder=folder,
+            name=path.name,
             dataset=dataset,
             subset=subset,
             caption=caption,
@@ -189,10 +218,10 @@ def survey_pictures(
     Raises:
         DataError: Not one picture can be used.
     """
-    found: list[_Found] = []
+    samples: list[Sample] = []
     skipped: list[Skipped] = []
     too_small = 0
-    images = scan_images([picture.path for picture in pictures], cache_dir, rehash=rehash)
+    images = scan_images((picture.path for picture in pictures), cache_dir, rehash=rehash)
     masks = list(dict.fromkeys(picture.mask for picture in pictures if picture.mask))
     mask_images = dict(zip(masks, scan_images(masks, cache_dir, rehash=rehash), strict=True))
     for picture, image in zip(pictures, images, strict=True):
@@ -201,44 +230,37 @@ def survey_pictures(
             continue
         mask = mask_images[picture.mask] if picture.mask else None
         try:
-            found.append(_found(picture, image, mask, caption_variants, crop_variants))
+            samples.append(_sample(picture, image, mask, caption_variants, crop_variants))
         except DataError as error:
             skipped.append(Skipped(name=str(picture.path), reason=error.problem))
     if too_small:
         say(f"{too_small} of {len(pictures)} pictures are left out by skip_image_resolution")
-    if not found:
+    if not samples:
         raise _none_left(pictures, skipped)
-    balanced = _balanced([one.sample for one in found])
-    if unused := len(found) - len(balanced):
+    balanced = _balanced(samples)
+    if unused := len(samples) - len(balanced):
         say(f"{unused} regularisation pictures are not used: the others are enough")
     if faceless := sum(map(_names_no_face, balanced)):
         say(f"{faceless} pictures of face_crop_aug_range locate no face in their file names")
-    latents = {request.key: request for one in found for request in one.latents}
-    over_them = {request.key: request for one in found for request in one.masks}
+    latents = {key: sample for sample in balanced for key in sample.latent_keys}
+    over_them = {key: sample for sample in balanced for key in sample.mask_keys}
+    datasets = {id(picture.dataset): picture.dataset for picture in pictures}
     return Survey(
-        datasets=tuple(dict.fromkeys(picture.dataset for picture in pictures)),
+        datasets=tuple(dict.fromkeys(datasets.values())),
         samples=balanced,
-        latents={key: latents[key] for sample in balanced for key in sample.latent_keys},
-        masks={key: over_them[key] for sample in balanced for key in sample.mask_keys},
+        latents=Requests(latents, Sample.latents),
+        masks=Requests(over_them, Sample.masks),
         skipped=tuple(skipped),
     )
 
 
-class _Found(NamedTuple):
-    """A picture that can be used, and what it needs of the caches."""
-
-    sample: Sample
-    latents: list[LatentRequest]
-    masks: list[MaskRequest]
-
-
-def _found(
+def _sample(
     picture: Picture,
     image: ImageFile | DataError,
     mask: ImageFile | DataError | None,
     caption_variants: int | None,
     crop_variants: int,
-) -> _Found:
+) -> Sample:
     """Read one picture's caption, choose its bucket, and say what it needs.
 
     Raises:
@@ -253,16 +275,18 @@ def _found(
     latents = latent_requests(picture.rules, image, choice, crop_variants)
     is_masked = mask is not None or picture.subset.alpha_mask
     masks = mask_requests(picture.path, mask, latents) if is_masked else []
-    sample = Sample(
+    return Sample(
         picture=picture,
-        image=image,
+        size=image.size,
+        content=image.content,
+        mask=None if isinstance(mask, DataError) else mask,
         choice=choice,
+        crop_variants=crop_variants,
         latent_keys=tuple(request.key for request in latents),
         mask_keys=tuple(request.key for request in masks),
         captions=captions,
         visits=0 if picture.held_out else picture.subset.num_repeats,
     )
-    return _Found(sample, latents, masks)
 
 
 def _none_left(pictures: Sequence[Picture], skipped: Sequence[Skipped]) -> DataError:
@@ -283,10 +307,11 @@ def _balanced(samples: Sequence[Sample]) -> tuple[Sample, ...]:
 
     Regularisation pictures that come to no visit are left out.
     """
-    wanted: Counter[DatasetConfig] = Counter()
-    regularising: dict[DatasetConfig, list[int]] = {}
+    # By identity: the hash of a dataset is that of all its settings, and pictures are many.
+    wanted: Counter[int] = Counter()
+    regularising: dict[int, list[int]] = {}
     for place, sample in enumerate(samples):
-        dataset = sample.picture.dataset
+        dataset = id(sample.picture.dataset)
         if sample.picture.subset.is_reg:
             regularising.setdefault(dataset, []).append(place)
         else:
@@ -324,11 +349,12 @@ def uncaptioned(pictures: Iterable[Picture]) -> list[Skipped]:
         DataError: No picture of a subset has a caption, which nobody means.
     """
     missing: list[Skipped] = []
-    by_subset: dict[SubsetConfig, list[Picture]] = {}
+    by_subset: dict[int, list[Picture]] = {}
     for picture in pictures:
         if picture.subset.class_tokens is None:
-            by_subset.setdefault(picture.subset, []).append(picture)
-    for subset, members in by_subset.items():
+            by_subset.setdefault(id(picture.subset), []).append(picture)
+    for members in by_subset.values():
+        subset = members[0].subset
         without = [p for p in members if _lacks_caption(p)]
         if len(without) == len(members):
             raise DataError(

@@ -81,7 +81,7 @@ def profile_that_sees_green():
 
 
 def decode_requests(folder, count, orientations=(False,)):
-    """Requests for `count` pictures of noise, of two sizes in turn."""
+    """Requests for `count` pictures of noise, those of one size before those of another."""
     rng = np.random.default_rng(0)
     requests = []
     for index in range(count):
@@ -94,4 +94,4 @@ def decode_requests(folder, count, orientations=(False,)):
             LatentRequest(key=f"{index}-{flip}", image=image, choice=choice, flipped=flip)
             for flip in orientations
         ]
-    return requests
+    return sorted(requests, key=lambda request: request.choice.bucket, reverse=True)

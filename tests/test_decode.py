@@ -54,9 +54,9 @@ def test_each_row_is_the_picture_of_its_request(tmp_path, num_workers):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_picture_that_fails_is_listed_and_costs_its_batch_nothing(tmp_path, num_workers):
     requests = decode_requests(tmp_path, 8)
-    broken = requests[2].image.path
+    broken = requests[1].image.path
     broken.write_bytes(broken.read_bytes()[:-100])
-    requests[4].image.path.unlink()
+    requests[2].image.path.unlink()
     batches = list(decode_in_workers(load_pixels, requests, 4, num_workers))
     assert keys_of(batches) == [
         ["0-False", "6-False"],

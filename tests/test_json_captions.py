@@ -120,7 +120,7 @@ def test_a_file_without_a_caption_is_named(text: str, problem: str):
 def picture(folder: Path, **subset: Any) -> Picture:
     config = SubsetConfig(image_dir=folder, caption_extension=".json", **subset)
     dataset = DatasetConfig(subsets=(config,), buckets=BucketRules(resolution=(512, 512)))
-    return Picture(path=folder / "a.png", dataset=dataset, subset=config)
+    return Picture(folder=folder, name="a.png", dataset=dataset, subset=config)
 
 
 def test_caption_extension_json_reads_the_file_beside_the_picture(tmp_path: Path):

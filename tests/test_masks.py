@@ -259,7 +259,7 @@ def test_the_cache_commands_know_masks(pictures, tmp_path):
     tar.write_bytes(content)
     found = cache("verify", *place)
     assert found.exit_code == 1
-    assert "1 problems" in found.stdout
+    assert "1 problem\n" in found.stdout
     mended, _ = summary_of("cache-latents", options)
     assert (mended["problems"], mended["masks_encoded"]) == (1, 1)
 

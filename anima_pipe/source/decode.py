@@ -7,12 +7,12 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from anima_pipe.errors import DataError, PipeError
@@ -61,13 +61,13 @@ def decode_in_workers(
 ) -> Iterator[DecodedBatch[Request]]:
     """Decode pictures, or masks, into batches of one bucket each.
 
-    The batches and their order depend on the order of the requests alone: buckets come in the
-    order in which they first appear. Put requests for the same picture side by side: it is then
-    decoded once for both orientations.
+    The batches and their order depend on the order of the requests alone: a batch ends where
+    another bucket begins. Put requests for the same picture side by side: it is then decoded once
+    for both orientations.
 
     Args:
         load: `load_pixels` or `load_mask`.
-        requests: What to decode.
+        requests: What to decode, one bucket after the other; taken as they are needed.
         batch_size: Pictures per batch, at least 1; the last batch of a bucket may be smaller.
         num_workers: Processes that decode; 0: decode in this one, when a batch is asked for.
 
@@ -77,8 +77,7 @@ def decode_in_workers(
     Raises:
         PipeError: A worker process died.
     """
-    batches = list(_batches(requests, batch_size))
-    num_workers = min(num_workers, len(batches))
+    batches = _batches(requests, batch_size)
     decode = partial(_decode, load)
     decoded = in_processes(decode, batches, num_workers) if num_workers else map(decode, batches)
     for batch in decoded:
@@ -88,12 +87,9 @@ def decode_in_workers(
 
 
 def _batches(requests: Iterable[Request], batch_size: int) -> Iterator[list[Request]]:
-    by_bucket: dict[tuple[int, int], list[Request]] = {}
-    for request in requests:
-        by_bucket.setdefault(request.choice.bucket, []).append(request)
-    for members in by_bucket.values():
-        for start in range(0, len(members), batch_size):
-            yield members[start : start + batch_size]
+    for _, members in groupby(requests, key=lambda request: request.choice.bucket):
+        while batch := list(islice(members, batch_size)):
+            yield batch
 
 
 def _stacked(pixels: list[NDArray[Any]]) -> torch.Tensor:
@@ -125,7 +121,7 @@ def _decode(load: Loader[Request], batch: list[Request]) -> _Decoded[Request]:
 
 
 def in_processes(
-    decode: Callable[[_Batch], _Result], batches: Sequence[_Batch], num_workers: int
+    decode: Callable[[_Batch], _Result], batches: Iterable[_Batch], num_workers: int
 ) -> Iterator[_Result]:
     """Decode batches in order, a bounded number of them ahead.
 

@@ -12,9 +12,11 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -31,6 +33,9 @@ READING_THREADS: Final = 8
 
 PICTURES_PER_TASK: Final = 32
 """Looked at by a thread at a time: one by one, handing them out would take longer than looking."""
+
+TASKS_AHEAD: Final = 32
+"""Looked at, or being looked at, before the caller takes what they found."""
 
 SETTLED_SECONDS: Final = 2.0
 """A file this young may change again within its time stamp, whose steps may be as coarse."""
@@ -49,22 +54,25 @@ class Seen:
 
 
 def scan_images(
-    paths: Sequence[Path], cache_dir: Path | None, *, rehash: bool = False
+    paths: Iterable[Path], cache_dir: Path | None, *, rehash: bool = False
 ) -> Iterator[ImageFile | DataError]:
     """Yield size and hash of each picture, in order, or what is wrong with it.
 
     Args:
-        paths: The pictures.
+        paths: The pictures; taken as they are needed.
         cache_dir: Where the memory of earlier scans is; None: nothing is remembered.
         rehash: Read every picture, even where nothing about the file has changed.
     """
-    folders = dict.fromkeys(path.parent for path in paths) if cache_dir else ()
-    memories = {folder: _Memory(cache_dir, folder) for folder in folders if cache_dir}
+    memories: dict[Path, _Memory] = {}
+    ahead: deque[Future[list[ImageFile | DataError]]] = deque()
     try:
         with ThreadPoolExecutor(READING_THREADS) as threads:
-            tasks = _chunks(paths)
-            for looks in threads.map(lambda task: _look_at_all(task, memories, rehash), tasks):
-                yield from looks
+            for task in _tasks(paths, memories, cache_dir):
+                ahead.append(threads.submit(_look_at_all, task, memories, rehash))
+                if len(ahead) > TASKS_AHEAD:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
     finally:
         # Also when interrupted: hashing a large dataset again would take long.
         for memory in memories.values():
@@ -132,9 +140,16 @@ def _is_settled(stamp: Stamp) -> bool:
     return time.time_ns() - stamp[1] > SETTLED_SECONDS * 1e9
 
 
-def _chunks(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
-    for start in range(0, len(paths), PICTURES_PER_TASK):
-        yield paths[start : start + PICTURES_PER_TASK]
+def _tasks(
+    paths: Iterable[Path], memories: dict[Path, _Memory], cache_dir: Path | None
+) -> Iterator[list[Path]]:
+    """Yield so many pictures at a time, their folders' memories read."""
+    remaining = iter(paths)
+    while task := list(islice(remaining, PICTURES_PER_TASK)):
+        if cache_dir:
+            for folder in {path.parent for path in task} - memories.keys():
+                memories[folder] = _Memory(cache_dir, folder)
+        yield task
 
 
 def _read_memory(file: Path) -> dict[str, Seen]:
@@ -143,8 +158,14 @@ def _read_memory(file: Path) -> dict[str, Seen]:
         head, _, body = file.read_bytes().partition(b"\n")
         if head != _head(body):
             return {}
+        # Many pictures share a size: one object for each size, which outlives this memory.
+        sizes: dict[tuple[int, int], tuple[int, int]] = {}
         return {
-            name: Seen((length, changed, inode), (width, height), content)
+            name: Seen(
+                (length, changed, inode),
+                sizes.setdefault((width, height), (width, height)),
+                content,
+            )
             for name, (length, changed, inode, width, height, content) in json.loads(body).items()
         }
     except (OSError, ValueError, TypeError, AttributeError):
