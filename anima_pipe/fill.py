@@ -15,7 +15,7 @@ from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
 from anima_pipe.errors import DataError
 from anima_pipe.records import T5_LIMIT, LatentRequest, MaskRequest, Skipped
 from anima_pipe.runtime import Rank
-from anima_pipe.shards.contents import cached_keys
+from anima_pipe.shards.contents import cached_keys, cached_shards, long_texts
 from anima_pipe.shards.folders import MASK_CACHE, StoredDtype
 from anima_pipe.shards.index import Problem
 from anima_pipe.shards.keys import text_key
@@ -101,7 +101,7 @@ class FillSummary:
     kept_in_bf16: int = 0
     """Texts in an fp16 cache that fp16 cannot hold."""
     long: list[Skipped] = field(default_factory=list[Skipped])
-    """Texts that were encoded whole although they have more than `T5_LIMIT` tokens."""
+    """Texts that are kept whole although they have more than `T5_LIMIT` tokens."""
     seconds: float = 0.0
 
 
@@ -170,7 +170,8 @@ def fill_text(captions: Sequence[str], settings: TextSettings, rank: Rank = ALON
     Args:
         captions: Distinct final texts.
         settings: How they are encoded.
-        rank: Encode this process's part of them only; the others encode the rest.
+        rank: Encode this process's part of them only; the others encode the rest. Long ones that
+            are cached already are named by the first process alone.
 
     Raises:
         CheckpointError: The text encoder's files are not what they should be.
@@ -179,13 +180,17 @@ def fill_text(captions: Sequence[str], settings: TextSettings, rank: Rank = ALON
     """
     started = time.monotonic()
     send_pending(settings.cache.folder)
-    cached, problems = cached_keys(settings.cache.folder, "text", settings.cache_name)
+    shards, problems = cached_shards(settings.cache.folder, "text", settings.cache_name)
+    cached = {key for shard in shards for key in shard.keys}
     keys = {caption: text_key(caption) for caption in captions}
     missing = [caption for caption, key in keys.items() if key not in cached]
     own = [caption for caption in missing if rank.takes(keys[caption])]
     summary = FillSummary(
         reused=len(keys) - len(missing), elsewhere=len(missing) - len(own), problems=problems
     )
+    if rank.number == 0:
+        tokens = long_texts(shards, T5_LIMIT)
+        summary.long += [_long(text, tokens[key]) for text, key in keys.items() if key in tokens]
     if own:
         require_writable(settings.cache.folder)
         _encode_text(own, settings, summary)
@@ -342,12 +347,15 @@ def _encode_text(missing: list[str], settings: TextSettings, summary: FillSummar
                 except DataError as error:
                     summary.failed.append(Skipped(name=repr(caption), reason=error.problem))
                 if (tokens := len(condition.t5_ids)) > T5_LIMIT:
-                    start = f"{caption[:SHOWN_LETTERS]!r}..."
-                    summary.long.append(Skipped(name=start, reason=f"{tokens} T5 tokens"))
+                    summary.long.append(_long(caption, tokens))
             bar.update(len(captions))
     summary.encoded = writer.summary.samples
     summary.shards = writer.summary.shards
     summary.kept_in_bf16 = len(writer.summary.kept_in_bf16)
+
+
+def _long(caption: str, tokens: int) -> Skipped:
+    return Skipped(name=f"{caption[:SHOWN_LETTERS]!r}...", reason=f"{tokens} T5 tokens")
 
 
 def _chunks(items: list[str], size: int) -> Iterator[list[str]]:

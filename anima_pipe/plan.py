@@ -9,9 +9,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 from anima_pipe.errors import CacheError, DataError
+from anima_pipe.records import T5_LIMIT
 from anima_pipe.runtime import derive_seed
 from anima_pipe.shards.keys import text_key
 from anima_pipe.source.captions import warmup_steps
@@ -86,6 +88,8 @@ class Plan:
     seed: int
     held_out: tuple[PlannedSample, ...] = ()
     """Not trained on: what validation looks at, each shown in one way only."""
+    long_texts: AbstractSet[str] = frozenset()
+    """Keys of texts of more than `T5_LIMIT` tokens, of this dataset or others."""
 
     def batches_per_epoch(self) -> int:
         """Return the number of batches in every epoch; a bucket's last one may be smaller."""
@@ -136,6 +140,7 @@ def make_plan(
     mask_keys: Iterable[str] = (),
     *,
     seed: int,
+    long_texts: AbstractSet[str] = frozenset(),
 ) -> Plan:
     """Join the dataset's samples with what the caches hold.
 
@@ -145,6 +150,7 @@ def make_plan(
         text_keys: Keys in the text cache.
         mask_keys: Keys in the cache of masks.
         seed: Of the run.
+        long_texts: Keys in the text cache of texts of more than `T5_LIMIT` tokens.
 
     Raises:
         CacheError: A sample's latents, masks or texts, or the empty caption, are not in the caches.
@@ -174,13 +180,14 @@ def make_plan(
             "run `anima-pipe encode-text` for this dataset",
         )
     held_out = tuple(sample for sample in samples if not sample.repeats)
-    return Plan(samples=trained, seed=seed, held_out=held_out)
+    return Plan(samples=trained, seed=seed, held_out=held_out, long_texts=long_texts)
 
 
 def describe(plan: Plan) -> list[str]:
     """Return the lines that tell a user what will be trained."""
     buckets = Counter(sample.group[1:] for sample in plan.samples)
-    variants = sum(len(s.texts) + sum(map(len, s.warmup)) for s in plan.samples)
+    texts = [key for s in plan.samples for part in (s.texts, *s.warmup) for key in part]
+    long = sum(key in plan.long_texts for key in texts)
     mirrored = sum(len(sample.latents) > sample.crops for sample in plan.samples)
     crops = sum(sample.crops for sample in plan.samples if sample.crops > 1)
     lines = [
@@ -188,7 +195,8 @@ def describe(plan: Plan) -> list[str]:
         + (f", {mirrored} also mirrored" if mirrored else "")
         + (f", {crops} random crops" if crops else ""),
         *_special_lines(plan),
-        f"captions    {variants} variants",
+        f"captions    {len(texts)} variants"
+        + (f", {long} over {T5_LIMIT} T5 tokens" if long else ""),
         f"batches     {plan.batches_per_epoch()} per epoch",
     ]
     by_size = sorted(buckets.items(), key=lambda item: (-item[1], item[0]))

@@ -34,7 +34,7 @@ class Picture:
     """One picture of one subset, not looked into yet."""
 
     folder: Path
-    """One object for all that are in it: a dataset has many pictures, and few folders."""
+    """One object for all pictures in it."""
     name: str
     dataset: DatasetConfig
     subset: SubsetConfig
@@ -242,14 +242,12 @@ def survey_pictures(
         say(f"{unused} regularisation pictures are not used: the others are enough")
     if faceless := sum(map(_names_no_face, balanced)):
         say(f"{faceless} pictures of face_crop_aug_range locate no face in their file names")
-    latents = {key: sample for sample in balanced for key in sample.latent_keys}
-    over_them = {key: sample for sample in balanced for key in sample.mask_keys}
     datasets = {id(picture.dataset): picture.dataset for picture in pictures}
     return Survey(
         datasets=tuple(dict.fromkeys(datasets.values())),
         samples=balanced,
-        latents=Requests(latents, Sample.latents),
-        masks=Requests(over_them, Sample.masks),
+        latents=Requests({key: s for s in balanced for key in s.latent_keys}, Sample.latents),
+        masks=Requests({key: s for s in balanced for key in s.mask_keys}, Sample.masks),
         skipped=tuple(skipped),
     )
 

@@ -34,7 +34,7 @@ class TextSummary:
     kept_in_bf16: int
     """Of the encoded, those whose values an fp16 cache cannot hold."""
     over_limit: int
-    """Of the encoded, those of more than 512 T5 tokens; they are kept whole."""
+    """Of the encoded and the reused, those of more than 512 T5 tokens; they are kept whole."""
     over_limit_first: list[str]
     """How the first of these begin, and how many tokens they have."""
     seconds: float

@@ -180,6 +180,7 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Sur
     from anima_pipe.fill import fill_latents, fill_masks, fill_text
     from anima_pipe.kohya.settings import prompt_texts
     from anima_pipe.plan import make_plan
+    from anima_pipe.records import T5_LIMIT
     from anima_pipe.report import (
         report_fill,
         report_long,
@@ -223,7 +224,9 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Sur
         data.text.cache_name if data.text else None,
     )
     held = (cache.latents.keys(), cache.text.keys(), cache.masks.keys())
-    return survey, make_plan(survey, *held, seed=settings.seed), cache
+    long_texts = cache.text.longer_than(T5_LIMIT, "t5_ids")
+    plan = make_plan(survey, *held, seed=settings.seed, long_texts=long_texts)
+    return survey, plan, cache
 
 
 def prepare_batches(

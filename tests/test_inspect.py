@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 import json
+import os
 import re
 import shutil
 import sys
@@ -31,6 +32,8 @@ X = "\N{MULTIPLICATION SIGN}"
 
 SMALL = ("--resolution", 128, "--min_bucket_reso", 64)
 """Options that make small buckets."""
+
+LONG_AGO = 1_600_000_000
 
 HOSTILE = "</p></article><script>alert(1)</script>, <img src=x onerror=alert(2)>, \"a\" & 'b', 狐"
 
@@ -196,6 +199,27 @@ def test_the_page_needs_nothing_from_elsewhere(inspect, dataset: Path, tmp_path:
     assert policy.attributes["content"].startswith("default-src 'none'")
     text = re.sub(r"data:[^\"]*", "", (tmp_path / "page.html").read_text("utf-8"))
     assert re.findall(r"https?:|url\(|@import", text) == []
+
+
+def test_what_a_cache_remembers_of_pictures_is_not_read_again(inspect, tmp_path: Path):
+    folder, cache = tmp_path / "in", tmp_path / "cache"
+    for number in range(2):
+        path = save(folder, f"{number}.png", Image.new("RGB", (300, 300)))
+        path.write_bytes(path.read_bytes() + b"%d" % number)  # not a part of the picture
+        os.utime(path, (LONG_AGO, LONG_AGO))
+
+    def duplicates(*arguments: object) -> list[str]:
+        flags = inspect(folder, *SMALL, "--cache_dir", cache, *arguments).flags()
+        return [name for name, held in flags.items() if "duplicate" in held]
+
+    assert duplicates() == []
+    assert not cache.exists()
+    cache.mkdir()
+    assert duplicates() == []
+    path.write_bytes((folder / "0.png").read_bytes())
+    os.utime(path, (LONG_AGO, LONG_AGO))
+    assert duplicates() == []
+    assert sorted(duplicates("--rehash")) == ["0.png", "1.png"]
 
 
 def test_copies_and_pictures_that_look_alike_are_told_apart(inspect, tmp_path: Path):

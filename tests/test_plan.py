@@ -65,6 +65,14 @@ def test_a_batch_holds_pictures_of_one_bucket(folder):
         assert len({bucket[visit.name] for visit in batch}) == 1
 
 
+def test_the_plan_counts_captions_over_the_token_limit(folder):
+    survey = surveyed(dataset(folder))
+    texts = [text_key(caption) for caption in survey.captions]
+    plan = make_plan(survey, survey.latents, texts, seed=0, long_texts={texts[2], "of others"})
+    assert "captions    5 variants, 1 over 512 T5 tokens" in describe(plan)
+    assert "captions    5 variants" in describe(planned_of(survey))
+
+
 def test_datasets_do_not_share_batches(folder):
     coarse = dataset(folder, batch_size=4)
     plan = planned(dataset(folder, batch_size=1), coarse)

@@ -125,6 +125,12 @@ def test_a_caption_over_the_token_limit_is_kept_whole_counted_and_named(tmp_path
     longest = max(len(cached[key].t5_ids) for key in cached.keys())  # noqa: SIM118 - no mapping
     assert longest == int(first.split("...: ")[1].split()[0]) > 512
 
+    again = anima_pipe("encode-text", tmp_path / "s.json", cache_dir=tmp_path / "c", **data).ok()
+    assert again.summary is not None
+    assert (again.summary["encoded"], again.summary["over_limit"]) == (0, 1)
+    assert again.summary["over_limit_first"] == [first]
+    assert "kept whole, over 512 T5 tokens (1):" in again.said
+
 
 def test_other_buckets_need_new_latents_of_the_pictures_that_they_change(tmp_path: Path):
     folder, summary = demo_pictures(tmp_path / "pictures"), tmp_path / "summary.json"

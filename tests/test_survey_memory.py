@@ -33,16 +33,18 @@ def surveyed(folder, cache_dir, **rules) -> Survey:
     return survey_pictures(find_pictures([dataset]), caption_variants=0, cache_dir=cache_dir)
 
 
-@pytest.mark.parametrize(("rules", "limit"), [({}, 800), ({"flip_aug": True}, 1000)])
+@pytest.mark.parametrize(("rules", "limit"), [({}, 700), ({"flip_aug": True}, 900)])
 def test_a_survey_keeps_less_than_a_kilobyte_of_a_picture(folder, tmp_path, rules, limit):
     surveyed(folder, tmp_path)
     tracemalloc.start()
     survey = surveyed(folder, tmp_path, **rules)
-    kept, peak = tracemalloc.get_traced_memory()
+    snapshot = tracemalloc.take_snapshot()
     tracemalloc.stop()
+    # Not what the interpreter has of its own, such as its table of interned names.
+    ours = [tracemalloc.Filter(True, pattern) for pattern in ("*anima_pipe*", "*json*")]
+    kept = sum(one.size for one in snapshot.filter_traces(ours).statistics("filename"))
     assert len(survey.samples) == PICTURES
     assert kept < limit * PICTURES
-    assert peak < 2 * limit * PICTURES
 
 
 def test_a_request_is_the_same_whenever_it_is_asked_for(folder, tmp_path):

@@ -43,6 +43,10 @@ OTHER_OPTIONS: Final = (
     "crop_variants",
     "qwen3",
     "t5_tokenizer_dir",
+    "cache_dir",
+    "cache_mirror_dir",
+    "cache_mirror_gb",
+    "rehash",
     "max_data_loader_n_workers",
     "debug",
 )
@@ -141,6 +145,8 @@ def _inspected(options: Resolved) -> Inspection:
         find_pictures(dataset_configs(options)),
         caption_variants=options.value("caption_variants"),
         crop_variants=options.value("crop_variants"),
+        cache_dir=_scans(options),
+        rehash=options.value("rehash"),
     )
     images = [sample.image for sample in survey.samples]
     looks = []
@@ -151,6 +157,14 @@ def _inspected(options: Resolved) -> Inspection:
     return inspect_survey(
         survey, looks, count_qwen=_qwen_counter(options), count_t5=_t5_counter(options)
     )
+
+
+def _scans(options: Resolved) -> Path | None:
+    """Return the cache folder, which remembers earlier scans; one that is not there is not made."""
+    from anima_pipe.kohya.settings import cache_folder
+
+    folder = cache_folder(options)
+    return folder if folder.is_dir() else None
 
 
 def _workers(options: Resolved, images: Sequence[ImageFile]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -29,11 +29,23 @@ def cached_keys(cache_dir: Path, kind: Kind, name: str) -> tuple[set[str], list[
     Raises:
         CacheError: The description of the cache cannot be read.
     """
-    found = find_folder(cache_dir, kind, name)
-    if found is None:
-        return set(), []
-    shards, problems = read_shards(found[0], kind)
+    shards, problems = cached_shards(cache_dir, kind, name)
     return {key for shard in shards for key in shard.keys}, problems
+
+
+def cached_shards(cache_dir: Path, kind: Kind, name: str) -> tuple[list[ShardIndex], list[Problem]]:
+    """Return the shards of one cache, and what is wrong in it; see `cached_keys`."""
+    found = find_folder(cache_dir, kind, name)
+    return read_shards(found[0], kind) if found else ([], [])
+
+
+def long_texts(shards: Iterable[ShardIndex], limit: int) -> dict[str, int]:
+    """Return how many T5 tokens the texts have that have more than a limit, by key."""
+    return {
+        key: tokens
+        for shard in shards
+        for key, tokens in shard.longer_than(limit, "t5_ids").items()
+    }
 
 
 def read_shards(folder: Path, kind: Kind) -> tuple[list[ShardIndex], list[Problem]]:

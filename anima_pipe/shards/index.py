@@ -125,6 +125,13 @@ class ShardIndex:
         self.payload_folds.append(fold32(members[PAYLOAD]))
         self.metadata.add(spans[METADATA], members[METADATA])
 
+    def longer_than(self, limit: int, tensor: str) -> dict[str, int]:
+        """Return the lengths, along its first axis, of a tensor that is longer, by key."""
+        shapes = self.tensors[tensor].shape if self.keys else []
+        return {
+            key: shape[0] for key, shape in zip(self.keys, shapes, strict=True) if shape[0] > limit
+        }
+
     def is_whole(self, row: int, shard: memoryview) -> bool:
         """Tell whether a sample is where the index says, and both members have their checksums."""
         return (

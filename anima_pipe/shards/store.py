@@ -81,6 +81,10 @@ class Store(Generic[Value]):
         number, row = self._place(key)
         return self._shards[number].tensors[self._codec.names[0]].shape[row]
 
+    def longer_than(self, limit: int, tensor: str) -> set[str]:
+        """Return the samples of which a tensor is longer along its first axis."""
+        return {key for shard in self._shards for key in shard.longer_than(limit, tensor)}
+
     def __getitem__(self, key: str) -> Value:
         """Return a sample whose tensors lie in the mapped shard: do not change them in place.
 
