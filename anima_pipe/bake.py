@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -21,9 +21,11 @@ from anima_pipe.adapters.files import (
     read_adapter_file,
     refuse_other_depth,
 )
+from anima_pipe.adapters.targets import TEXT_ADAPTER_PREFIX
 from anima_pipe.comfy import anima_paths, parameter_change
 from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.files import published
+from anima_pipe.runtime import warn
 from anima_pipe.weight_files import BYTES_PER_NUMBER, StoredTensor, read_header
 
 STORED_NAMES: Final = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -63,7 +65,8 @@ def bake_adapter(
 
     Args:
         source: An adapter file of any style.
-        checkpoint: The base. Tensors that do not change are copied, those of other parts too.
+        checkpoint: The base, text adapter included: a file of its own (llm_adapter_path) is not
+            read. Tensors that do not change are copied, those of other parts too.
         target: The file to write.
         strength: Multiplies the changes.
         dtype: Of the floating-point tensors written; None: each in its own.
@@ -79,6 +82,7 @@ def bake_adapter(
     deltas = deltas_of(adapter, anima_paths())
     stored = read_header(checkpoint)
     changes = _changes_by_tensor(adapter, deltas, checkpoint, stored)
+    _warn_of_another_text_adapter(adapter, checkpoint)
     layout = {name: _written_as(tensor, dtype) for name, tensor in stored.items()}
     largest = 0.0
     with (
@@ -133,6 +137,7 @@ def _changes_by_tensor(
         CheckpointError: The adapter is of a model of another depth, width or kind.
     """
     names = {without_prefix(name): name for name in stored}
+    _refuse_absent_text_adapter(adapter, deltas, checkpoint, names)
     refuse_other_depth(adapter, depths_of(names), str(checkpoint))
     changes: dict[str, Delta] = {}
     for path, delta in deltas.items():
@@ -147,6 +152,32 @@ def _changes_by_tensor(
                 )
             changes[name] = delta
     return changes
+
+
+def _refuse_absent_text_adapter(
+    adapter: AdapterFile, deltas: Collection[str], checkpoint: Path, names: Collection[str]
+) -> None:
+    """Check that a checkpoint holds the text adapter where something is to be baked into it.
+
+    Raises:
+        CheckpointError: Its text adapter is a file of its own.
+    """
+    changed, held = (any(n.startswith(TEXT_ADAPTER_PREFIX) for n in x) for x in (deltas, names))
+    if changed and not held:
+        raise CheckpointError(
+            f"{adapter.path} changes the text adapter, and {checkpoint} does not hold one",
+            "give a checkpoint that holds llm_adapter.* too, as ComfyUI reads it",
+        )
+
+
+def _warn_of_another_text_adapter(adapter: AdapterFile, checkpoint: Path) -> None:
+    """Say that what is baked was trained with a text adapter that the checkpoint may not have."""
+    name = adapter.metadata.get("ss_llm_adapter_name")
+    if name is not None:
+        warn(
+            f"{adapter.path} was trained with the text adapter of {name} (llm_adapter_path), which "
+            f"is not baked in: the output has that of {checkpoint}"
+        )
 
 
 def _by_comfyui(delta: Delta, name: str, weight: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from anima_pipe.errors import CheckpointError
 from anima_pipe.weight_files import listed
 
 TRANSFORMER = "pretrained_model_name_or_path"
+LLM_ADAPTER = "llm_adapter_path"
 VAE = "vae"
 QWEN3 = "qwen3"
 NETWORK = "network_weights"
@@ -48,9 +49,14 @@ _KINDS = (
     Kind(r"(^|\.)blocks\.block\d+\.", "a transformer of Cosmos 1.0"),
     Kind(r"(^|\.)transformer_blocks\.\d+\.attn1\.", "a transformer in diffusers' naming"),
     Kind(
-        r"(^|\.)llm_adapter\.|(^|\.)blocks\.\d+\.adaln_modulation",
+        r"(^|\.)blocks\.\d+\.adaln_modulation|(^|\.)x_embedder\.proj\.1\.",
         "the Anima or Cosmos transformer",
         TRANSFORMER,
+    ),
+    Kind(
+        r"(^|\.)llm_adapter\.|^blocks\.\d+\.norm_cross_attn\.",
+        "Anima's text adapter alone",
+        LLM_ADAPTER,
     ),
     Kind(r"^model\.diffusion_model\.", "a whole checkpoint of another model"),
     Kind(

@@ -165,7 +165,7 @@ def check_model_files(settings: TrainSettings) -> None:
     from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
     from anima_pipe.model import read_transformer_config
 
-    read_transformer_config(settings.model.transformer)
+    read_transformer_config(settings.model.transformer, settings.model.llm_adapter)
     started_from = [settings.model.start_from] if settings.model.start_from else []
     for adapter in (*started_from, *(path for path, _ in settings.model.base_weights)):
         read_adapter_file(adapter, allow_unmatched=settings.model.allow_unmatched)

@@ -69,7 +69,7 @@ def extract_adapter(
         raise CheckpointError(
             f"{base} and {tuned} differ in {len(other)} tensors' names or shapes: "
             f"{', '.join(other[:5])}",
-            "give two checkpoints of one model",
+            "give two checkpoints of one model, both with its text adapter or both without",
         )
     generator = torch.Generator().manual_seed(0)
     deltas: dict[str, Delta] = {}

@@ -33,9 +33,12 @@ if TYPE_CHECKING:
 
 NAMES: Final = {
     "pretrained_model_name_or_path": "transformer",
+    "llm_adapter_path": "text adapter",
     "vae": "VAE",
     "qwen3": "text encoder",
 }
+OPTIONAL: Final = ("llm_adapter_path",)
+"""Of these, what nobody names is not missed."""
 _OTHER_TORCH: Final = "install torch for this machine (pytorch.org), or compute with --device cpu"
 LISTED_CACHES: Final = 6
 """So that all of it fits on a screen."""
@@ -124,13 +127,15 @@ def _models(options: Resolved, findings: Findings) -> Iterator[str]:
     recorded = recorded_models()
     for option, name in NAMES.items():
         path: Path | None = options.value(option) or recorded.get(option)
+        if path is None and option in OPTIONAL:
+            continue
         if path is None:
             findings.missing.append(name)
             yield f"{name:<13} not named (--{option}), nor noted"
         else:
             yield f"{name:<13} {path}"
             try:
-                line = _weights(option, path, findings)
+                line = _weights(option, path, options, findings)
             except PipeError as error:
                 findings.broken.append(_mended(option, path, options) or error.remedy)
                 line = f"cannot be used: {error.problem}"
@@ -141,16 +146,21 @@ def _mended(option: str, path: Path, options: Resolved) -> str | None:
     """Return what to do about a file that is missing or damaged; None: what its error says."""
     if path.is_relative_to(models_folder()):
         return f"rm {shlex.quote(str(path))} && {program()} fetch-models"
-    if path.exists():
+    if path.exists() or option in OPTIONAL:
         return None
     if noted := recorded_models().get(option):
         return f"take {option} out of {options.given(option)}: fetch-models noted {noted}"
     return f"take {option} out of {options.given(option)}, and run {program()} fetch-models"
 
 
-def _weights(option: str, path: Path, findings: Findings) -> str:
+def _weights(option: str, path: Path, options: Resolved, findings: Findings) -> str:
     from anima_pipe.encoders.qwen_files import find_qwen_files
-    from anima_pipe.hub.kinds import QWEN3, TRANSFORMER, describe_weights
+    from anima_pipe.hub.kinds import (
+        QWEN3,
+        TRANSFORMER,
+        WITHOUT_TEXT_ADAPTER,
+        describe_weights,
+    )
 
     files = find_qwen_files(path).weights if option == QWEN3 else (path,)
     told = describe_weights(files[0])
@@ -158,7 +168,10 @@ def _weights(option: str, path: Path, findings: Findings) -> str:
     blocks = f", {told.blocks} blocks" if told.blocks else ""
     line = f"{_readable(size)}, {told.kind}, {told.dtype}{blocks}"
     # Small models of the same kind are taken too, whose text encoder has another width.
-    if told.option != option and not (option == QWEN3 and "Qwen3" in told.kind):
+    serves = told.option == option or (option == QWEN3 and "Qwen3" in told.kind)
+    if options.value("llm_adapter_path") and option == TRANSFORMER:
+        serves |= told.kind == WITHOUT_TEXT_ADAPTER
+    if not serves:
         findings.broken.append(f"give the file of the {NAMES[option]} as --{option}")
         return f"is not the {NAMES[option]}: {line}"
     if option == TRANSFORMER:

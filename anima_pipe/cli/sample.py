@@ -26,6 +26,7 @@ from anima_pipe.kohya.model_files import with_recorded_models
 from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.rows import TRAIN
 from anima_pipe.kohya.sample_prompts import BARE, parse_prompt, read_sample_prompts, with_settings
+from anima_pipe.kohya.settings import base_name
 from anima_pipe.runtime import choose_device, progress_bar, say, torch_dtype
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 )
 @click.option("--config_file", help="train_args.toml that names the model's files, and prompts.")
 @click.option("--pretrained_model_name_or_path", help="The transformer.")
+@click.option("--llm_adapter_path", help="The text adapter, where it is a file of its own.")
 @click.option("--vae", help="The VAE.")
 @click.option("--qwen3", help="Qwen3, a folder or a file.")
 @click.option("--t5_tokenizer_dir", help="Folder of the T5 tokenizer.")
@@ -126,7 +128,7 @@ def _model_options(given: dict[str, Any]) -> Resolved:
     Raises:
         ConfigError: One is named nowhere.
     """
-    names = (*MODEL_OPTIONS, "device", "mixed_precision", "sample_prompts")
+    names = (*MODEL_OPTIONS, "llm_adapter_path", "device", "mixed_precision", "sample_prompts")
     values = {name: given[name] for name in names if given[name] is not None}
     if given["on_demo"]:
         values |= {
@@ -169,7 +171,7 @@ def _draw_all(paths: dict[Shot, Path], options: Resolved) -> dict[Shot, Image]:
     device = choose_device(options.value("device"))
     encoded = _encoded([shot.prompt for shot in paths], options, device)
     painter = _painter(options, device)
-    model = options.value("pretrained_model_name_or_path").stem
+    model = base_name(options)
     cells: dict[Shot, Image] = {}
     with progress_bar(len(paths), "picture") as bar:
         for files, shots in by_files(list(paths)):
@@ -228,6 +230,9 @@ def _painter(options: Resolved, device: torch.device) -> Painter:
     on_gpu = options.given("mixed_precision") is None and device.type == "cuda"
     dtype = torch_dtype("bf16" if on_gpu else options.value("mixed_precision"))
     transformer = load_transformer(
-        options.value("pretrained_model_name_or_path"), dtype=dtype, device=device
+        options.value("pretrained_model_name_or_path"),
+        dtype,
+        device,
+        llm_adapter=options.value("llm_adapter_path"),
     )
     return Painter(transformer, LazyVae(options.value("vae"), device), device, dtype)

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from anima_pipe.weight_files import StoredTensor, read_header
-from anima_pipe.weight_kinds import QWEN3, TRANSFORMER, VAE, find_kind
+from anima_pipe.weight_kinds import LLM_ADAPTER, QWEN3, TRANSFORMER, VAE, find_kind
+
+WITHOUT_TEXT_ADAPTER: Final = "a Cosmos-Predict2 transformer without Anima's text adapter"
+"""What a transformer is whose text adapter may be in a file of its own."""
 
 _QWEN3_WIDTH: Final = 1024
 """Width of Qwen3-0.6B's hidden states, the one that Anima's text adapter takes."""
@@ -47,7 +50,7 @@ def describe_weights(path: Path) -> WeightFile:
         option=option,
         size=path.stat().st_size,
         dtype=_main_dtype(header),
-        blocks=_count_blocks(header) if option != VAE else 0,
+        blocks=_count_blocks(header) if option not in (VAE, LLM_ADAPTER) else 0,
     )
 
 
@@ -56,7 +59,7 @@ def _kind(header: Mapping[str, StoredTensor]) -> tuple[str, str | None]:
     if any("llm_adapter.out_proj" in name for name in names) and _has(names, "x_embedder."):
         return "Anima transformer", TRANSFORMER
     if _has(names, "x_embedder.") and _has(names, "adaln_modulation"):
-        return "a Cosmos-Predict2 transformer without Anima's text adapter", None
+        return WITHOUT_TEXT_ADAPTER, None
     if _has(names, "encoder.downsamples.0.residual.0.gamma") or (
         _has(names, "encoder.conv_in.weight") and _has(names, "encoder.down_blocks.0.norm1.gamma")
     ):
@@ -68,6 +71,8 @@ def _kind(header: Mapping[str, StoredTensor]) -> tuple[str, str | None]:
             return "Qwen3-0.6B", QWEN3
         return f"a Qwen3 of width {width}", None
     known = find_kind(names)
+    if known and known.option == LLM_ADAPTER:
+        return known.words, LLM_ADAPTER
     return (known.words if known else "of no known kind"), None
 
 

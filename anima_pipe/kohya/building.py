@@ -19,7 +19,9 @@ def prepare_base(settings: ModelSettings, device: torch.device) -> AnimaTransfor
     """Load the frozen transformer, with the adapters that were to be merged into it."""
     # What is to be halved need not be whole on the device first.
     place = "cpu" if settings.eight_bit else device
-    transformer = load_transformer(settings.transformer, dtype=settings.dtype, device=place)
+    transformer = load_transformer(
+        settings.transformer, settings.dtype, place, llm_adapter=settings.llm_adapter
+    )
     transformer.requires_grad_(requires_grad=False)
     transformer.checkpoint_blocks(settings.gradient_checkpointing)
     for path, strength in settings.base_weights:

@@ -6,6 +6,7 @@ import hashlib
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anima_pipe import __version__
@@ -35,6 +36,7 @@ def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> di
     follows_length = schedule.follows_length or bool(shares)
     facts: dict[str, object] = {
         "base": file_digest(settings.model.transformer)[:DIGEST_LETTERS],
+        **_text_adapter(settings.model.llm_adapter),
         "base_weights": [
             (file_digest(path)[:DIGEST_LETTERS], strength)
             for path, strength in settings.model.base_weights
@@ -75,6 +77,11 @@ def _fields(name: str, settings: DataclassInstance) -> dict[str, object]:
         else:
             facts[place] = value
     return facts
+
+
+def _text_adapter(path: Path | None) -> dict[str, object]:
+    """Return whose weights the text adapter has where they are not those of the base."""
+    return {"llm_adapter_path": file_digest(path)[:DIGEST_LETTERS]} if path else {}
 
 
 def _encoder(identity: Identity | None) -> str:

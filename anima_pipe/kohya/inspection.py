@@ -23,6 +23,7 @@ from anima_pipe.kohya.settings import examine_datasets, models_needed
 
 FILES_READ: Final = (
     "pretrained_model_name_or_path",
+    "llm_adapter_path",
     "vae",
     "qwen3",
     "network_weights",

@@ -172,6 +172,7 @@ def run_metadata(
         "ss_total_batch_size": survey.datasets[0].batch_size * batches.window_size,
         **dataset_facts(survey),
         **_model_facts("sd_model", options.value("pretrained_model_name_or_path")),
+        **_model_facts("llm_adapter", options.value("llm_adapter_path")),
         **_model_facts("vae", options.value("vae")),
     }
     texts = {name: str(value) for name, value in facts.items()}

@@ -111,7 +111,7 @@ def preview_settings(options: Resolved) -> PreviewSettings | None:
     config = PreviewConfig(
         folder=options.value("output_dir") / "sample",
         name=output_name(options),
-        model=options.value("pretrained_model_name_or_path").stem,
+        model=settings.base_name(options),
         resumed=bool(options.value("resume")),
         at_first=options.value("sample_at_first"),
         every_n_steps=options.value("sample_every_n_steps"),

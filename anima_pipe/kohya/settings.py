@@ -38,6 +38,15 @@ def models_needed(options: Resolved) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("pretrained_model_name_or_path", *encoders, *previews)))
 
 
+def base_name(options: Resolved) -> str:
+    """Return what pictures say that they were drawn with: the names of the base's files."""
+    names: tuple[Path | None, ...] = (
+        options.value("pretrained_model_name_or_path"),
+        options.value("llm_adapter_path"),
+    )
+    return " + ".join(path.stem for path in names if path)
+
+
 def dataset_configs(options: Resolved) -> list[DatasetConfig]:
     """Return the datasets of dataset_config, or else of the training folders or in_json.
 

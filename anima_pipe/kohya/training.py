@@ -65,6 +65,8 @@ class ModelSettings:
     """The frozen model and the adapter on it."""
 
     transformer: Path
+    llm_adapter: Path | None
+    """The text adapter's own file; None: it is in the transformer's."""
     dtype: torch.dtype
     eight_bit: bool
     """Whether the weights of its blocks are kept in 8 bits."""
@@ -248,6 +250,7 @@ def _model(options: Resolved, seed: int) -> ModelSettings:
     adapter = adapter_choice(options)
     return ModelSettings(
         transformer=options.value("pretrained_model_name_or_path"),
+        llm_adapter=options.value("llm_adapter_path"),
         dtype=torch_dtype(options.value("mixed_precision")),
         eight_bit=options.value("fp8_base") or options.value("fp8_base_unet"),
         bf16_adapter=_bf16_adapter(options),

@@ -65,10 +65,12 @@ _MODELS: Final = group(
         fetched_by="fetch-tokenizer",
         test="test_fetch_tokenizer_command.py::test_the_command_takes_links_and_kohyas_spelling",
     ),
-    *refused(
-        "the released files hold the text adapter in the transformer's, where ComfyUI reads it too",
-        "use a transformer file that holds llm_adapter.*",
-        path("llm_adapter_path", "The text adapter, where the transformer file lacks it."),
+    path(
+        "llm_adapter_path",
+        "The text adapter's own file, taken instead of llm_adapter.* in the transformer's, which "
+        "may then lack it.",
+        commands=TRAINING,
+        test="test_llm_adapter_path.py::test_a_transformer_in_two_files_trains_to_the_bits_of_the_whole",
     ),
     *no_op(
         "files are read tensor by tensor, each once",

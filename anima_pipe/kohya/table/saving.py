@@ -66,7 +66,8 @@ _SAVING: Final = group(
     ),
     path(
         "merge",
-        "Bake the adapter into this full checkpoint; the output is a checkpoint too.",
+        "Bake the adapter into this full checkpoint, text adapter included; the output is a "
+        "checkpoint too.",
         commands=(EXPORT,),
         test="test_adapter_commands.py::test_export_comfy_bakes_into_a_checkpoint_where_it_is_told_to",
     ),
