@@ -326,8 +326,12 @@ def resume_if_asked(settings: TrainSettings, states: StateSaver, trainer: Traine
     if settings.states.resume is None:
         return 0
     allowed = settings.states.resume_allow
+    asked = trainer.optimizer_arguments(settings.optimizer.arguments)
     done = resume(settings.states.resume, states.parts, allowed)
-    if any(name == "learning_rate" or name.endswith("_lr") for name in allowed):
+    if "optimizer_args" in allowed:
+        trainer.set_optimizer_arguments(asked)
+    # network_args hold rates too: norm_lr, network_reg_lrs, loraplus_lr_ratio.
+    if any(name in ("learning_rate", "network_args") or name.endswith("_lr") for name in allowed):
         groups = rated_groups(settings, states.parts.adapter)
         trainer.set_learning_rates({group.name: group.learning_rate for group in groups})
     if done >= trainer.config.max_train_steps:

@@ -54,6 +54,7 @@ def written(cached: Cached, tmp_path_factory: pytest.TempPathFactory) -> Path:
         lr_scheduler="cosine",
         min_timestep=100,
         noise_offset=0.03,
+        fp8_base=True,
     )
     return folder / "fox.safetensors"
 
@@ -73,6 +74,7 @@ def test_the_facts_of_a_run_are_there_by_kohyas_names(written: Path):
             "ss_lr_scheduler": "cosine",
             "ss_lr_warmup_steps": "0",
             "ss_seed": "1",
+            "ss_fp8_base": "True",
             "ss_steps": "2",
             "ss_epoch": "1",
             "ss_max_train_steps": "2",

@@ -43,6 +43,12 @@ def started(given: dict[str, object]) -> subprocess.Popen[str]:
     )
 
 
+def data_of(path: Path) -> bytes:
+    """Return a file's tensors, without the metadata, which tells the arguments."""
+    content = path.read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
+
+
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     while not path.exists():
         assert process.poll() is None, process.stderr and process.stderr.read()
@@ -99,6 +105,36 @@ def test_a_state_of_other_options_is_refused_by_their_names(cached, whole, tmp_p
     allowed = anima_pipe("train", **given, resume_allow=["learning_rate"]).ok()
     assert "resumed" in allowed.said
     assert (tmp_path / "fox.safetensors").read_bytes() != whole
+
+
+@pytest.mark.parametrize(
+    ("name", "then", "now"),
+    [
+        ("optimizer_args", ["weight_decay=0.0"], ["weight_decay=50.0"]),
+        ("network_args", ["norm_lr=1e-3"], ["norm_lr=1e-5"]),
+    ],
+)
+def test_arguments_that_may_differ_take_effect(cached, tmp_path, name, then, now):
+    anima_pipe("train", **arguments(cached, tmp_path, max_train_steps=4, **{name: then})).ok()
+    ended: list[bytes] = []
+    for value in (then, now):
+        given = arguments(cached, tmp_path, max_train_steps=4, **{name: value})
+        state = tmp_path / "fox-step00000002-state"
+        anima_pipe("train", **given, resume=state, resume_allow=[name]).ok()
+        ended.append(data_of(tmp_path / "fox.safetensors"))
+    assert ended[0] != ended[1]
+
+
+def test_a_state_goes_on_with_the_alphas_of_the_file_that_its_run_began_from(cached, tmp_path):
+    started_from = tmp_path / "first"
+    first = arguments(cached, started_from, max_train_steps=1, network_alpha=8)
+    anima_pipe("train", **first).ok()
+    weights = started_from / "fox.safetensors"
+    anima_pipe("train", **arguments(cached, tmp_path, network_weights=weights)).ok()
+    given = arguments(cached, tmp_path, resume=tmp_path / "fox-step00000002-state")
+    without = anima_pipe("train", **given)
+    assert without.code == 2
+    assert "network_weights" in without.said
 
 
 def test_a_run_that_is_done_has_nothing_to_resume(cached, tmp_path):

@@ -31,7 +31,7 @@ def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> di
         batches: Its supply of data.
         total_steps: Its length, which matters where the learning rate or a token warmup follows it.
     """
-    schedule = settings.schedule
+    schedule, start = settings.schedule, settings.model.start_from
     shares = [sample for sample in batches.plan.samples if 0 < sample.warmup_length < 1]
     follows_length = schedule.follows_length or bool(shares)
     facts: dict[str, object] = {
@@ -41,6 +41,8 @@ def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> di
             (file_digest(path)[:DIGEST_LETTERS], strength)
             for path, strength in settings.model.base_weights
         ],
+        # A state holds the tensors; which alphas they are scaled by, that file says.
+        "network_weights": file_digest(start)[:DIGEST_LETTERS] if start else None,
         "scale_weight_norms": settings.model.scale_weight_norms,
         "dataset": _plan_digest(batches.plan),
         "network_module": settings.model.adapter_kind,

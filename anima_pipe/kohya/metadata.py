@@ -57,8 +57,6 @@ NEVER: Final = {
     "ss_debiased_estimation": False,
     "ss_adaptive_noise_scale": None,
     "ss_text_encoder_lr": None,
-    "ss_fp8_base": False,
-    "ss_fp8_base_unet": False,
 }
 """Facts of Kohya's list that are the same in every run here."""
 
@@ -74,6 +72,8 @@ MIRRORED: Final = [
     "lr_warmup_steps",
     "lr_scheduler",
     "mixed_precision",
+    "fp8_base",
+    "fp8_base_unet",
     "noise_offset",
     "noise_offset_random_strength",
     "multires_noise_iterations",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from accelerate import Accelerator
 from torch import nn
@@ -109,6 +109,19 @@ class Trainer:
             seconds = time.monotonic() - began
             moment = self._tell(self._after(moment.step, window, outcome, waited, seconds))
         return moment
+
+    def optimizer_arguments(self, names: Iterable[str]) -> list[dict[str, Any]]:
+        """Return what each group of parameters has of arguments of the optimizer."""
+        wanted = [*names]
+        return [
+            {name: group[name] for name in wanted if name in group}
+            for group in self.optimizer.param_groups
+        ]
+
+    def set_optimizer_arguments(self, arguments: Sequence[Mapping[str, Any]]) -> None:
+        """Train on with other arguments, of each group, than a state brought along."""
+        for group, asked in zip(self.optimizer.param_groups, arguments, strict=True):
+            group.update(asked)
 
     def set_learning_rates(self, rates: Mapping[str, float]) -> None:
         """Train on at other rates, by the names of the groups, from where the schedule is."""
