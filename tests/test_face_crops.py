@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from commands import anima_pipe
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -144,3 +145,17 @@ def test_beside_buckets_it_has_no_effect_and_that_is_said(
         (loaded,) = dataset(folder, enable_bucket=True, min_bucket_reso=64)
     assert loaded.subsets[0].face_crop_aug_range is None
     assert "face_crop_aug_range has no effect beside enable_bucket" in caplog.text
+
+
+def test_what_has_no_effect_is_said_once_by_a_run_over_a_bare_folder(folder: Path, tmp_path: Path):
+    ended = anima_pipe(
+        "train",
+        dataset_config=folder,
+        resolution=64,
+        face_crop_aug_range="1,2",
+        cache_dir=tmp_path / "cache",
+        output_dir=tmp_path / "out",
+        max_train_steps=1,
+    ).ok()
+    warning = "warning: face_crop_aug_range has no effect beside enable_bucket, as in Kohya\n"
+    assert ended.said.count("has no effect beside enable_bucket") == ended.said.count(warning) == 1

@@ -146,6 +146,21 @@ def test_a_card_says_what_training_does_with_its_picture(inspect, pictures: Path
         assert [float(share) / 100 for share in shares] == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_dataset_with_masks_is_looked_at_under_masked_loss(inspect, tmp_path: Path):
+    save(tmp_path / "fox", "sound.png", Image.new("RGB", (128, 128)))
+    save(tmp_path / "fox", "small.png", Image.new("RGB", (128, 128)))
+    save(tmp_path / "masks", "sound.png", Image.new("L", (128, 128)), caption=None)
+    save(tmp_path / "masks", "small.png", Image.new("L", (64, 64)), caption=None)
+    masks = ("--conditioning_data_dir", tmp_path / "masks")
+
+    page = inspect(tmp_path / "fox", *SMALL, "--masked_loss", *masks)
+
+    assert list(page.cards()) == ["sound.png"]
+    (skipped,) = page.root.all("details", "skipped")
+    (line,) = skipped.all("li")
+    assert "small.png is 64x64 pixels, the picture 128x128" in line.text
+
+
 def test_variants_are_the_texts_that_are_encoded(inspect, tmp_path: Path):
     save(tmp_path / "in", "a.png", photo(), "one, two, three, four, five")
     rules = {"shuffle_caption": True, "keep_tokens": 1}

@@ -59,8 +59,6 @@ UNSEEN: Final = (
     "caption_dropout_every_n_epochs",
     "prior_loss_weight",
     "alpha_mask",
-    "masked_loss",
-    "conditioning_data_dir",
 )
 """Options of datasets that change nothing on the page; in files they may stand all the same."""
 

@@ -284,10 +284,8 @@ def _face_crops(reading: Reading, path: KeyPath, levels: Levels) -> tuple[float,
     """Return how close crops come to faces; None beside buckets, where Kohya ignores it too."""
     closeness: tuple[float, float] | None = first_value("face_crop_aug_range", levels)
     if closeness and first_value("enable_bucket", levels):
-        idle = (
-            f"{written(path)}: face_crop_aug_range has no effect beside enable_bucket, as in Kohya"
-        )
-        reading.warnings.append(idle)
+        place = written((*path, "face_crop_aug_range"))
+        reading.warnings.append(f"{place} has no effect beside enable_bucket, as in Kohya")
         return None
     return closeness
 

@@ -173,7 +173,6 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
     seed: int | None = options.value("seed")
     if seed is None:
         seed = state_seed(states.resume) if states.resume else drawn_seed
-    data = _data(options)
     logs = log_settings(options, states.resume)
     log_folder = logs.trackers.folder if logs.trackers else None
     states = replace(states, config=replace(states.config, log_folder=log_folder))

@@ -179,7 +179,9 @@ class Mirror:
         with self.locked("room"):
             # Only what is a mirror: whatever else lies here is not ours to remove.
             mirrors = [file.parent for file in self.folder.parent.glob(f"*/{MIRROR}")]
-            shards = [(tar, tar.stat()) for mirror in mirrors for tar in mirror.glob("*-*/*.tar")]
+            found = [(tar, _status(tar)) for mirror in mirrors for tar in mirror.glob("*-*/*.tar")]
+            # Those of mirrors beside this one come and go under locks of their own.
+            shards = [(tar, status) for tar, status in found if status]
             total = sum(status.st_size for _, status in shards) + length
             for tar, status in sorted(shards, key=lambda shard: shard[1].st_mtime_ns):
                 if total <= self.limit_bytes:
@@ -286,11 +288,16 @@ def mirror_at(cache_dir: Path) -> Mirror | None:
         ) from error
 
 
-def _size(path: Path) -> int | None:
+def _status(path: Path) -> os.stat_result | None:
     try:
-        return path.stat().st_size
+        return path.stat()
     except OSError:
         return None
+
+
+def _size(path: Path) -> int | None:
+    status = _status(path)
+    return status.st_size if status else None
 
 
 def _is_whole(path: Path, shard: ShardIndex) -> bool:
