@@ -17,17 +17,25 @@ caching run encodes them again. A sidecar is a function of its tar's bytes: it c
 from __future__ import annotations
 
 import json
+import sys
 import zlib
 from array import array
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from anima_pipe.errors import OutputError
 from anima_pipe.files import write_atomically
-from anima_pipe.shards.sample import METADATA, PAYLOAD, fold32, is_intact, tensor_places
+from anima_pipe.shards.sample import (
+    METADATA,
+    PAYLOAD,
+    TensorPlace,
+    fold32,
+    is_intact,
+    tensor_places,
+)
 from anima_pipe.shards.tar import BLOCK, Span, read_members
 
 INDEX_VERSION: Final = 1
@@ -84,6 +92,13 @@ class TensorColumns:
     shape: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
     offset: array[int] = field(default_factory=_integers)
 
+    def add(self, place: TensorPlace, payload_offset: int) -> None:
+        """Append the next sample's tensor, which mostly is shaped like the one before it."""
+        same = self.shape and self.shape[-1] == place.shape
+        self.dtype.append(sys.intern(place.dtype))
+        self.shape.append(self.shape[-1] if same else place.shape)
+        self.offset.append(payload_offset + place.offset)
+
 
 @dataclass(slots=True, kw_only=True)
 class ShardIndex:
@@ -117,9 +132,7 @@ class ShardIndex:
             raise ValueError(f"{key} holds {sorted(places)}, not {sorted(columns)}")
         self.tensors = columns
         for name, place in places.items():
-            columns[name].dtype.append(place.dtype)
-            columns[name].shape.append(place.shape)
-            columns[name].offset.append(spans[PAYLOAD].offset + place.offset)
+            columns[name].add(place, spans[PAYLOAD].offset)
         self.keys.append(key)
         self.payloads.add(spans[PAYLOAD], members[PAYLOAD])
         self.payload_folds.append(fold32(members[PAYLOAD]))
@@ -226,7 +239,7 @@ def write_index(tar: Path, index: ShardIndex) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    write_atomically(index_path(tar), json.dumps(_to_json(index), separators=(",", ":")).encode())
+    write_atomically(index_path(tar), _json_text(_columns(index)).encode())
 
 
 def _add_if_whole(
@@ -243,19 +256,30 @@ def _add_if_whole(
     return True
 
 
-def _to_json(index: ShardIndex) -> dict[str, object]:
+def _json_text(value: object) -> str:
+    """Return JSON, made a column at a time: as single texts numbers take much more room."""
+    if isinstance(value, Mapping):
+        table = cast("Mapping[str, object]", value)
+        return (
+            "{" + ",".join(f'"{name}":{_json_text(entry)}' for name, entry in table.items()) + "}"
+        )
+    column = cast("array[int]", value).tolist() if isinstance(value, array) else value
+    return json.dumps(column, separators=(",", ":"))
+
+
+def _columns(index: ShardIndex) -> dict[str, object]:
     return {
         "version": INDEX_VERSION,
         "tar": index.tar,
         "tar_bytes": index.tar_bytes,
         "keys": index.keys,
-        PAYLOAD: {**_member_lists(index.payloads), "fold32": index.payload_folds.tolist()},
-        METADATA: _member_lists(index.metadata),
+        PAYLOAD: {**_member_columns(index.payloads), "fold32": index.payload_folds},
+        METADATA: _member_columns(index.metadata),
         "tensors": {
             name: {
                 "dtype": columns.dtype,
                 "shape": columns.shape,
-                "offset": columns.offset.tolist(),
+                "offset": columns.offset,
             }
             for name, columns in index.tensors.items()
         },
@@ -276,10 +300,10 @@ def _from_json(fields: dict[str, Any]) -> ShardIndex:
         tar=fields["tar"],
         tar_bytes=fields["tar_bytes"],
         keys=list(fields["keys"]),
-        payloads=_member_columns(fields[PAYLOAD]),
+        payloads=_read_member_columns(fields[PAYLOAD]),
         payload_folds=array("q", fields[PAYLOAD]["fold32"]),
-        metadata=_member_columns(fields[METADATA]),
-        tensors={name: _tensor_columns(lists) for name, lists in fields["tensors"].items()},
+        metadata=_read_member_columns(fields[METADATA]),
+        tensors={name: _read_tensor_columns(lists) for name, lists in fields["tensors"].items()},
         damaged=list(fields["damaged"]),
     )
     tensors = index.tensors.values()
@@ -291,21 +315,17 @@ def _from_json(fields: dict[str, Any]) -> ShardIndex:
     return index
 
 
-def _member_lists(columns: MemberColumns) -> dict[str, list[int]]:
-    return {
-        "offset": columns.offset.tolist(),
-        "length": columns.length.tolist(),
-        "crc32": columns.crc32.tolist(),
-    }
+def _member_columns(columns: MemberColumns) -> dict[str, array[int]]:
+    return {"offset": columns.offset, "length": columns.length, "crc32": columns.crc32}
 
 
-def _member_columns(lists: dict[str, list[int]]) -> MemberColumns:
+def _read_member_columns(lists: dict[str, list[int]]) -> MemberColumns:
     return MemberColumns(
         array("q", lists["offset"]), array("q", lists["length"]), array("q", lists["crc32"])
     )
 
 
-def _tensor_columns(lists: dict[str, list[Any]]) -> TensorColumns:
+def _read_tensor_columns(lists: dict[str, list[Any]]) -> TensorColumns:
     # Many samples share a shape and all share a dtype: one object for each, not 100,000.
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
     dtypes: dict[str, str] = {}
