@@ -38,15 +38,13 @@ def explain_keys(keys: Sequence[str]) -> None:
 @command.command("check")
 @click.argument("files", nargs=-1, required=True, metavar="FILES...", type=click.Path())
 def check(files: Sequence[str]) -> None:
-    r"""Find everything that is wrong with files of options, datasets and sample prompts.
+    """Find everything that is wrong with files of options, datasets and sample prompts.
 
     They are told apart by what is in them; datasets and prompts that options name are examined
     too. Options fill the gaps of a dataset beside them. No model is loaded.
 
-    \b
-    Ends with 0 where the files are in order, even if this machine lacks what they name;
-              1 where training would refuse a file anywhere;
-              2 where the command itself is wrong.
+    Ends with 0 where the files are in order, even if this machine lacks what they name; with 1
+    where training would refuse a file anywhere; with 2 where the command itself is wrong.
     """
 
     def work() -> int:

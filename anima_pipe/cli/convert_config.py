@@ -1,4 +1,4 @@
-"""Convert the seed's older root-style TOML, or a preset of kohya_ss GUI, to Kohya's two files."""
+"""Convert an older root-style TOML, or a preset of kohya_ss GUI, to Kohya's two files."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ COMMANDS: Final = {
     "config": Entry("anima_pipe.cli.config:command", "Explain options, check files."),
     "convert-config": Entry(
         "anima_pipe.cli.convert_config:command",
-        "The seed's root-style file, or a kohya_ss GUI preset, to Kohya's files.",
+        "A root-style file or kohya_ss GUI preset, to Kohya's files.",
     ),
 }
 
