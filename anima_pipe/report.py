@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anima_pipe.errors import DataError
@@ -92,9 +93,23 @@ def report_uncaptioned(pictures: Sequence[Skipped], *, strict: bool) -> None:
 
 
 def report_plan(
-    batches: Batches, adapter: Adapter, trainer: Trainer, device: object, needs: object
+    batches: Batches,
+    adapter: Adapter,
+    trainer: Trainer,
+    device: object,
+    needs: object,
+    tokenizer: Path | None,
 ) -> None:
-    """Say, before the first step, what will be trained, on what and for how long."""
+    """Say, before the first step, what will be trained, on what and for how long.
+
+    Args:
+        batches: Of this process.
+        adapter: What is trained.
+        trainer: What trains it.
+        device: On what.
+        needs: Memory, as a text.
+        tokenizer: Folder of the T5 tokenizer that captions are encoded with; None: the cache's own.
+    """
     config = trainer.config
     rates: dict[nn.Parameter, float] = {
         parameter: group.get("initial_lr", group["lr"])
@@ -103,6 +118,7 @@ def report_plan(
     }
     lines = [
         *describe(batches.plan),
+        *([f"tokenizer   {tokenizer}"] if tokenizer else []),
         f"steps       {config.max_train_steps}, {_steps_note(batches, config.max_train_steps)}",
         f"machine     {device}, {_precision_note(config, adapter)}, seed {config.seed}",
         f"memory      {needs}",

@@ -239,9 +239,9 @@ def survey_pictures(
         raise _none_left(pictures, skipped)
     balanced = _balanced(samples)
     if unused := len(samples) - len(balanced):
-        say(f"{unused} regularisation pictures are not used: the others are enough")
+        say(f"{counted(unused, 'regularisation picture')} not used: the others are enough")
     if faceless := sum(map(_names_no_face, balanced)):
-        say(f"{faceless} pictures of face_crop_aug_range locate no face in their file names")
+        say(f"no face in the file names of {counted(faceless, 'picture')} of face_crop_aug_range")
     datasets = {id(picture.dataset): picture.dataset for picture in pictures}
     return Survey(
         datasets=tuple(dict.fromkeys(datasets.values())),

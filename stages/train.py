@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from anima_pipe.noise_chart import NoiseChart
     from anima_pipe.plan import Plan
     from anima_pipe.previews import Previews
+    from anima_pipe.records import Moment
     from anima_pipe.rounding import StochasticRounding
     from anima_pipe.shards import Cache
     from anima_pipe.survey import Survey
@@ -113,7 +114,8 @@ def train(options: Resolved) -> TrainSummary:
     ema = Ema(adapter, settings.ema_decay) if settings.ema_decay is not None else None
     states = prepare_states(settings, trainer, adapter, ema, rounding)
     needs = memory_needs(adapter, settings.optimizer.kind)
-    report_plan(batches, adapter, trainer, accelerator.device, needs)
+    tokenizer = settings.data.text.t5_tokenizer_dir if settings.data.text else None
+    report_plan(batches, adapter, trainer, accelerator.device, needs, tokenizer)
     steps_done = resume_if_asked(settings, states, trainer)
     trainer.hooks = RunHooks(
         settings=settings,
@@ -133,16 +135,8 @@ def train(options: Resolved) -> TrainSummary:
     ):
         end = trainer.run(steps_done)
     accelerator.end_training()
+    report_end(settings, trainer, end, previews)
     ends = loss_ends(trainer.losses)
-    if trainer.skipped_steps:
-        warn(
-            f"{counted(trainer.skipped_steps, 'step')} passed over: loss or gradient was not finite"
-        )
-    if end.is_last:
-        losses = f", loss {ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
-        say(f"trained   {settings.save.final_path}{losses}")
-        if previews:
-            say(f"previews  {previews.sheet_path}")
     return TrainSummary(
         steps=end.step,
         first_loss=ends[0] if ends else None,
@@ -341,6 +335,25 @@ def resume_if_asked(settings: TrainSettings, states: StateSaver, trainer: Traine
         )
     say(f"resumed   at step {done} from {settings.states.resume}")
     return done
+
+
+def report_end(
+    settings: TrainSettings, trainer: Trainer, end: Moment, previews: Previews | None
+) -> None:
+    """Say what a run came to."""
+    from anima_pipe.tracking import loss_ends
+
+    if trainer.skipped_steps:
+        warn(
+            f"{counted(trainer.skipped_steps, 'step')} passed over: loss or gradient was not finite"
+        )
+    if not end.is_last:
+        return
+    ends = loss_ends(trainer.losses)
+    losses = f", loss {ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
+    say(f"trained   {settings.save.final_path}{losses}")
+    if previews:
+        say(f"previews  {previews.sheet_path}")
 
 
 @contextmanager

@@ -132,7 +132,7 @@ def test_crops_around_a_face_are_cached_and_drawn(folder: Path, caplog: pytest.L
         (survey.latents[key].choice.resized, survey.latents[key].flipped) for key in fox.latent_keys
     }
     assert len(places) == 6
-    assert "1 pictures of face_crop_aug_range locate no face" in caplog.text
+    assert "no face in the file names of 1 picture of face_crop_aug_range" in caplog.text
     plan = make_plan(survey, survey.latents, map(text_key, survey.captions), seed=0)
     seen = {visit.latent for epoch in range(60) for b in plan.epoch(epoch) for visit in b}
     assert seen == set(survey.latents)

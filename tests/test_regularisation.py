@@ -109,7 +109,7 @@ def test_regularisation_pictures_that_are_not_needed_are_not_cached_and_said_so(
         survey = survey_of(load(fox(num_repeats=1), animal(num_repeats=2)))
     assert visits_in(planned(survey))[1] == {"0.png": 2, "1.png": 2}
     assert len(survey.latents) == 5
-    assert "2 regularisation pictures are not used" in caplog.text
+    assert "2 regularisation pictures not used" in caplog.text
 
 
 def test_a_picture_that_cannot_be_decoded_takes_its_visits_with_it():

@@ -193,7 +193,7 @@ def test_processes_launched_together_fill_a_bucket_and_train_from_it(
     one = anima_pipe("train", tmp_path / "o.json", **alone).ok()
 
     assert [process.returncode for process in processes] == [0, 0], said
-    assert "".join(said).count("1 shards written") == 2
+    assert "".join(said).count("1 shard written") == 2
     assert two.summary is not None
     assert one.summary is not None
     assert two.summary["final_loss"] == pytest.approx(one.summary["final_loss"], rel=1e-5)

@@ -52,7 +52,8 @@ if TYPE_CHECKING:
 @click.option(
     "--modelscope_fallback/--no-modelscope_fallback",
     default=True,
-    help="Try the repository of the same name on ModelScope where Hugging Face fails. [on by default]",
+    help="Try the repository of the same name on ModelScope where Hugging Face fails. "
+    "[on by default]",
 )
 @click.option("--force", is_flag=True, help="Fetch files again that are there already.")
 @click.option("--debug", is_flag=True, help="Show the full traceback of an error.")
