@@ -242,7 +242,10 @@ def test_previews_and_validation_in_between_leave_a_resumed_run_to_the_bit(cache
     ],
 )
 def test_what_changes_the_mathematics_is_named_and_can_be_allowed(cached, tmp_path, changed, named):
-    given = arguments(cached, tmp_path, max_train_steps=2)
+    # A cache of its own: what another precision adds to the shared one would puzzle other tests.
+    shutil.copytree(cached["cache_dir"], tmp_path / "cache")
+    own = {**cached, "cache_dir": tmp_path / "cache"}
+    given = arguments(own, tmp_path, max_train_steps=2)
     anima_pipe("train", **given).ok()
     given |= {"max_train_steps": 3, "resume": "latest"} | changed
     refused = anima_pipe("train", **given)
