@@ -6,7 +6,7 @@ Nothing is loaded when nothing is missing: neither torch nor an encoder.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -121,16 +121,14 @@ def fill_latents(
         OutputError: The cache cannot be written.
     """
     started = time.monotonic()
-    send_pending(settings.cache.folder)
-    cached, problems = cached_keys(settings.cache.folder, "latents", settings.cache_name)
-    missing = [key for key in requests if key not in cached]
-    # By picture, so that both orientations of one are decoded in the same process.
-    own = [key for key in missing if rank.takes(requests[key].image.content)]
-    summary = FillSummary(
-        reused=len(requests) - len(missing), elsewhere=len(missing) - len(own), problems=problems
+    folder = settings.cache.folder
+    send_pending(folder)
+    cached, problems = cached_keys(folder, "latents", settings.cache_name)
+    own, summary = _divide(
+        requests, cached, problems, lambda key: requests[key].image.content, rank
     )
     if own:
-        require_writable(settings.cache.folder)
+        require_writable(folder)
         _encode_latents(own, requests, settings, summary)
     summary.seconds = time.monotonic() - started
     return summary
@@ -150,15 +148,14 @@ def fill_masks(
         OutputError: The cache cannot be written.
     """
     started = time.monotonic()
-    send_pending(settings.cache.folder)
-    cached, problems = cached_keys(settings.cache.folder, "masks", MASK_CACHE)
-    missing = [key for key in requests if key not in cached]
-    own = [key for key in missing if rank.takes(requests[key].image.content)]
-    summary = FillSummary(
-        reused=len(requests) - len(missing), elsewhere=len(missing) - len(own), problems=problems
+    folder = settings.cache.folder
+    send_pending(folder)
+    cached, problems = cached_keys(folder, "masks", MASK_CACHE)
+    own, summary = _divide(
+        requests, cached, problems, lambda key: requests[key].image.content, rank
     )
     if own:
-        require_writable(settings.cache.folder)
+        require_writable(folder)
         _write_masks(own, requests, settings, summary)
     summary.seconds = time.monotonic() - started
     return summary
@@ -182,20 +179,41 @@ def fill_text(captions: Sequence[str], settings: TextSettings, rank: Rank = ALON
     send_pending(settings.cache.folder)
     shards, problems = cached_shards(settings.cache.folder, "text", settings.cache_name)
     cached = {key for shard in shards for key in shard.keys}
-    keys = {caption: text_key(caption) for caption in captions}
-    missing = [caption for caption, key in keys.items() if key not in cached]
-    own = [caption for caption in missing if rank.takes(keys[caption])]
-    summary = FillSummary(
-        reused=len(keys) - len(missing), elsewhere=len(missing) - len(own), problems=problems
-    )
+    texts = {text_key(caption): caption for caption in captions}
+    own, summary = _divide(texts, cached, problems, lambda key: key, rank)
     if rank.number == 0:
         tokens = long_texts(shards, T5_LIMIT)
-        summary.long += [_long(text, tokens[key]) for text, key in keys.items() if key in tokens]
+        summary.long += [_long(text, tokens[key]) for key, text in texts.items() if key in tokens]
     if own:
         require_writable(settings.cache.folder)
-        _encode_text(own, settings, summary)
+        _encode_text([texts[key] for key in own], settings, summary)
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def _divide(
+    wanted: Collection[str],
+    cached: Container[str],
+    problems: list[Problem],
+    share: Callable[[str], str],
+    rank: Rank,
+) -> tuple[list[str], FillSummary]:
+    """Return the missing keys that are this process's to fill, and the summary as it begins.
+
+    Args:
+        wanted: All keys that are needed.
+        cached: Those that are there.
+        problems: Found in the cache.
+        share: What decides which process a key is for. For pictures it is their content, so that
+            both orientations of one are decoded in the same process.
+        rank: This process.
+    """
+    missing = [key for key in wanted if key not in cached]
+    own = [key for key in missing if rank.takes(share(key))]
+    summary = FillSummary(
+        reused=len(wanted) - len(missing), elsewhere=len(missing) - len(own), problems=problems
+    )
+    return own, summary
 
 
 def _encode_latents(

@@ -1,10 +1,12 @@
-"""A small dataset whose caches are filled once, for every test that trains on it."""
+"""A small dataset whose caches are filled once, and hubs that have the released files."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from commands import anima_pipe, demo_pictures, write_dataset
+from fake_hubs import Hubs
+from released_files import publishing_hubs, write_release
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,3 +43,18 @@ def cached(dataset: Path) -> dict[str, object]:
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stay out of the repository: caches are made in the current folder unless told otherwise."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small files of the released kinds, by option. Not to be changed."""
+    return write_release(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture
+def hubs(
+    tmp_path: Path, release: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Hubs]:
+    """Both hubs on loopback with that release, and this process led to them."""
+    with publishing_hubs(tmp_path, release, monkeypatch) as hubs:
+        yield hubs

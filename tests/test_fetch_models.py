@@ -1,6 +1,5 @@
 """Fetching Anima's released files, with real clients and hubs on loopback."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,30 +10,14 @@ from released_files import (
     REPO,
     fetch_models,
     leftovers,
-    publishing_hubs,
     recorded,
     start_apart,
-    write_release,
 )
 
 from anima_pipe import demo
 from anima_pipe.encoders import check_t5_tokenizer
 from anima_pipe.hub.kinds import describe_weights
 from anima_pipe.hub.models import MODEL_FILES
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Small files of the released kinds, by option. Not to be changed."""
-    return write_release(tmp_path_factory.mktemp("release"))
-
-
-@pytest.fixture
-def hubs(
-    tmp_path: Path, release: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Hubs]:
-    with publishing_hubs(tmp_path, release, monkeypatch) as hubs:
-        yield hubs
 
 
 def test_all_files_arrive_in_comfyuis_layout_and_are_noted(

@@ -5,7 +5,6 @@ import os
 import resource
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,26 +15,10 @@ from released_files import (
     REPO,
     fetch_models,
     leftovers,
-    publishing_hubs,
     start_apart,
-    write_release,
 )
 
 from anima_pipe.hub.models import MODEL_FILES
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Small files of the released kinds, by option. Not to be changed."""
-    return write_release(tmp_path_factory.mktemp("release"))
-
-
-@pytest.fixture
-def hubs(
-    tmp_path: Path, release: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Hubs]:
-    with publishing_hubs(tmp_path, release, monkeypatch) as hubs:
-        yield hubs
 
 
 @pytest.mark.parametrize("kind", ["corrupt", "short", "status"])

@@ -3,13 +3,12 @@
 import json
 import shutil
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from fake_hubs import Hubs
-from released_files import PLACES, fetch_models, publishing_hubs, recorded, write_release
+from released_files import PLACES, fetch_models, recorded
 from safetensors.torch import save_file
 
 from anima_pipe.cli.all_stages import with_defaults
@@ -18,20 +17,6 @@ from anima_pipe.kohya.model_files import with_recorded_models
 from anima_pipe.kohya.resolve import resolve
 
 TRANSFORMER = "pretrained_model_name_or_path"
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Small files of the released kinds, by option. Not to be changed."""
-    return write_release(tmp_path_factory.mktemp("release"))
-
-
-@pytest.fixture
-def hubs(
-    tmp_path: Path, release: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Hubs]:
-    with publishing_hubs(tmp_path, release, monkeypatch) as hubs:
-        yield hubs
 
 
 @pytest.fixture

@@ -418,3 +418,15 @@ def test_comparing_in_bands_finds_what_comparing_all_with_all_finds(data):
         hashes.append(base ^ sum(1 << bit for bit in flipped))
 
     assert alike(hashes) == slowly_alike(hashes)
+
+
+def test_a_train_args_file_without_a_dataset_is_an_error_that_says_how_to_give_one(tmp_path: Path):
+    config = tmp_path / "train_args.toml"
+    config.write_text("learning_rate = 1e-4\n")
+
+    result = CliRunner().invoke(main, ["inspect", str(config)])
+    LOGGER.handlers.clear()
+
+    assert result.exit_code == 2
+    assert f"error: {config} names no dataset to look at" in result.stderr
+    assert "anima-pipe inspect dataset.toml" in result.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from commands import Ended, anima_pipe, assert_one_error, tensors_of
 
 from anima_pipe.kohya.parts import adapter_choice
@@ -109,4 +110,9 @@ def test_what_is_not_available_is_named(
 def test_settings_that_ask_for_nothing_pass(cached: dict[str, object], tmp_path: Path):
     args = ["use_scalar=False", "bypass_mode=False", "rescaled=False", "train_t5xxl=False"]
 
-    train(cached, tmp_path, args).ok()
+    asked, plain = (
+        tensors_of(train(cached, tmp_path / name, given).ok())
+        for name, given in (("asked", args), ("plain", []))
+    )
+    assert asked.keys() == plain.keys()
+    assert all(torch.equal(asked[name], plain[name]) for name in plain)

@@ -20,6 +20,7 @@ import click
 from anima_pipe.cli.ending import ending_of
 from anima_pipe.cli.help_text import help_text
 from anima_pipe.cli.stage_command import StageCommand, click_options
+from anima_pipe.errors import ConfigError
 from anima_pipe.files import write_atomically
 from anima_pipe.kohya.check import FileKind, file_kind
 from anima_pipe.kohya.options import DATASET_GROUP, options_of
@@ -61,6 +62,9 @@ UNSEEN: Final = (
     "alpha_mask",
 )
 """Options of datasets that change nothing on the page; in files they may stand all the same."""
+
+SOURCES: Final = ("dataset_config", "train_data_dir", "in_json")
+"""Options that name a dataset."""
 
 _ROWS: Final = tuple(
     row
@@ -128,7 +132,12 @@ def _resolved(dataset: Path | None, given: dict[str, object]) -> Resolved:
     if dataset is not None:
         given = {**given, "dataset_config": str(dataset)}
     options = resolve(TRAIN, given, file)
-    options.require("dataset_config")
+    if not any(options.value(name) for name in SOURCES):
+        where = file or "the command line"
+        raise ConfigError(
+            f"{where} names no dataset to look at",
+            "give one: `anima-pipe inspect dataset.toml`, or a folder of pictures",
+        )
     return options
 
 
