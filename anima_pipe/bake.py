@@ -26,7 +26,7 @@ from anima_pipe.comfy import anima_paths, parameter_change
 from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.files import published
 from anima_pipe.runtime import warn
-from anima_pipe.weight_files import BYTES_PER_NUMBER, StoredTensor, read_header
+from anima_pipe.weights.files import BYTES_PER_NUMBER, StoredTensor, read_header
 
 STORED_NAMES: Final = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 DTYPES: Final = {name: dtype for dtype, name in STORED_NAMES.items()} | {"F64": torch.float64}

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anima_pipe.dataset.plan import describe
 from anima_pipe.errors import DataError
 from anima_pipe.fill import ALONE, FillSummary
-from anima_pipe.plan import describe
 from anima_pipe.records import T5_LIMIT, Skipped
 from anima_pipe.runtime import Rank, counted, say, warn
 from anima_pipe.shards.index import Problem
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from anima_pipe.adapters.adapter import Adapter, TableRow
-    from anima_pipe.batches import Batches
+    from anima_pipe.dataset.batches import Batches
     from anima_pipe.trainer import Trainer, TrainerConfig
 
 NAMED = 20

@@ -40,12 +40,12 @@ class LatentSummary:
 
 def run(options: Resolved) -> LatentSummary:
     """Survey the dataset's pictures and encode those that the cache lacks."""
+    from anima_pipe.dataset.survey import find_pictures, survey_pictures
     from anima_pipe.fill import fill_latents, fill_masks
     from anima_pipe.kohya.settings import dataset_configs, latent_settings
     from anima_pipe.report import report_fill, report_skipped
     from anima_pipe.runtime import launched_rank
     from anima_pipe.shards.places import shown_place
-    from anima_pipe.survey import find_pictures, survey_pictures
 
     settings = latent_settings(options)
     survey = survey_pictures(

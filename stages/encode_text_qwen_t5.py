@@ -43,6 +43,7 @@ class TextSummary:
 
 def run(options: Resolved) -> TextSummary:
     """Collect the dataset's texts and encode those that the cache lacks."""
+    from anima_pipe.dataset.survey import find_pictures, survey_captions, uncaptioned
     from anima_pipe.fill import fill_text
     from anima_pipe.kohya.model_files import with_tokenizer
     from anima_pipe.kohya.settings import (
@@ -60,7 +61,6 @@ def run(options: Resolved) -> TextSummary:
     )
     from anima_pipe.runtime import launched_rank
     from anima_pipe.shards.places import shown_place
-    from anima_pipe.survey import find_pictures, survey_captions, uncaptioned
 
     options = with_tokenizer(options).options
     settings = text_settings(options)

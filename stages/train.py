@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from anima_pipe.adapters import Adapter
-    from anima_pipe.batches import Batches
     from anima_pipe.cli.show_dataset import ShownDataset
-    from anima_pipe.ema import Ema
+    from anima_pipe.dataset.batches import Batches
+    from anima_pipe.dataset.plan import Plan
+    from anima_pipe.dataset.survey import Survey
+    from anima_pipe.hooks.ema import Ema
+    from anima_pipe.hooks.previews import Previews
+    from anima_pipe.hooks.train_state import Stateful, StateSaver
     from anima_pipe.kohya.training import TrainSettings
     from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
-    from anima_pipe.noise_chart import NoiseChart
-    from anima_pipe.plan import Plan
-    from anima_pipe.previews import Previews
+    from anima_pipe.objective.noise_chart import NoiseChart
+    from anima_pipe.optimizing.rounding import StochasticRounding
     from anima_pipe.records import Moment
-    from anima_pipe.rounding import StochasticRounding
     from anima_pipe.shards import Cache
-    from anima_pipe.survey import Survey
-    from anima_pipe.train_state import Stateful, StateSaver
     from anima_pipe.trainer import Trainer
 
 
@@ -72,9 +72,9 @@ def run(options: Resolved) -> TrainSummary | NoiseChart | ShownDataset:
 
 def train(options: Resolved) -> TrainSummary:
     """Fill the caches, plan, load, train and save."""
-    from anima_pipe.ema import Ema
     from anima_pipe.files import make_folder
-    from anima_pipe.hooks import RunHooks
+    from anima_pipe.hooks.ema import Ema
+    from anima_pipe.hooks.tracking import loss_ends
     from anima_pipe.interrupts import stop_request
     from anima_pipe.kohya import building
     from anima_pipe.kohya.metadata import described
@@ -83,8 +83,8 @@ def train(options: Resolved) -> TrainSummary:
     from anima_pipe.memory_needs import memory_explained, memory_needs
     from anima_pipe.model import TextConditionedTransformer
     from anima_pipe.report import report_plan
+    from anima_pipe.run_hooks import RunHooks
     from anima_pipe.runtime import claim_device, speak_of_errors_only
-    from anima_pipe.tracking import loss_ends
     from anima_pipe.trainer import agree_on_seed, start_accelerate
 
     started = time.monotonic()
@@ -171,9 +171,10 @@ def check_model_files(settings: TrainSettings) -> None:
 
 def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Survey, Plan, Cache]:
     """Survey the dataset, fill what the caches lack, and join the two."""
+    from anima_pipe.dataset.plan import make_plan
+    from anima_pipe.dataset.survey import find_pictures, survey_pictures, uncaptioned
     from anima_pipe.fill import fill_latents, fill_masks, fill_text
     from anima_pipe.kohya.settings import prompt_texts
-    from anima_pipe.plan import make_plan
     from anima_pipe.records import T5_LIMIT
     from anima_pipe.report import (
         report_fill,
@@ -182,7 +183,6 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Sur
         report_uncaptioned,
     )
     from anima_pipe.shards import open_cache
-    from anima_pipe.survey import find_pictures, survey_pictures, uncaptioned
 
     data = settings.data
     pictures = find_pictures(data.datasets)
@@ -227,7 +227,7 @@ def prepare_batches(
     settings: TrainSettings, plan: Plan, cache: Cache, accelerator: Accelerator
 ) -> Batches:
     """Return this process's share of the plan's batches."""
-    from anima_pipe.batches import Batches
+    from anima_pipe.dataset.batches import Batches
 
     batches = Batches(
         plan=plan,
@@ -246,8 +246,8 @@ def prepare_previews(
     """Return the hook that draws previews; the VAE is loaded when the first one is drawn."""
     if settings.previews is None:
         return None
-    from anima_pipe.drawing import LazyVae, Painter, encoded_prompts
-    from anima_pipe.previews import Previews
+    from anima_pipe.drawing.painter import LazyVae, Painter, encoded_prompts
+    from anima_pipe.hooks.previews import Previews
 
     vae = LazyVae(settings.previews.vae, device)
     return Previews(
@@ -265,7 +265,7 @@ def prepare_trainer(
     accelerator: Accelerator,
 ) -> Trainer:
     """Put the loop together, but for what happens besides the steps."""
-    from anima_pipe.schedules import create_schedule
+    from anima_pipe.optimizing.schedules import create_schedule
     from anima_pipe.trainer import Trainer, TrainerConfig
 
     steps = settings.length.total_steps(batches.windows_per_epoch())
@@ -296,8 +296,8 @@ def prepare_states(
     rounding: StochasticRounding | None,
 ) -> StateSaver:
     """Return the hook that saves the run's state."""
+    from anima_pipe.hooks.train_state import RunParts, StateSaver
     from anima_pipe.kohya.identity import made_with
-    from anima_pipe.train_state import RunParts, StateSaver
 
     stateful: dict[str, Stateful] = {
         "optimizer": rounding or trainer.optimizer,
@@ -314,8 +314,8 @@ def prepare_states(
 
 def resume_if_asked(settings: TrainSettings, states: StateSaver, trainer: Trainer) -> int:
     """Put the saved state in place where one was named; return the steps done."""
+    from anima_pipe.hooks.train_state import resume
     from anima_pipe.kohya.building import rated_groups
-    from anima_pipe.train_state import resume
 
     if settings.states.resume is None:
         return 0
@@ -341,7 +341,7 @@ def report_end(
     settings: TrainSettings, trainer: Trainer, end: Moment, previews: Previews | None
 ) -> None:
     """Say what a run came to."""
-    from anima_pipe.tracking import loss_ends
+    from anima_pipe.hooks.tracking import loss_ends
 
     if trainer.skipped_steps:
         warn(

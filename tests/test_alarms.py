@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from commands import Ended, anima_pipe, assert_one_error
 
-from anima_pipe.alarms import AlarmConfig, LossAlarm, TimeLeft, duration
+from anima_pipe.hooks.alarms import AlarmConfig, LossAlarm, TimeLeft, duration
 from anima_pipe.records import Moment
 
 Cached = dict[str, object]

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from anima_pipe import demo
 from anima_pipe.buckets import BucketRules
-from anima_pipe.dataset import DatasetConfig, SubsetConfig
+from anima_pipe.dataset.config import DatasetConfig, SubsetConfig
+from anima_pipe.dataset.survey import find_pictures, survey_pictures
 from anima_pipe.errors import CacheError, DataError
 from anima_pipe.fill import CacheSettings, LatentSettings, fill_latents
 from anima_pipe.shards import open_cache
 from anima_pipe.shards.index import index_path
-from anima_pipe.survey import find_pictures, survey_pictures
 
 Options = dict[str, object]
 STAGES = [("cache-latents", "latents"), ("encode-text", "text")]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anima_pipe.dataset import DatasetConfig
+from anima_pipe.dataset.config import DatasetConfig
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.dataset_keys import DATASET_KEYS
 from anima_pipe.kohya.dataset_toml import examine_training_folders, load_dataset_config, settled

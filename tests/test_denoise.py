@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anima_pipe.denoise import euler, guided, simple_schedule
+from anima_pipe.drawing.denoise import euler, guided, simple_schedule
 from anima_pipe.model import load_transformer
 
 GOLDEN = Path(__file__).parent / "golden"

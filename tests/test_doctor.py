@@ -12,10 +12,10 @@ from tiny_text_encoder import write_t5_folder
 
 from anima_pipe import demo
 from anima_pipe.cli.main import main
+from anima_pipe.demo.self_check import STORED, check_parts
+from anima_pipe.hooks.train_state import DESCRIPTION, FORMAT_VERSION
 from anima_pipe.hub.home import record_models
 from anima_pipe.runtime import LOGGER
-from anima_pipe.self_check import STORED, check_parts
-from anima_pipe.train_state import DESCRIPTION, FORMAT_VERSION
 
 
 @pytest.fixture(autouse=True)
@@ -195,7 +195,7 @@ def test_the_self_check_fails_where_one_weight_is_a_little_off(
     weights = load_file(file)
     weights[next(key for key in weights if key.endswith(weight))] *= 1.05
     save_file(weights, file)
-    monkeypatch.setattr(f"anima_pipe.self_check.{name}", changed)
+    monkeypatch.setattr(f"anima_pipe.demo.self_check.{name}", changed)
 
     ended = doctor()
 
@@ -207,7 +207,7 @@ def test_numbers_that_are_none_do_not_pass(tmp_path: Path, monkeypatch: pytest.M
     weights = load_file(demo.DEMO_VAE)
     weights["encoder.conv1.weight"].fill_(torch.nan)
     save_file(weights, tmp_path / "vae.safetensors")
-    monkeypatch.setattr("anima_pipe.self_check.DEMO_VAE", tmp_path / "vae.safetensors")
+    monkeypatch.setattr("anima_pipe.demo.self_check.DEMO_VAE", tmp_path / "vae.safetensors")
 
     ended = doctor()
 

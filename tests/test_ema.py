@@ -5,8 +5,8 @@ import torch
 from golden_model import golden_transformer
 
 from anima_pipe.adapters import create_adapter
-from anima_pipe.ema import Ema
 from anima_pipe.errors import ConfigError
+from anima_pipe.hooks.ema import Ema
 from anima_pipe.records import Moment
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anima_pipe.errors import ConfigError
-from anima_pipe.flow_loss import (
+from anima_pipe.objective.flow_loss import (
     LOSSES,
     LossConfig,
     ObjectiveConfig,
@@ -18,8 +18,8 @@ from anima_pipe.flow_loss import (
     sample_losses,
     velocity_target,
 )
-from anima_pipe.noise import NoiseConfig, sample_noise
-from anima_pipe.sigmas import SigmaConfig, sample_sigmas, shift_sigmas, size_shift
+from anima_pipe.objective.noise import NoiseConfig, sample_noise
+from anima_pipe.objective.sigmas import SigmaConfig, sample_sigmas, shift_sigmas, size_shift
 
 MANY = 200_000
 

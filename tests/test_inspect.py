@@ -22,11 +22,11 @@ from PIL import ExifTags, Image, ImageEnhance
 
 from anima_pipe.buckets import choose_bucket
 from anima_pipe.cli.main import main
+from anima_pipe.dataset.survey import find_pictures, survey_captions
 from anima_pipe.encoders.t5_tokens import T5Tokens
 from anima_pipe.inspection.likeness import ALIKE_UP_TO, alike
 from anima_pipe.kohya.dataset_toml import load_dataset_config
 from anima_pipe.runtime import LOGGER
-from anima_pipe.survey import find_pictures, survey_captions
 
 X = "\N{MULTIPLICATION SIGN}"
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from anima_pipe.buckets import BucketRules
-from anima_pipe.dataset import DatasetConfig, SubsetConfig
+from anima_pipe.dataset.config import DatasetConfig, SubsetConfig
+from anima_pipe.dataset.survey import Picture, picture_captions
 from anima_pipe.errors import DataError
 from anima_pipe.source.captions import CaptionRules
 from anima_pipe.source.json_captions import GroupedCaption, parse_json_caption
-from anima_pipe.survey import Picture, picture_captions
 
 SIMPLE = {
     "quality": "newest, safe",

@@ -16,12 +16,12 @@ from PIL import Image
 
 from anima_pipe.buckets import BucketRules
 from anima_pipe.cli.main import main
-from anima_pipe.dataset import DatasetConfig, SubsetConfig
+from anima_pipe.dataset.config import DatasetConfig, SubsetConfig
+from anima_pipe.dataset.survey import find_pictures, survey_pictures
 from anima_pipe.records import BucketChoice, LatentRequest, MaskRequest
 from anima_pipe.runtime import LOGGER
 from anima_pipe.shards import mask_key, open_cache
 from anima_pipe.source.images import load_mask, load_pixels, read_image_file
-from anima_pipe.survey import find_pictures, survey_pictures
 
 SOURCES = ["folder", "alpha"]
 

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from anima_pipe.buckets import BucketRules
-from anima_pipe.dataset import DatasetConfig, SubsetConfig
+from anima_pipe.dataset.config import DatasetConfig, SubsetConfig
+from anima_pipe.dataset.survey import find_pictures, survey_captions, survey_pictures, uncaptioned
 from anima_pipe.errors import DataError
 from anima_pipe.source.captions import CaptionRules
 from anima_pipe.source.metadata_file import read_metadata_file
-from anima_pipe.survey import find_pictures, survey_captions, survey_pictures, uncaptioned
 
 
 @pytest.fixture

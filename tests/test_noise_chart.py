@@ -9,9 +9,9 @@ import pytest
 from commands import Ended, anima_pipe, assert_one_error, files_in
 from PIL import Image
 
-from anima_pipe.flow_loss import LossConfig, ObjectiveConfig
-from anima_pipe.noise_chart import BINS, NoiseChart, chart_as_picture, chart_noise_levels
-from anima_pipe.sigmas import SigmaConfig
+from anima_pipe.objective.flow_loss import LossConfig, ObjectiveConfig
+from anima_pipe.objective.noise_chart import BINS, NoiseChart, chart_as_picture, chart_noise_levels
+from anima_pipe.objective.sigmas import SigmaConfig
 
 SQUARE = (1024, 1024)
 

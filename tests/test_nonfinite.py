@@ -12,13 +12,13 @@ from golden_model import golden_transformer
 from safetensors.torch import load_file
 
 from anima_pipe.adapters import Adapter, create_adapter
-from anima_pipe.batches import Batches
-from anima_pipe.flow_loss import ObjectiveConfig
+from anima_pipe.dataset.batches import Batches
+from anima_pipe.dataset.plan import EMPTY_CAPTION, Plan, PlannedSample
 from anima_pipe.model import TextConditionedTransformer
-from anima_pipe.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
-from anima_pipe.plan import EMPTY_CAPTION, Plan, PlannedSample
+from anima_pipe.objective.flow_loss import ObjectiveConfig
+from anima_pipe.optimizing.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
+from anima_pipe.optimizing.schedules import ScheduleConfig, create_schedule
 from anima_pipe.records import Moment, TextCondition
-from anima_pipe.schedules import ScheduleConfig, create_schedule
 from anima_pipe.shards import Cache, LatentWriter, TextWriter, open_cache
 from anima_pipe.trainer import NonFiniteError, Trainer, TrainerConfig, start_accelerate
 

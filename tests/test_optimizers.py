@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anima_pipe.errors import ConfigError
-from anima_pipe.optimizers import (
+from anima_pipe.optimizing.optimizers import (
     OPTIMIZERS,
     OptimizerConfig,
     ParameterGroup,

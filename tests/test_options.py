@@ -134,7 +134,7 @@ def test_relations_between_rows_name_rows_that_exist():
 
 
 def test_schedules_are_those_that_the_trainer_knows():
-    from anima_pipe.schedules import SCHEDULES
+    from anima_pipe.optimizing.schedules import SCHEDULES
 
     assert option("lr_scheduler").choices == SCHEDULES
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from anima_pipe.dataset.plan import EMPTY_CAPTION, make_plan
+from anima_pipe.dataset.survey import Survey, find_pictures, survey_captions, survey_pictures
 from anima_pipe.kohya.dataset_keys import DATASET_KEYS, SUBSETS
 from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.settings import dataset_configs
 from anima_pipe.kohya.toml_text import toml_lines
-from anima_pipe.plan import EMPTY_CAPTION, make_plan
 from anima_pipe.shards.keys import text_key
 from anima_pipe.source.images import load_pixels
-from anima_pipe.survey import Survey, find_pictures, survey_captions, survey_pictures
 
 BESIDE = {"resolution": 128, "enable_bucket": True, "min_bucket_reso": 64, "bucket_reso_steps": 32}
 """What holds where a test says nothing else."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from anima_pipe.flow_loss import draw, sample_losses
 from anima_pipe.kohya.objective import objective_config
 from anima_pipe.kohya.resolve import resolve
+from anima_pipe.objective.flow_loss import draw, sample_losses
 
 SHAPE = torch.Size((20_000, 1, 4, 4))
 Options = dict[str, object]

@@ -10,12 +10,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from anima_pipe.buckets import BucketRules
-from anima_pipe.dataset import DatasetConfig, SubsetConfig
+from anima_pipe.dataset.config import DatasetConfig, SubsetConfig
+from anima_pipe.dataset.plan import EMPTY_CAPTION, Plan, PlannedSample, describe, make_plan
+from anima_pipe.dataset.survey import (
+    Survey,
+    find_pictures,
+    survey_captions,
+    survey_pictures,
+    uncaptioned,
+)
 from anima_pipe.errors import CacheError, DataError
-from anima_pipe.plan import EMPTY_CAPTION, Plan, PlannedSample, describe, make_plan
 from anima_pipe.shards.keys import text_key
 from anima_pipe.source.captions import CaptionRules
-from anima_pipe.survey import Survey, find_pictures, survey_captions, survey_pictures, uncaptioned
 
 RULES = BucketRules(
     resolution=(64, 64), min_bucket_reso=32, max_bucket_reso=128, bucket_reso_steps=16

@@ -9,7 +9,7 @@ import torch
 from commands import anima_pipe, tensors_of
 
 from anima_pipe.errors import ConfigError
-from anima_pipe.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
+from anima_pipe.optimizing.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
 
 Cached = dict[str, object]
 

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from anima_pipe.dataset import DatasetConfig, regularisation_visits
+from anima_pipe.dataset.config import DatasetConfig, regularisation_visits
+from anima_pipe.dataset.plan import Plan, describe, make_plan
+from anima_pipe.dataset.survey import Survey, find_pictures, survey_pictures
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.dataset_toml import load_dataset_config
 from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.settings import dataset_configs
-from anima_pipe.plan import Plan, describe, make_plan
 from anima_pipe.records import Skipped
 from anima_pipe.shards.keys import text_key
-from anima_pipe.survey import Survey, find_pictures, survey_pictures
 
 
 @pytest.fixture(autouse=True)

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from anima_pipe.adapters import create_adapter
-from anima_pipe.optimizers import (
+from anima_pipe.optimizing.optimizers import (
     OPTIMIZERS,
     OptimizerConfig,
     ParameterGroup,
     averaged_weights,
     create_optimizer,
 )
-from anima_pipe.rounding import StochasticRounding, round_by_chance
+from anima_pipe.optimizing.rounding import StochasticRounding, round_by_chance
 
 Cached = dict[str, object]
 

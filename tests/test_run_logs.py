@@ -18,7 +18,7 @@ import pytest
 from commands import MODEL, TRAINING, Ended, anima_pipe, assert_one_error, options, run_apart
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from anima_pipe.run_log import MetricsFile
+from anima_pipe.hooks.run_log import MetricsFile
 
 Cached = dict[str, object]
 

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, StepLR
 from transformers import optimization
 
 from anima_pipe.errors import ConfigError
-from anima_pipe.schedules import ScheduleConfig, create_schedule
+from anima_pipe.optimizing.schedules import ScheduleConfig, create_schedule
 
 STEPS = 40
 

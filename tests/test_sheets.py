@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
-from anima_pipe.sheets import CELL, LETTERS, ROW_LABEL, cell_of, draw_sheet, fitted
+from anima_pipe.drawing.sheets import CELL, LETTERS, ROW_LABEL, cell_of, draw_sheet, fitted
 
 FONT = ImageFont.load_default(LETTERS)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from anima_pipe.flow_loss import ObjectiveConfig, draw
 from anima_pipe.kohya.dataset_toml import load_dataset_config
 from anima_pipe.kohya.objective import objective_config
 from anima_pipe.kohya.resolve import resolve
-from anima_pipe.sigmas import SigmaConfig, sample_sigmas
+from anima_pipe.objective.flow_loss import ObjectiveConfig, draw
+from anima_pipe.objective.sigmas import SigmaConfig, sample_sigmas
 
 MANY = 200_000
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from anima_pipe.buckets import BucketRules
-from anima_pipe.dataset import DatasetConfig, SubsetConfig
-from anima_pipe.survey import Survey, find_pictures, survey_pictures
+from anima_pipe.dataset.config import DatasetConfig, SubsetConfig
+from anima_pipe.dataset.survey import Survey, find_pictures, survey_pictures
 
 PICTURES = 1000
 LONG_AGO = 1_600_000_000

@@ -23,15 +23,15 @@ from golden_model import golden_transformer
 from peft import LoraConfig, inject_adapter_in_model
 
 from anima_pipe.adapters import Adapter, create_adapter
-from anima_pipe.batches import Batches, Window
-from anima_pipe.flow_loss import ObjectiveConfig, draw
+from anima_pipe.dataset.batches import Batches, Window
+from anima_pipe.dataset.plan import EMPTY_CAPTION, Plan, PlannedSample
 from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
-from anima_pipe.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
-from anima_pipe.plan import EMPTY_CAPTION, Plan, PlannedSample
+from anima_pipe.objective.flow_loss import ObjectiveConfig, draw
+from anima_pipe.objective.sigmas import SigmaConfig
+from anima_pipe.optimizing.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
+from anima_pipe.optimizing.schedules import ScheduleConfig, create_schedule
 from anima_pipe.records import TextCondition
-from anima_pipe.schedules import ScheduleConfig, create_schedule
 from anima_pipe.shards import Cache, LatentWriter, TextWriter, open_cache
-from anima_pipe.sigmas import SigmaConfig
 from anima_pipe.trainer import Trainer, TrainerConfig, draw_seed, start_accelerate
 
 STEPS = 10

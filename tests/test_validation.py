@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from anima_pipe.dataset import held_out
+from anima_pipe.dataset.config import held_out
 
 Cached = dict[str, object]
 NAMES = ["validation/loss", *(f"validation/sigma_{sigma}" for sigma in (0.1, 0.3, 0.5, 0.7, 0.9))]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from anima_pipe.batches import Window
+from anima_pipe.dataset.batches import Window
 from anima_pipe.trainer.waiting import Awaited
 
 

@@ -17,7 +17,7 @@ from anima_pipe.adapters.lokr import LokrConfig, LokrDelta, factorize
 from anima_pipe.adapters.low_rank import leading_factors
 from anima_pipe.adapters.norm import NormDelta
 from anima_pipe.errors import CheckpointError
-from anima_pipe.weight_files import (
+from anima_pipe.weights.files import (
     BYTES_PER_NUMBER,
     StoredTensor,
     copy_tensors,

@@ -255,8 +255,8 @@ def _cache(folder: Path, kind: Kind, findings: Findings) -> str:
 
 
 def _self_check(device: str, findings: Findings) -> Iterator[str]:
+    from anima_pipe.demo.self_check import check_parts
     from anima_pipe.runtime import choose_device
-    from anima_pipe.self_check import check_parts
 
     chosen = choose_device(device)
     try:

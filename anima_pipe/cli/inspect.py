@@ -142,11 +142,11 @@ def _resolved(dataset: Path | None, given: dict[str, object]) -> Resolved:
 
 
 def _inspected(options: Resolved) -> Inspection:
+    from anima_pipe.dataset.survey import find_pictures, survey_pictures
     from anima_pipe.inspection.gather import inspect_survey
     from anima_pipe.inspection.thumbnails import look_at_all
     from anima_pipe.kohya.settings import dataset_configs
     from anima_pipe.runtime import progress_bar
-    from anima_pipe.survey import find_pictures, survey_pictures
 
     survey = survey_pictures(
         find_pictures(dataset_configs(options)),

@@ -95,7 +95,7 @@ def _is_newer(path: Path, source: Path) -> bool:
 
 def _has_state(folder: Path, name: str) -> bool:
     from anima_pipe.errors import PipeError
-    from anima_pipe.train_state import latest_state
+    from anima_pipe.hooks.train_state import latest_state
 
     try:
         latest_state(folder, name)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from anima_pipe.dataset.survey import find_pictures, survey_pictures
 from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
 from anima_pipe.errors import ConfigError
 from anima_pipe.fill import LatentSettings, TextSettings, fill_latents, fill_masks, fill_text
@@ -22,7 +23,6 @@ from anima_pipe.shards.latents import LATENTS
 from anima_pipe.shards.masks import MASKS
 from anima_pipe.shards.store import Store
 from anima_pipe.shards.text import TEXT
-from anima_pipe.survey import find_pictures, survey_pictures
 
 ABSOLUTE_TOLERANCE = 0.01
 RELATIVE_TOLERANCE = 0.02

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from anima_pipe.drawing import EncodedPrompt, Painter
+    from anima_pipe.drawing.painter import EncodedPrompt, Painter
     from anima_pipe.kohya.resolved import Resolved
     from anima_pipe.records import PreviewPrompt
 
@@ -109,8 +109,8 @@ def command(
         }
         cells = _draw_all(paths, options)
         for number, rows in enumerate(grids if axes else []):
-            from anima_pipe.drawing import save_picture
-            from anima_pipe.sheets import draw_sheet
+            from anima_pipe.drawing.painter import save_picture
+            from anima_pipe.drawing.sheets import draw_sheet
 
             x, y = axes
             sheet = draw_sheet(y.labels, x.labels, [[cells[shot] for shot in row] for row in rows])
@@ -163,8 +163,8 @@ def _draw_all(paths: dict[Shot, Path], options: Resolved) -> dict[Shot, Image]:
     """Draw every picture and save it; return their cells for sheets."""
     from anima_pipe.adapters import load_adapter
     from anima_pipe.adapters.files import read_adapter_file
-    from anima_pipe.drawing import parameters_text, save_picture
-    from anima_pipe.sheets import cell_of
+    from anima_pipe.drawing.painter import parameters_text, save_picture
+    from anima_pipe.drawing.sheets import cell_of
 
     for file in dict.fromkeys(path for shot in paths for path, _ in shot.adapters):
         read_adapter_file(file)
@@ -198,7 +198,7 @@ def _encoded(
     """Encode every distinct text once; the encoder is freed on return."""
     import torch
 
-    from anima_pipe.drawing import EncodedPrompt
+    from anima_pipe.drawing.painter import EncodedPrompt
     from anima_pipe.encoders import load_text_encoder
 
     prompts = list(dict.fromkeys(prompts))
@@ -224,7 +224,7 @@ def _encoded(
 
 
 def _painter(options: Resolved, device: torch.device) -> Painter:
-    from anima_pipe.drawing import LazyVae, Painter
+    from anima_pipe.drawing.painter import LazyVae, Painter
     from anima_pipe.model import load_transformer
 
     on_gpu = options.given("mixed_precision") is None and device.type == "cuda"

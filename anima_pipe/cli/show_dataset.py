@@ -12,8 +12,8 @@ from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.runtime import launched_rank, say
 
 if TYPE_CHECKING:
-    from anima_pipe.plan import Plan, Visit
-    from anima_pipe.survey import Survey
+    from anima_pipe.dataset.plan import Plan, Visit
+    from anima_pipe.dataset.survey import Survey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +40,11 @@ def show_dataset(options: Resolved) -> ShownDataset:
         ConfigError: The dataset's description is wrong.
         DataError: Not one picture can be used.
     """
+    from anima_pipe.dataset.plan import describe, make_plan
+    from anima_pipe.dataset.survey import find_pictures, survey_pictures
     from anima_pipe.kohya.settings import cache_settings, dataset_configs
-    from anima_pipe.plan import describe, make_plan
     from anima_pipe.report import report_skipped
     from anima_pipe.shards.keys import text_key
-    from anima_pipe.survey import find_pictures, survey_pictures
 
     survey = survey_pictures(
         find_pictures(dataset_configs(options)),

@@ -13,7 +13,7 @@ from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.runtime import launched_rank, say
 
 if TYPE_CHECKING:
-    from anima_pipe.noise_chart import NoiseChart
+    from anima_pipe.objective.noise_chart import NoiseChart
 
 
 def show_timesteps(options: Resolved) -> NoiseChart:
@@ -25,7 +25,7 @@ def show_timesteps(options: Resolved) -> NoiseChart:
         OutputError: The picture cannot be written.
     """
     from anima_pipe.kohya.objective import objective_config
-    from anima_pipe.noise_chart import chart_as_text, chart_noise_levels
+    from anima_pipe.objective.noise_chart import chart_as_text, chart_noise_levels
 
     as_picture = options.value("show_timesteps") == "image"
     if as_picture:
@@ -46,7 +46,7 @@ def show_timesteps(options: Resolved) -> NoiseChart:
 
 def _write_picture(chart: NoiseChart, options: Resolved) -> None:
     from anima_pipe.kohya.outputs import output_name
-    from anima_pipe.noise_chart import chart_as_picture
+    from anima_pipe.objective.noise_chart import chart_as_picture
 
     folder: Path = options.value("output_dir")
     offset: float = options.value("show_timesteps_offset")

@@ -12,8 +12,8 @@ from transformers import Qwen3Config, Qwen3Model
 
 from anima_pipe.encoders.qwen_files import QwenFiles
 from anima_pipe.errors import CheckpointError
-from anima_pipe.weight_files import check_names, landed, mapped_tensors
-from anima_pipe.weight_kinds import QWEN3, wrong_kind
+from anima_pipe.weights.files import check_names, landed, mapped_tensors
+from anima_pipe.weights.kinds import QWEN3, wrong_kind
 
 WANTED = "a Qwen3 text encoder"
 _GIVE_RELEASE = "Give Qwen3-0.6B as released, whole and not converted by another program."

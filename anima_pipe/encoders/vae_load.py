@@ -11,8 +11,8 @@ import torch
 
 from anima_pipe.encoders.vae import LATENT_CHANNELS, PIXELS_PER_LATENT, ImageVae, VaeConfig
 from anima_pipe.errors import CheckpointError
-from anima_pipe.weight_files import check_names, landed, mapped_tensors
-from anima_pipe.weight_kinds import VAE, wrong_kind
+from anima_pipe.weights.files import check_names, landed, mapped_tensors
+from anima_pipe.weights.kinds import VAE, wrong_kind
 
 WANTED = "a Wan 2.1 or Qwen-Image VAE"
 _GIVE_RELEASE = "Give the VAE of Wan 2.1, Qwen-Image or Anima's release, whole and unconverted."

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from anima_pipe.weight_files import StoredTensor, read_header
-from anima_pipe.weight_kinds import LLM_ADAPTER, QWEN3, TRANSFORMER, VAE, find_kind
+from anima_pipe.weights.files import StoredTensor, read_header
+from anima_pipe.weights.kinds import LLM_ADAPTER, QWEN3, TRANSFORMER, VAE, find_kind
 
 WITHOUT_TEXT_ADAPTER: Final = "a Cosmos-Predict2 transformer without Anima's text adapter"
 """What a transformer is whose text adapter may be in a file of its own."""

@@ -9,11 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, Literal
 
+from anima_pipe.dataset.survey import Picture, Sample, Survey, read_raw_caption
 from anima_pipe.errors import DataError
 from anima_pipe.inspection.likeness import alike
 from anima_pipe.inspection.thumbnails import Look
 from anima_pipe.records import BucketChoice, Skipped
-from anima_pipe.survey import Picture, Sample, Survey, read_raw_caption
 
 Flag = Literal[
     "broken", "duplicate", "alike", "enlarged", "uncaptioned", "long", "held-out", "regularisation"

@@ -10,8 +10,8 @@ from anima_pipe.adapters.continued import continue_adapter
 from anima_pipe.adapters.eight_bit import keep_in_eight_bits
 from anima_pipe.kohya.training import ModelSettings, TrainSettings
 from anima_pipe.model import BLOCK_LAYERS, AnimaTransformer, load_transformer
-from anima_pipe.optimizers import ParameterGroup, create_optimizer
-from anima_pipe.rounding import StochasticRounding
+from anima_pipe.optimizing.optimizers import ParameterGroup, create_optimizer
+from anima_pipe.optimizing.rounding import StochasticRounding
 from anima_pipe.runtime import warn
 
 

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from anima_pipe.dataset import DatasetConfig, SubsetConfig
-from anima_pipe.survey import Sample, Survey
+from anima_pipe.dataset.config import DatasetConfig, SubsetConfig
+from anima_pipe.dataset.survey import Sample, Survey
 
 
 def dataset_facts(survey: Survey) -> dict[str, object]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 from anima_pipe.buckets import BucketRules
-from anima_pipe.dataset import DatasetConfig, SubsetConfig
+from anima_pipe.dataset.config import DatasetConfig, SubsetConfig
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.config_file import ConfigFile, KeyPath, read_json, read_toml
 from anima_pipe.kohya.dataset_keys import DATASETS, GENERAL, RENAMED, SUBSETS

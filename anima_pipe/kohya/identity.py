@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anima_pipe import __version__
-from anima_pipe.batches import Batches
+from anima_pipe.dataset.batches import Batches
+from anima_pipe.dataset.plan import Plan
 from anima_pipe.encoders.fingerprints import file_digest
 from anima_pipe.kohya.training import TrainSettings
-from anima_pipe.optimizers import find_optimizer
-from anima_pipe.plan import Plan
+from anima_pipe.optimizing.optimizers import find_optimizer
 from anima_pipe.shards.folders import Identity
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from anima_pipe.alarms import AlarmConfig
-from anima_pipe.board import BoardConfig
 from anima_pipe.errors import ConfigError
+from anima_pipe.hooks.alarms import AlarmConfig
+from anima_pipe.hooks.board import BoardConfig
+from anima_pipe.hooks.train_state import state_log
 from anima_pipe.kohya.config_file import read_toml
 from anima_pipe.kohya.outputs import output_name
 from anima_pipe.kohya.resolved import Resolved
-from anima_pipe.train_state import state_log
 from anima_pipe.trainer import TrackerConfig
 
 KINDS: Final = {

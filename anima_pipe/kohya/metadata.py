@@ -23,12 +23,12 @@ from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.dataset_metadata import dataset_facts
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.settings import learning_rate
-from anima_pipe.optimizers import find_optimizer
+from anima_pipe.optimizing.optimizers import find_optimizer
 
 if TYPE_CHECKING:
-    from anima_pipe.batches import Batches
+    from anima_pipe.dataset.batches import Batches
+    from anima_pipe.dataset.survey import Survey
     from anima_pipe.kohya.training import TrainSettings
-    from anima_pipe.survey import Survey
 
 BASE_VERSION: Final = "anima"
 ARCHITECTURE: Final = "anima-preview/lora"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from anima_pipe.flow_loss import WEIGHTINGS, LossConfig, ObjectiveConfig
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rules import SEED_SHIFT
-from anima_pipe.noise import NoiseConfig
-from anima_pipe.sigmas import SigmaConfig
+from anima_pipe.objective.flow_loss import WEIGHTINGS, LossConfig, ObjectiveConfig
+from anima_pipe.objective.noise import NoiseConfig
+from anima_pipe.objective.sigmas import SigmaConfig
 
 TIMESTEPS = 1000
 """Kohya's timesteps of sigma 1."""

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anima_pipe.errors import ConfigError
+from anima_pipe.hooks.previews import PreviewConfig
+from anima_pipe.hooks.saving import SaveConfig
+from anima_pipe.hooks.train_state import StateConfig, latest_state
 from anima_pipe.kohya import settings
 from anima_pipe.kohya.resolved import Resolved
-from anima_pipe.optimizers import find_optimizer
-from anima_pipe.previews import PreviewConfig
+from anima_pipe.optimizing.optimizers import find_optimizer
 from anima_pipe.records import PreviewPrompt
 from anima_pipe.runtime import torch_dtype
-from anima_pipe.saving import SaveConfig
-from anima_pipe.train_state import StateConfig, latest_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

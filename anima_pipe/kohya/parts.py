@@ -99,7 +99,7 @@ def _check_schedule(options: Resolved) -> None:
 def _check_optimizer(options: Resolved) -> None:
     import torch
 
-    from anima_pipe.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
+    from anima_pipe.optimizing.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
 
     group = ParameterGroup(
         name="linear",
@@ -114,7 +114,7 @@ def _check_optimizer(options: Resolved) -> None:
 
 def _is_installed(options: Resolved) -> bool:
     """Tell whether the optimizer's package is there; one of no name is nowhere to be installed."""
-    from anima_pipe.optimizers import find_optimizer
+    from anima_pipe.optimizing.optimizers import find_optimizer
 
     try:
         module = find_optimizer(options.value("optimizer_type")).module

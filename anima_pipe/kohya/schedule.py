@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from anima_pipe.kohya.resolved import Resolved
-from anima_pipe.schedules import ScheduleConfig
+from anima_pipe.optimizing.schedules import ScheduleConfig
 
 
 def schedule_config(options: Resolved) -> ScheduleConfig:

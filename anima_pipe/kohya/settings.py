@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from anima_pipe.dataset import DatasetConfig
+from anima_pipe.dataset.config import DatasetConfig
 from anima_pipe.errors import ConfigError
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
 from anima_pipe.kohya.dataset_toml import (

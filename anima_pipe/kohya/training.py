@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 from anima_pipe.adapters.rules import PartRate
-from anima_pipe.dataset import DatasetConfig
+from anima_pipe.dataset.config import DatasetConfig
 from anima_pipe.errors import ConfigError
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
-from anima_pipe.flow_loss import ObjectiveConfig
+from anima_pipe.hooks.saving import SaveConfig
+from anima_pipe.hooks.train_state import state_seed
+from anima_pipe.hooks.validation import ValidationConfig
 from anima_pipe.kohya import settings
 from anima_pipe.kohya.logs import LogSettings, log_settings
 from anima_pipe.kohya.objective import TAKES_OFFSETS, objective_config
@@ -32,13 +34,11 @@ from anima_pipe.kohya.outputs import (
 from anima_pipe.kohya.parts import adapter_choice
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.schedule import schedule_config
-from anima_pipe.optimizers import OptimizerConfig
+from anima_pipe.objective.flow_loss import ObjectiveConfig
+from anima_pipe.optimizing.optimizers import OptimizerConfig
+from anima_pipe.optimizing.schedules import ScheduleConfig
 from anima_pipe.runtime import torch_dtype, warn
-from anima_pipe.saving import SaveConfig
-from anima_pipe.schedules import ScheduleConfig
-from anima_pipe.train_state import state_seed
 from anima_pipe.trainer.processes import PATIENCE, ProcessConfig
-from anima_pipe.validation import ValidationConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

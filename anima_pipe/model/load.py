@@ -12,14 +12,14 @@ import torch
 from anima_pipe.errors import CheckpointError
 from anima_pipe.model.anima import AnimaTransformer
 from anima_pipe.model.config import TransformerConfig, config_from_shapes
-from anima_pipe.weight_files import (
+from anima_pipe.weights.files import (
     BYTES_PER_NUMBER,
     StoredTensor,
     check_names,
     copy_tensors,
     read_header,
 )
-from anima_pipe.weight_kinds import LLM_ADAPTER, TRANSFORMER, find_kind, wrong_kind
+from anima_pipe.weights.kinds import LLM_ADAPTER, TRANSFORMER, find_kind, wrong_kind
 
 WANTED = "an Anima transformer"
 WANTED_TEXT_ADAPTER = "the file of Anima's text adapter alone"

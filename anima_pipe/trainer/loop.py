@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from anima_pipe.batches import Batches, Window
-from anima_pipe.optimizers import averaged_weights, step_size
+from anima_pipe.dataset.batches import Batches, Window
+from anima_pipe.optimizing.optimizers import averaged_weights, step_size
 from anima_pipe.records import Moment
 from anima_pipe.trainer.measures import Outcome
 from anima_pipe.trainer.step import TrainerConfig, TrainStep

@@ -15,9 +15,15 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from anima_pipe.batches import Window
+from anima_pipe.dataset.batches import Window
 from anima_pipe.errors import PipeError
-from anima_pipe.flow_loss import ObjectiveConfig, add_noise, draw, sample_losses, velocity_target
+from anima_pipe.objective.flow_loss import (
+    ObjectiveConfig,
+    add_noise,
+    draw,
+    sample_losses,
+    velocity_target,
+)
 from anima_pipe.records import Batch
 from anima_pipe.runtime import derive_seed, warn
 from anima_pipe.trainer.measures import Outcome, StepMeasures, group_norms

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from anima_pipe.batches import Window
+from anima_pipe.dataset.batches import Window
 from anima_pipe.runtime import warn
 
 PATIENCE_SECONDS: Final = 60.0

@@ -18,7 +18,7 @@ import torch
 from torch.optim import Optimizer
 
 from anima_pipe.errors import ConfigError
-from anima_pipe.rounding import widened
+from anima_pipe.optimizing.rounding import widened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

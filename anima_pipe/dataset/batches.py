@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from anima_pipe.plan import Plan, Visit
+from anima_pipe.dataset.plan import Plan, Visit
 from anima_pipe.records import Batch, PaddedText, TextCondition
 
 if TYPE_CHECKING:

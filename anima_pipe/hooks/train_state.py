@@ -27,9 +27,9 @@ from safetensors.torch import load_file, save
 
 from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.files import published_folder
+from anima_pipe.hooks.saving import EPOCH, STEP, remove_old
 from anima_pipe.records import Moment
 from anima_pipe.runtime import say
-from anima_pipe.saving import EPOCH, STEP, remove_old
 
 if TYPE_CHECKING:
     from anima_pipe.adapters import Adapter

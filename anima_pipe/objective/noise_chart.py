@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from anima_pipe.flow_loss import WEIGHTINGS, ObjectiveConfig
-from anima_pipe.sigmas import sample_sigmas
+from anima_pipe.objective.flow_loss import WEIGHTINGS, ObjectiveConfig
+from anima_pipe.objective.sigmas import sample_sigmas
 
 if TYPE_CHECKING:
     from PIL.Image import Image

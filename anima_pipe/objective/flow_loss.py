@@ -15,8 +15,8 @@ from typing import Final
 import torch
 
 from anima_pipe.errors import ConfigError
-from anima_pipe.noise import Noise, NoiseConfig, sample_noise
-from anima_pipe.sigmas import SigmaConfig, sample_sigmas
+from anima_pipe.objective.noise import Noise, NoiseConfig, sample_noise
+from anima_pipe.objective.sigmas import SigmaConfig, sample_sigmas
 
 LEAST_MASK_AREA: Final = 1e-6
 """In positions: below that of any mask but an empty one, whose loss it keeps at 0."""

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anima_pipe.buckets import choose_bucket
-from anima_pipe.dataset import DatasetConfig, SubsetConfig, held_out, regularisation_visits
+from anima_pipe.dataset.config import DatasetConfig, SubsetConfig, held_out, regularisation_visits
+from anima_pipe.dataset.face_crops import face_in_name
+from anima_pipe.dataset.requests import Requests, latent_requests, mask_requests
 from anima_pipe.errors import DataError
-from anima_pipe.face_crops import face_in_name
 from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, MaskRequest, Skipped
-from anima_pipe.requests import Requests, latent_requests, mask_requests
 from anima_pipe.runtime import counted, say
 from anima_pipe.source.caption_files import read_caption, read_json_caption
 from anima_pipe.source.images import find_images

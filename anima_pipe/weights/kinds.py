@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anima_pipe.errors import CheckpointError
-from anima_pipe.weight_files import listed
+from anima_pipe.weights.files import listed
 
 TRANSFORMER = "pretrained_model_name_or_path"
 LLM_ADAPTER = "llm_adapter_path"

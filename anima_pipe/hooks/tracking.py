@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from anima_pipe.hooks.run_log import RunLog
 from anima_pipe.memory import GIB, MemoryUse, memory_use
 from anima_pipe.records import Moment
-from anima_pipe.run_log import RunLog
 from anima_pipe.runtime import progress_bar
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from anima_pipe.sigmas import shift_sigmas
+from anima_pipe.objective.sigmas import shift_sigmas
 
 SCHEDULE_POINTS = 1000
 """Entries of the table of noise levels from which the "simple" schedule picks."""

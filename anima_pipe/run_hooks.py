@@ -6,23 +6,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from anima_pipe.alarms import LossAlarm, MemoryAlarm, TimeLeft
-from anima_pipe.board import start_board
-from anima_pipe.ema import Ema
-from anima_pipe.run_log import MetricsFile, RunLog
+from anima_pipe.hooks.alarms import LossAlarm, MemoryAlarm, TimeLeft
+from anima_pipe.hooks.board import start_board
+from anima_pipe.hooks.ema import Ema
+from anima_pipe.hooks.run_log import MetricsFile, RunLog
+from anima_pipe.hooks.saving import Saver
+from anima_pipe.hooks.tracking import ProgressBar, StepNumbers
+from anima_pipe.hooks.train_state import StateSaver
+from anima_pipe.hooks.validation import HeldOut, ModelInUse, Report, Validation
 from anima_pipe.runtime import Rank, say, warn
-from anima_pipe.saving import Saver
-from anima_pipe.tracking import ProgressBar, StepNumbers
-from anima_pipe.train_state import StateSaver
 from anima_pipe.trainer import Trackers, sum_over_processes
-from anima_pipe.validation import HeldOut, ModelInUse, Report, Validation
 
 if TYPE_CHECKING:
     import torch
 
     from anima_pipe.adapters import Adapter
+    from anima_pipe.hooks.previews import Previews
     from anima_pipe.kohya.training import TrainSettings
-    from anima_pipe.previews import Previews
     from anima_pipe.shards import Cache
     from anima_pipe.trainer import Hook, Trainer
 

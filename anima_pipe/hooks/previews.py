@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from anima_pipe.drawing import EncodedPrompt, Painter, parameters_text, save_picture
+from anima_pipe.drawing.painter import EncodedPrompt, Painter, parameters_text, save_picture
+from anima_pipe.drawing.sheets import cell_of, draw_sheet
 from anima_pipe.records import Moment
-from anima_pipe.sheets import cell_of, draw_sheet
 
 Show = Callable[[int, Mapping[str, Image.Image]], None]
 """Takes a step and its pictures by name."""

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from anima_pipe.batches import read_batch
+from anima_pipe.dataset.batches import read_batch
+from anima_pipe.dataset.plan import Plan, Visit
 from anima_pipe.evaluation import evaluating
-from anima_pipe.flow_loss import LossConfig, add_noise, sample_losses, velocity_target
-from anima_pipe.plan import Plan, Visit
+from anima_pipe.objective.flow_loss import LossConfig, add_noise, sample_losses, velocity_target
 from anima_pipe.records import Batch, Moment
 from anima_pipe.runtime import Rank, derive_seed, say
 

@@ -14,8 +14,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from anima_pipe import __version__
-from anima_pipe.batches import pad_texts
-from anima_pipe.denoise import Velocity, euler, guided, simple_schedule
+from anima_pipe.dataset.batches import pad_texts
+from anima_pipe.drawing.denoise import Velocity, euler, guided, simple_schedule
 from anima_pipe.encoders import ImageVae, load_vae
 from anima_pipe.evaluation import evaluating
 from anima_pipe.files import write_atomically

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from anima_pipe.buckets import random_crops
-from anima_pipe.dataset import SubsetConfig
+from anima_pipe.dataset.config import SubsetConfig
+from anima_pipe.dataset.face_crops import face_crops, face_in_name
 from anima_pipe.errors import DataError
-from anima_pipe.face_crops import face_crops, face_in_name
 from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, MaskChannel, MaskRequest
 from anima_pipe.shards.keys import latent_key, mask_key
 from anima_pipe.source.mask_files import refuse_other_size

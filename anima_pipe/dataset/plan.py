@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
+from anima_pipe.dataset.survey import Sample, Survey
 from anima_pipe.errors import CacheError, DataError
 from anima_pipe.records import T5_LIMIT
 from anima_pipe.runtime import derive_seed
 from anima_pipe.shards.keys import text_key
 from anima_pipe.source.captions import warmup_steps
-from anima_pipe.survey import Sample, Survey
 
 EMPTY_CAPTION = text_key("")
 

@@ -1,0 +1,1 @@
+"""What is trained: the dataset as configured, what it needs, the plan, the batches."""

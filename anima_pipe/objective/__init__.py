@@ -1,0 +1,1 @@
+"""The objective: noise levels, noise, the loss, and a chart of them."""

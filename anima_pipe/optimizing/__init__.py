@@ -1,0 +1,1 @@
+"""What moves the weights: optimizers, learning-rate schedules, bf16 rounding."""

@@ -1,0 +1,1 @@
+"""Files of weights: their headers, their tensors, and which model they are of."""
