@@ -69,8 +69,8 @@ class TextSettings:
     cache: CacheSettings
     qwen: Path
     t5_tokenizer_dir: Path
-    batch_size: int = 16
-    """Captions per pass of the text encoder."""
+    batch_size: int | None = None
+    """Captions per pass of the text encoder; None: see `captions_at_once`."""
 
     @property
     def cache_name(self) -> str:
@@ -78,7 +78,9 @@ class TextSettings:
         return f"{text_fingerprint(self.qwen, self.t5_tokenizer_dir)}-{self.cache.dtype}"
 
 
-SHOWN_LETTERS = 60
+GPU_CAPTIONS: Final = 8
+
+SHOWN_LETTERS: Final = 60
 """Of a caption that is named by its beginning."""
 
 
@@ -358,7 +360,7 @@ def _encode_text(missing: list[str], settings: TextSettings, summary: FillSummar
     )
     bar = progress_bar(len(missing), "caption", "texts")
     with writer, bar:
-        for captions in _chunks(missing, settings.batch_size):
+        for captions in _chunks(missing, settings.batch_size or captions_at_once(device)):
             for caption, condition in zip(captions, encoder.encode(captions), strict=True):
                 try:
                     writer.add(text_key(caption), condition, {"caption": caption})
@@ -370,6 +372,15 @@ def _encode_text(missing: list[str], settings: TextSettings, summary: FillSummar
     summary.encoded = writer.summary.samples
     summary.shards = writer.summary.shards
     summary.kept_in_bf16 = len(writer.summary.kept_in_bf16)
+
+
+def captions_at_once(device: torch.device) -> int:
+    """Return how many captions are encoded in one pass.
+
+    On the processor one: several are hardly faster, and how a value is rounded in the last bit
+    would depend on the others, and so on what was encoded before or by other processes.
+    """
+    return 1 if device.type == "cpu" else GPU_CAPTIONS
 
 
 def _long(caption: str, tokens: int) -> Skipped:

@@ -61,7 +61,7 @@ def names(window):
 
 
 def test_a_batch_pairs_each_latent_with_its_own_text(cache):
-    window = take(Batches(plan=plan_of(10, 4), cache=cache), 1)[0]
+    window = take(Batches(plan=plan_of(8, 4), cache=cache), 1)[0]
     batch = window.shares[0].batch
     assert batch.latents.shape == (4, 16, 4, 6)
     for row, name in enumerate(batch.names):

@@ -35,7 +35,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(PICTURES):
         pixels = rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"fox, number {number}")
+        tags = ", ".join(f"tag {number}" for number in range(number % 7))
+        (folder / f"{number}.txt").write_text(f"fox, number {number}, {tags}")
     return write_dataset(folder.parent / "dataset.toml", folder)
 
 

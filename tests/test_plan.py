@@ -247,6 +247,40 @@ def test_changing_repeats_and_rates_needs_no_other_keys(folder):
     assert before.captions == after.captions
 
 
+@pytest.mark.parametrize("rules", [{}, {"shuffle_caption": True}, {"token_warmup_step": 10}])
+def test_another_rate_of_dropped_tags_needs_no_other_texts(folder, rules):
+    few, many = (
+        surveyed(dataset(folder, captions=CaptionRules(caption_tag_dropout_rate=rate, **rules)))
+        for rate in (0.05, 0.6)
+    )
+    assert set(few.captions) == set(many.captions)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3, 0.9, 1.0])
+def test_tags_are_left_out_at_their_rate_over_all_visits(tmp_path, rate):
+    caption = ", ".join(f"tag {number}" for number in range(20))
+    for number in range(40):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"picture {number}, {caption}")
+    rules = CaptionRules(shuffle_caption=True, keep_tokens=1, caption_tag_dropout_rate=rate)
+    survey = surveyed(dataset(tmp_path, num_repeats=100, captions=rules))
+    texts = {text_key(text): text for text in survey.captions}
+    drawn = [texts[visit.text] for batch in planned_of(survey).epoch(0) for visit in batch]
+    assert all(text.startswith("picture ") for text in drawn)
+    kept = sum(text.count("tag ") for text in drawn) / (20 * len(drawn))
+    assert kept == pytest.approx(1 - rate, abs=0.03)
+
+
+def test_a_text_that_several_variants_share_is_drawn_as_often_as_all_of_them(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "0.png")
+    (tmp_path / "0.txt").write_text("{fox|fox|fox|fox|fox|fox|fox|fox|fox|wolf}")
+    rules = CaptionRules(enable_wildcard=True)
+    configured = dataset(tmp_path, num_repeats=2000, captions=rules)
+    survey = survey_pictures(find_pictures([configured]), caption_variants=100)
+    drawn = [visit.text for batch in planned_of(survey).epoch(0) for visit in batch]
+    assert 0.8 < drawn.count(text_key("fox")) / len(drawn) < 0.98
+
+
 def test_a_renamed_picture_keeps_its_latent(folder):
     before = set(surveyed(dataset(folder)).latents)
     (folder / "0.png").rename(folder / "zero.png")

@@ -7,10 +7,12 @@ seed and the epoch, so that a run can be continued at any batch without saved ge
 from __future__ import annotations
 
 import random
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from anima_pipe.dataset.survey import Sample, Survey
 from anima_pipe.errors import CacheError, DataError
@@ -31,8 +33,12 @@ class PlannedSample:
     """Keys of its crops and orientations; one is drawn per visit."""
     texts: tuple[str, ...]
     """Keys of its caption variants; one is drawn per visit."""
+    chances: tuple[float, ...] = ()
+    """How often each of them is drawn, 1 in all; empty: all alike."""
     warmup: tuple[tuple[str, ...], ...] = ()
     """Keys of those in each of the equal parts of a token warmup; empty without one."""
+    warmup_chances: tuple[tuple[float, ...], ...] = ()
+    """How often each of those is drawn; empty: all alike."""
     warmup_length: float = 0
     """Of the token warmup: steps, or a share of the run below 1."""
     group: tuple[int, int, int]
@@ -236,7 +242,9 @@ def _planned(sample: Sample, survey: Survey) -> PlannedSample:
         name=sample.picture.path.name,
         latents=sample.latent_keys,
         texts=tuple(map(text_key, sample.captions.full)),
+        chances=sample.captions.chances,
         warmup=tuple(tuple(map(text_key, texts)) for texts in sample.captions.warmup),
+        warmup_chances=sample.captions.warmup_chances,
         warmup_length=subset.captions.token_warmup_step,
         group=(survey.datasets.index(sample.picture.dataset), *sample.choice.bucket),
         batch_size=sample.picture.dataset.batch_size,
@@ -253,21 +261,36 @@ def _planned(sample: Sample, survey: Survey) -> PlannedSample:
 
 def _draw(sample: PlannedSample, epoch: int, rng: random.Random) -> Visit:
     number = rng.randrange(len(sample.latents))
-    variant, chance = rng.randrange(len(sample.texts)), rng.random()
+    position, chance = rng.random(), rng.random()
     # Kohya counts epochs from 1 here.
     every = sample.dropout_every_n_epochs
     dropped = chance < sample.dropout_rate or (every > 0 and (epoch + 1) % every == 0)
     return Visit(
         name=sample.name,
         latent=sample.latents[number],
-        text=EMPTY_CAPTION if dropped else sample.texts[variant],
+        text=EMPTY_CAPTION if dropped else _at(position, sample.texts, sample.chances),
         loss_weight=sample.loss_weight,
         sigma_offset=sample.sigma_offset,
         mask=sample.masks[number] if sample.masks else None,
         # No draw of its own: once it is over, a run goes on like one without a warmup.
-        warmup=() if dropped else tuple(part[variant % len(part)] for part in sample.warmup),
+        warmup=() if dropped else _warmup_at(position, sample),
         warmup_length=sample.warmup_length,
     )
+
+
+def _warmup_at(position: float, sample: PlannedSample) -> tuple[str, ...]:
+    chances = sample.warmup_chances or ((),) * len(sample.warmup)
+    return tuple(
+        _at(position, part, of_part) for part, of_part in zip(sample.warmup, chances, strict=True)
+    )
+
+
+def _at(position: float, keys: Sequence[str], chances: Sequence[float]) -> str:
+    """Return what lies at a position in [0, 1), where each key takes the room of its chance."""
+    if not chances:
+        return keys[int(position * len(keys))]
+    # Rounding may leave the last one's end a little below 1.
+    return keys[min(bisect(list(accumulate(chances)), position), len(keys) - 1)]
 
 
 def _shown_plainly(sample: PlannedSample) -> Visit:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import cycle, islice
 from random import Random
 from typing import Final
 
@@ -19,15 +22,27 @@ WARMUP_PARTS: Final = 8
 WARMUP_VARIANTS: Final = 2
 """Texts encoded per caption for each of these parts, where its rules draw at random."""
 
+VARIANTS_DROP: Final = (0.0, 0.2, 0.1, 0.5, 0.0, 0.3, 0.1, 0.7)
+"""Chance of a free tag to be left out of each variant, from the ninth on over again. It does not
+depend on caption_tag_dropout_rate, which decides how often each variant is shown: so the texts that
+were encoded for one rate serve for every other. Dense where rates usually are."""
+
+DROP_SPREAD: Final = 0.2
+"""How far from a rate variants are shown: standard deviation of a bell around it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionTexts:
     """Distinct final texts, of which one is drawn per visit."""
 
     full: tuple[str, ...]
-    """With all tags; at least one."""
+    """With all tags that are not dropped; at least one."""
+    chances: tuple[float, ...] = ()
+    """How often each of them is drawn, 1 in all; empty: all alike."""
     warmup: tuple[tuple[str, ...], ...] = ()
     """In each part of the token warmup; empty without one."""
+    warmup_chances: tuple[tuple[float, ...], ...] = ()
+    """The same for those."""
 
     def __iter__(self) -> Iterator[str]:
         """Go over all of them, some perhaps more than once."""
@@ -48,25 +63,79 @@ def caption_texts(
     Args:
         raw: The caption.
         rules: What is done to it; dropping the whole caption is left to training.
-        variants: Texts per caption; None: 1 where nothing is drawn at random, else 8.
+        variants: Texts per caption, of which some may be the same; None: 1 where nothing is drawn
+            at random, else 8.
     """
     plain = replace(rules.without_dropout(), token_warmup_step=0)
     if variants is None:
         variants = DEFAULT_VARIANTS if plain.varies else 1
     if not rules.token_warmup_step:
-        return CaptionTexts(full=_rendered(raw, plain, variants))
+        full, chances = _rendered(raw, plain, variants)
+        return CaptionTexts(full=full, chances=chances)
     by_part = replace(plain, token_warmup_step=WARMUP_PARTS)
     few = min(variants, WARMUP_VARIANTS)
+    full, chances = _rendered(raw, by_part, variants, WARMUP_PARTS)
+    parts = [_rendered(raw, by_part, few, part) for part in range(WARMUP_PARTS)]
     return CaptionTexts(
-        full=_rendered(raw, by_part, variants, WARMUP_PARTS),
-        warmup=tuple(_rendered(raw, by_part, few, part) for part in range(WARMUP_PARTS)),
+        full=full,
+        chances=chances,
+        warmup=tuple(texts for texts, _ in parts),
+        warmup_chances=tuple(chances for _, chances in parts),
+    )
+
+
+def chances_of_variants(drops: Sequence[float], rate: float) -> list[float]:
+    """Return how often each variant is shown for a tag to be left out at a rate, over all visits.
+
+    They lie on a bell, of `DROP_SPREAD`, over the variants' own rates. Where its middle is follows
+    from the mean, which rises with it.
+
+    Args:
+        drops: Chance of a tag to be left out of each variant.
+        rate: Between the least and the greatest of them.
+    """
+    low, high = -100.0, 100.0
+    weights: list[float] = []
+    for _ in range(100):  # halves the interval, down to what a float can tell apart
+        middle = (low + high) / 2
+        exponents = [-(((drop - middle) / DROP_SPREAD) ** 2) / 2 for drop in drops]
+        greatest = max(exponents)
+        weights = [math.exp(exponent - greatest) for exponent in exponents]
+        mean = sum(w * d for w, d in zip(weights, drops, strict=True)) / sum(weights)
+        low, high = (middle, high) if mean < rate else (low, middle)
+    return [weight / sum(weights) for weight in weights]
+
+
+@lru_cache
+def _ways(rules: CaptionRules, variants: int) -> tuple[tuple[int, CaptionRules, float], ...]:
+    """Return each variant's number, rules and chance.
+
+    Where tags are dropped at some rate, there is one more with none of the free tags: with it every
+    rate can be reached.
+    """
+    rate = rules.caption_tag_dropout_rate
+    if rate in (0, 1):
+        return tuple((index, rules, 1 / variants) for index in range(variants))
+    drops = [*islice(cycle(VARIANTS_DROP), variants), 1.0]
+    numbers = [*range(variants), 0]
+    return tuple(
+        (number, replace(rules, caption_tag_dropout_rate=drop), chance)
+        for number, drop, chance in zip(
+            numbers, drops, chances_of_variants(drops, rate), strict=True
+        )
     )
 
 
 def _rendered(
     raw: GroupedCaption | str, rules: CaptionRules, variants: int, step: int = 0
-) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_variant(raw, rules, index, step) for index in range(variants)))
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Return the distinct texts, and how often each of them is drawn; () where all are alike."""
+    chances: dict[str, float] = {}
+    for index, by_rules, chance in _ways(rules, variants):
+        text = _variant(raw, by_rules, index, step)
+        chances[text] = chances.get(text, 0.0) + chance
+    alike = max(chances.values()) - min(chances.values()) < 1e-9
+    return tuple(chances), () if alike else tuple(chances.values())
 
 
 def _variant(raw: GroupedCaption | str, rules: CaptionRules, index: int, step: int) -> str:

@@ -37,9 +37,8 @@ CACHES: Final[tuple[Option, ...]] = group(
     ),
     integer(
         "text_encoder_batch_size",
-        "Captions that Qwen3 encodes at once.",
-        default=8,
-        default_note="Kohya leaves it unset and takes the dataset's batch size.",
+        "Captions that Qwen3 encodes at once; not set: 8 on a GPU, else 1.",
+        default_note="Kohya takes the dataset's batch size.",
         minimum=1,
         commands=(TEXT, TRAIN, ALL),
         test="test_options_of_the_machine.py::test_text_encoder_batch_size_captions_are_encoded_at_once",

@@ -198,7 +198,7 @@ _CAPTIONS: Final = group(
     ),
     number(
         "caption_tag_dropout_rate",
-        "Share of tags left out, each by its own draw, 0 to 1.",
+        "Share of tags left out, 0 to 1; another share needs no new texts.",
         default=0.0,
         minimum=0,
         maximum=1,
