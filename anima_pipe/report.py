@@ -50,6 +50,17 @@ def report_long(texts: Sequence[Skipped]) -> None:
         _list(f"kept whole, over {T5_LIMIT} T5 tokens ({len(texts)}):", _named(texts))
 
 
+def report_overlap(pictures: Sequence[Skipped]) -> None:
+    """List pictures that are held out for validation and trained on nevertheless."""
+    if pictures:
+        heading = f"held out for validation, but trained on elsewhere ({len(pictures)}):"
+        _list(heading, _named(pictures))
+        warn(
+            "the validation loss is too low by them; give every subset that lists them the same "
+            "validation_split and validation_seed, or keep them in a folder of their own"
+        )
+
+
 def report_problems(problems: Sequence[Problem]) -> None:
     """List what is wrong in a cache."""
     if problems:

@@ -171,6 +171,7 @@ def check_model_files(settings: TrainSettings) -> None:
 
 def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Survey, Plan, Cache]:
     """Survey the dataset, fill what the caches lack, and join the two."""
+    from anima_pipe.dataset.overlap import held_out_but_trained
     from anima_pipe.dataset.plan import make_plan
     from anima_pipe.dataset.survey import find_pictures, survey_pictures, uncaptioned
     from anima_pipe.fill import fill_latents, fill_masks, fill_text
@@ -179,6 +180,7 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Sur
     from anima_pipe.report import (
         report_fill,
         report_long,
+        report_overlap,
         report_skipped,
         report_uncaptioned,
     )
@@ -212,6 +214,7 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Sur
         lost = latents.lost | masks.lost
         survey = survey.without(lost, [*latents.failed, *masks.failed])
     report_skipped(survey.skipped, strict=data.strict)
+    report_overlap(held_out_but_trained(survey))
     cache = open_cache(
         data.cache.folder,
         data.latents.cache_name if data.latents else None,

@@ -185,3 +185,35 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused(
 
     assert ended.code == 2
     assert "validation_split holds out all 6 pictures" in ended.said
+
+
+def test_a_picture_held_out_here_and_trained_on_there_is_warned_of(
+    held: Cached, dataset: Path, tmp_path: Path
+):
+    """A second dataset lists the same folder at another resolution; a third has the same split."""
+    text = dataset.read_text()
+    second = text.replace("resolution = 128", "resolution = 96")
+    both = tmp_path / "both.toml"
+    both.write_text(text + second.replace("validation_split = 0.34", ""))
+    given = {**held, "dataset_config": both, "max_train_steps": 1}
+    said = train(given, tmp_path / "run").said
+
+    pictures = sorted(p for p in (dataset.parent / "pictures").iterdir() if p.suffix != ".txt")
+    assert "held out for validation, but trained on elsewhere (2):" in said
+    named = [p for p in pictures if f"{p}: listed a second time" in said]
+    assert named == [pictures[place] for place in sorted(held_out(6, 0.34, 0))]
+    both.write_text(text + second)
+    assert "trained on elsewhere" not in train(given, tmp_path / "again").said
+
+
+def test_a_copy_of_a_picture_that_is_held_out_is_warned_of(held: Cached, tmp_path: Path):
+    folder = demo_pictures(tmp_path / "pictures")
+    first = min(p for p in folder.iterdir() if p.suffix != ".txt")
+    copied = shutil.copytree(folder, tmp_path / "copies") / first.name
+    config = write_dataset(tmp_path / "dataset.toml", folder, validation_split=0.34)
+    lines = [f"[[datasets.subsets]]\nimage_dir = {str(copied.parent)!r}\n"]
+    config.write_text(config.read_text() + "".join(lines))
+    said = train({**held, "dataset_config": config}, tmp_path / "run", max_train_steps=1).said
+
+    assert "but trained on elsewhere (2):" in said
+    assert f": the same picture as {copied.parent}" in said
