@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from anima_pipe.adapters.hashes import kohya_hashes
+from anima_pipe.dataset.config import held_out
 from anima_pipe.demo import DEMO_TRANSFORMER, DEMO_VAE
 
 Cached = dict[str, object]
@@ -68,7 +69,7 @@ def test_the_facts_of_a_run_are_there_by_kohyas_names(written: Path):
             "ss_network_dim": "8",
             "ss_network_alpha": "4.0",
             "ss_network_args": '{"rank_dropout": 0.1}',
-            "ss_optimizer": "torch.optim.AdamW(weight_decay=0.05,betas=(0.9, 0.99))",
+            "ss_optimizer": "torch.optim.adamw.AdamW(weight_decay=0.05,betas=(0.9, 0.99))",
             "ss_learning_rate": "0.002",
             "ss_unet_lr": "None",
             "ss_lr_scheduler": "cosine",
@@ -89,6 +90,14 @@ def test_the_facts_of_a_run_are_there_by_kohyas_names(written: Path):
             "ss_noise_offset": "0.03",
             "ss_loss_type": "l2",
             "ss_v2": "False",
+            "ss_num_validation_images": "0",
+            "ss_validation_split": "0.0",
+            "ss_max_validation_steps": "None",
+            "ss_color_aug": "False",
+            "ss_flip_aug": "False",
+            "ss_random_crop": "False",
+            "ss_shuffle_caption": "False",
+            "ss_keep_tokens": "0",
         }.items()
     )
 
@@ -114,6 +123,28 @@ def test_the_dataset_is_described_without_where_it_is(written: Path, pictures: P
     assert dataset["num_train_images"] == 6
     assert dataset["subsets"][0]["image_dir"] == folder
     assert dataset["subsets"][0]["img_count"] == 6
+
+
+def test_a_folder_of_two_datasets_is_listed_twice_and_counted_once(
+    dataset: Path, pictures: Path, tmp_path: Path
+):
+    """Four of six pictures are trained on, and tags dropped in one variant are in another."""
+    text = dataset.read_text() + "validation_split = 0.34\ncaption_tag_dropout_rate = 0.3\n"
+    config = tmp_path / "dataset.toml"
+    config.write_text(text + text.replace("resolution = 128", "resolution = 96"))
+    given = {"dataset_config": config, "cache_dir": tmp_path / "cache"}
+    train(given, tmp_path, max_train_steps=1, caption_variants=32)
+    metadata, folder = metadata_of(tmp_path / "fox.safetensors"), pictures.name
+
+    assert metadata["ss_num_train_images"] == "8"
+    assert metadata["ss_num_validation_images"] == "4"
+    listed = {"n_repeats": 1, "img_count": 4}
+    assert read(metadata, "ss_dataset_dirs") == {folder: listed, f"{folder} (2)": listed}
+    places = [place for place in range(6) if place not in held_out(6, 0.34, 0)]
+    captions = [path.read_text().strip() for path in sorted(pictures.glob("*.txt"))]
+    tags = [tag.strip().lower() for place in places for tag in captions[place].split(",")]
+    frequency = read(metadata, "ss_tag_frequency")[folder]
+    assert frequency == {tag: tags.count(tag) for tag in sorted(set(tags))}
 
 
 def test_the_models_files_are_named_and_hashed(written: Path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import operator
+from collections import ChainMap, Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from anima_pipe.dataset.config import DatasetConfig, SubsetConfig
@@ -13,38 +15,57 @@ from anima_pipe.dataset.survey import Sample, Survey
 
 def dataset_facts(survey: Survey) -> dict[str, object]:
     """Return what is known of all datasets, and of the first one by the names of old tools."""
-    datasets = [_dataset(dataset, _of(dataset, survey)) for dataset in survey.datasets]
-    subsets = [subset for dataset in survey.datasets for subset in dataset.subsets]
-    regular, regularising = (
-        {
-            _name(subset): {
-                "n_repeats": subset.num_repeats,
-                "img_count": _count(survey.samples, subset),
-            }
-            for subset in subsets
-            if subset.is_reg == is_reg
-        }
-        for is_reg in (False, True)
-    )
-    first = datasets[0]
+    trained = [sample for sample in survey.samples if not sample.picture.held_out]
+    datasets = [_dataset(dataset, _of(dataset, trained)) for dataset in survey.datasets]
+    frequencies = [dataset["tag_frequency"] for dataset in datasets]
     sums = {
         name: sum(dataset[name] for dataset in datasets)
         for name in ("num_train_images", "num_reg_images")
     }
     return {
         **{f"ss_{name}": number for name, number in sums.items()},
+        "ss_num_validation_images": len(survey.samples) - len(trained),
         "ss_datasets": json.dumps(datasets, ensure_ascii=False),
-        "ss_tag_frequency": json.dumps(_tag_frequency(survey.samples), ensure_ascii=False),
-        "ss_dataset_dirs": json.dumps(regular, ensure_ascii=False),
-        "ss_reg_dataset_dirs": json.dumps(regularising, ensure_ascii=False),
-        "ss_batch_size_per_device": first["batch_size_per_device"],
-        "ss_resolution": survey.datasets[0].buckets.resolution,
-        "ss_enable_bucket": first["enable_bucket"],
-        "ss_bucket_no_upscale": survey.datasets[0].buckets.bucket_no_upscale,
-        "ss_min_bucket_reso": first["min_bucket_reso"],
-        "ss_max_bucket_reso": first["max_bucket_reso"],
-        "ss_bucket_info": json.dumps(first["bucket_info"]),
+        # What several datasets list is counted in the first, as the visits are counted elsewhere.
+        "ss_tag_frequency": json.dumps(dict(ChainMap(*frequencies)), ensure_ascii=False),
+        "ss_dataset_dirs": json.dumps(_folders(survey, trained, is_reg=False), ensure_ascii=False),
+        "ss_reg_dataset_dirs": json.dumps(
+            _folders(survey, trained, is_reg=True), ensure_ascii=False
+        ),
+        **_of_first(survey.datasets[0], datasets[0]),
     }
+
+
+def _of_first(config: DatasetConfig, dataset: Mapping[str, Any]) -> dict[str, object]:
+    """Return the first dataset's facts, by the names from the time when there was only one."""
+    subset = dataset["subsets"][0]
+    chances = ("color_aug", "flip_aug", "random_crop", "shuffle_caption", "keep_tokens")
+    return {
+        "ss_batch_size_per_device": dataset["batch_size_per_device"],
+        "ss_resolution": config.buckets.resolution,
+        "ss_enable_bucket": dataset["enable_bucket"],
+        "ss_bucket_no_upscale": config.buckets.bucket_no_upscale,
+        "ss_min_bucket_reso": dataset["min_bucket_reso"],
+        "ss_max_bucket_reso": dataset["max_bucket_reso"],
+        "ss_bucket_info": json.dumps(dataset["bucket_info"]),
+        **{f"ss_{name}": subset[name] for name in chances},
+    }
+
+
+def _folders(survey: Survey, samples: Sequence[Sample], *, is_reg: bool) -> dict[str, Any]:
+    """Return the folders and metadata files; one that is listed again gets a number."""
+    folders: dict[str, Any] = {}
+    for dataset in survey.datasets:
+        own = _of(dataset, samples)
+        for subset in dataset.subsets:
+            if subset.is_reg != is_reg:
+                continue
+            name = _name(subset)
+            again = sum(known == name or known.startswith(f"{name} (") for known in folders)
+            numbered = f"{name} ({again + 1})" if again else name
+            count = _count(own, subset)
+            folders[numbered] = {"n_repeats": subset.num_repeats, "img_count": count}
+    return folders
 
 
 def _dataset(dataset: DatasetConfig, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -54,7 +75,7 @@ def _dataset(dataset: DatasetConfig, samples: Sequence[Sample]) -> dict[str, Any
         for is_reg in (False, True)
     }
     return {
-        "is_dreambooth": True,
+        "is_dreambooth": not any(subset.metadata_file for subset in dataset.subsets),
         "batch_size_per_device": dataset.batch_size,
         "num_train_images": visits[False],
         "num_reg_images": visits[True],
@@ -64,6 +85,7 @@ def _dataset(dataset: DatasetConfig, samples: Sequence[Sample]) -> dict[str, Any
         "max_bucket_reso": rules.max_bucket_reso if rules.enable_bucket else None,
         "tag_frequency": _tag_frequency(samples),
         "bucket_info": _bucket_info(samples),
+        "resize_interpolation": dataset.subsets[0].resize_interpolation,
         "subsets": [_subset(subset, samples) for subset in dataset.subsets],
     }
 
@@ -83,7 +105,9 @@ def _subset(subset: SubsetConfig, samples: Iterable[Sample]) -> dict[str, Any]:
         "enable_wildcard": rules.enable_wildcard,
         "caption_prefix": rules.caption_prefix,
         "caption_suffix": rules.caption_suffix,
-        "image_dir": _name(subset),
+        "resize_interpolation": subset.resize_interpolation,
+        "image_dir": subset.image_dir.resolve().name,
+        **({"metadata_file": subset.metadata_file.name} if subset.metadata_file else {}),
         "class_tokens": subset.class_tokens,
         "is_reg": subset.is_reg,
     }
@@ -108,17 +132,24 @@ def _bucket_info(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _tag_frequency(samples: Iterable[Sample]) -> dict[str, dict[str, int]]:
-    """Return in how many captions of a folder each tag stands; several orders count as one."""
+    """Return how often each tag stands in a folder's captions; a caption's variants count as one.
+
+    What one variant was left without by tag dropout stands in another.
+    """
     by_folder: dict[str, Counter[str]] = {}
     for sample in samples:
         counts = by_folder.setdefault(_name(sample.picture.subset), Counter())
-        caption = next(iter(sample.captions), "")
-        counts.update(tag.strip().lower() for tag in caption.split(",") if tag.strip())
+        variants = [Counter(_tags(caption)) for caption in sample.captions.full]
+        counts.update(functools.reduce(operator.or_, variants, Counter()))
     return {folder: dict(sorted(counts.items())) for folder, counts in sorted(by_folder.items())}
 
 
-def _of(dataset: DatasetConfig, survey: Survey) -> list[Sample]:
-    return [sample for sample in survey.samples if sample.picture.dataset == dataset]
+def _tags(caption: str) -> Iterator[str]:
+    return (tag.strip().lower() for tag in caption.split(",") if tag.strip())
+
+
+def _of(dataset: DatasetConfig, samples: Iterable[Sample]) -> list[Sample]:
+    return [sample for sample in samples if sample.picture.dataset == dataset]
 
 
 def _count(samples: Iterable[Sample], subset: SubsetConfig) -> int:
@@ -126,5 +157,5 @@ def _count(samples: Iterable[Sample], subset: SubsetConfig) -> int:
 
 
 def _name(subset: SubsetConfig) -> str:
-    """Return the folder's name without where it is; resolved, for "." has none."""
-    return subset.image_dir.resolve().name
+    """Return what a subset is known by, without where it is; resolved, for "." has no name."""
+    return (subset.metadata_file or subset.image_dir).resolve().name

@@ -23,7 +23,7 @@ from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.dataset_metadata import dataset_facts
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.settings import learning_rate
-from anima_pipe.optimizing.optimizers import find_optimizer
+from anima_pipe.optimizing.optimizers import find_optimizer, load_class
 
 if TYPE_CHECKING:
     from anima_pipe.dataset.batches import Batches
@@ -100,6 +100,11 @@ MIRRORED: Final = [
     "discrete_flow_shift",
     "min_timestep",
     "max_timestep",
+    "validation_seed",
+    "validation_split",
+    "max_validation_steps",
+    "validate_every_n_epochs",
+    "validate_every_n_steps",
     "resize_interpolation",
     "llm_adapter_lr",
     "self_attn_lr",
@@ -129,7 +134,7 @@ def described(
     """Return a run's settings with all that its saved files will say of it.
 
     Raises:
-        ConfigError: The thumbnail cannot be read.
+        ConfigError: The thumbnail cannot be read, or the optimizer's package is not installed.
         CheckpointError: A model file cannot be read.
     """
     steps = settings.length.total_steps(batches.windows_per_epoch())
@@ -150,7 +155,7 @@ def run_metadata(
         total_steps: Its length.
 
     Raises:
-        ConfigError: The thumbnail cannot be read.
+        ConfigError: The thumbnail cannot be read, or the optimizer's package is not installed.
         CheckpointError: A model file cannot be read.
     """
     network_args = options.value("network_args") or {}
@@ -186,9 +191,10 @@ def run_metadata(
 def _optimizer(options: Resolved) -> str:
     """Return the optimizer as Kohya writes it: package.module.Class(argument=value,...)."""
     source = find_optimizer(options.value("optimizer_type"))
+    found = load_class(source)
     arguments: Mapping[str, Any] = {**source.arguments, **(options.value("optimizer_args") or {})}
     listed = ",".join(f"{name}={value}" for name, value in arguments.items())
-    return f"{source.module}.{source.name}" + (f"({listed})" if listed else "")
+    return f"{found.__module__}.{found.__name__}" + (f"({listed})" if listed else "")
 
 
 def _model_facts(name: str, path: Path | None) -> dict[str, object]:

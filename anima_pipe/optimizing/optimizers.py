@@ -137,6 +137,27 @@ def find_optimizer(kind: str) -> Source:
     )
 
 
+def load_class(source: Source) -> type[Optimizer]:
+    """Import an optimizer's class.
+
+    Raises:
+        ConfigError: Its package is not installed, or has no such class.
+    """
+    try:
+        found = getattr(importlib.import_module(source.module), source.name)
+    except ImportError as error:
+        raise ConfigError(
+            f"optimizer {source.name} is in the package {source.package}, which is not there: "
+            f"{error}",
+            f"run `pip install {source.package}` in this environment, or use AdamW",
+        ) from error
+    except AttributeError as error:
+        raise ConfigError(
+            f"{source.module} has no optimizer {source.name}", "correct optimizer_type"
+        ) from error
+    return found
+
+
 def create_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig) -> Optimizer:
     """Build the optimizer over the groups; each group keeps its name under the key "name".
 
@@ -145,7 +166,7 @@ def create_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig) 
     """
     source = find_optimizer(config.kind)
     # Their constructors have little in common beyond torch's groups and lr.
-    build: Any = _load_class(source)
+    build: Any = load_class(source)
     arguments = {**source.arguments, **config.arguments}
     if arguments.get("relative_step"):
         raise ConfigError(
@@ -211,22 +232,6 @@ def averaged_weights(optimizer: Optimizer) -> Generator[None]:
 def step_size(group: Mapping[str, Any]) -> float:
     """Return the rate that a group is trained at; adaptive optimizers multiply it by their d."""
     return float(group["lr"]) * float(group.get("d", 1.0))
-
-
-def _load_class(source: Source) -> type[Optimizer]:
-    try:
-        found = getattr(importlib.import_module(source.module), source.name)
-    except ImportError as error:
-        raise ConfigError(
-            f"optimizer {source.name} is in the package {source.package}, which is not there: "
-            f"{error}",
-            f"run `pip install {source.package}` in this environment, or use AdamW",
-        ) from error
-    except AttributeError as error:
-        raise ConfigError(
-            f"{source.module} has no optimizer {source.name}", "correct optimizer_type"
-        ) from error
-    return found
 
 
 def _tables(groups: Sequence[ParameterGroup]) -> list[dict[str, Any]]:
