@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
-from anima_pipe.drawing.sheets import CELL, LETTERS, ROW_LABEL, cell_of, draw_sheet, fitted
+from anima_pipe.drawing.lettering import LETTERS
+from anima_pipe.drawing.sheets import CELL, ROW_LABEL, cell_of, draw_sheet, fitted
 
-FONT = ImageFont.load_default(LETTERS)
+width_of = ImageFont.load_default(LETTERS).getlength
 
 
 def red(width: int, height: int) -> Image.Image:
@@ -58,18 +59,18 @@ def _changed(one: Image.Image, other: Image.Image) -> tuple[int, int, int, int]:
 
 @given(st.text(max_size=200), st.integers(40, 300), st.integers(1, 5))
 def test_a_label_fits_its_place_whatever_it_says(label, width, most_lines):
-    lines = fitted(label, width, most_lines, FONT)
+    lines = fitted(label, width, most_lines, width_of)
     assert 1 <= len(lines) <= most_lines
-    assert all(FONT.getlength(line) <= max(width, 30) for line in lines)
+    assert all(width_of(line) <= max(width, 30) for line in lines)
 
 
 def test_a_label_that_fits_is_whole_and_one_that_does_not_ends_in_dots():
-    assert fitted("1girl, solo, smile", 300, 2, FONT) == ["1girl, solo, smile"]
-    assert " ".join(fitted("1girl, solo, smile", 80, 9, FONT)) == "1girl, solo, smile"
-    assert fitted("1girl, solo, smile, looking at viewer", 100, 1, FONT)[0].endswith("...")
+    assert fitted("1girl, solo, smile", 300, 2, width_of) == ["1girl, solo, smile"]
+    assert " ".join(fitted("1girl, solo, smile", 80, 9, width_of)) == "1girl, solo, smile"
+    assert fitted("1girl, solo, smile, looking at viewer", 100, 1, width_of)[0].endswith("...")
 
 
 def test_a_word_wider_than_a_line_is_broken():
-    lines = fitted("fox-step00000500-and-more", 60, 9, FONT)
+    lines = fitted("fox-step00000500-and-more", 60, 9, width_of)
     assert "".join(lines) == "fox-step00000500-and-more"
     assert len(lines) > 1
