@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import sys
+import time
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from anima_pipe.errors import OutputError
+
+ABANDONED_AFTER_SECONDS: Final = 24 * 3600
+"""A temporary file of another host that nobody wrote to for this long is taken for left behind."""
 
 
 @contextmanager
@@ -38,7 +47,7 @@ def published(path: Path) -> Generator[Path]:
     Raises:
         OutputError: The folder cannot be made or written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f".{path.name}.{_writer()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with refusals_named(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +85,43 @@ def published_folder(folder: Path) -> Generator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_left_behind(folder: Path) -> None:
+    """Remove what killed writers of small files left in a folder, not what may still be written."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            if is_left_behind(path):
+                path.unlink()
+
+
+def is_left_behind(path: Path) -> bool:
+    """Tell whether the writer of a temporary file is dead: by its name, else by its age."""
+    if time.time() - path.stat().st_mtime > ABANDONED_AFTER_SECONDS:
+        return True
+    writer = re.search(r"\.([0-9a-f]{6})-(\d+)\.[0-9a-f]{8}\.tmp$", path.name)
+    return bool(writer) and writer[1] == _host_mark() and not process_exists(int(writer[2]))
+
+
+def process_exists(pid: int) -> bool:
+    """Tell whether a process of this host is alive."""
+    if sys.platform == "win32":
+        return False  # signal 0 would kill there; an open file cannot be removed there anyway
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _writer() -> str:
+    return f"{_host_mark()}-{os.getpid()}"
+
+
+def _host_mark() -> str:
+    return hashlib.blake2b(socket.gethostname().encode(), digest_size=3).hexdigest()
 
 
 def put_in_place(temporary: Path, path: Path) -> None:

@@ -15,7 +15,7 @@ from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
 from anima_pipe.errors import DataError
 from anima_pipe.records import T5_LIMIT, LatentRequest, MaskRequest, Skipped
 from anima_pipe.runtime import Rank
-from anima_pipe.shards.contents import cached_keys, cached_shards, long_texts
+from anima_pipe.shards.contents import cached_keys, cached_shards, long_texts, tidy
 from anima_pipe.shards.folders import MASK_CACHE, StoredDtype
 from anima_pipe.shards.index import Problem
 from anima_pipe.shards.keys import text_key
@@ -93,7 +93,7 @@ class FillSummary:
     elsewhere: int = 0
     """Missing, and for other processes to encode."""
     failed: list[Skipped] = field(default_factory=list[Skipped])
-    """What was wanted and could not be encoded."""
+    """Pictures and captions that were wanted and could not be encoded, each named once."""
     lost: set[str] = field(default_factory=set[str])
     """Keys of that."""
     problems: list[Problem] = field(default_factory=list[Problem])
@@ -126,6 +126,7 @@ def fill_latents(
     folder = settings.cache.folder
     send_pending(folder)
     cached, problems = cached_keys(folder, "latents", settings.cache_name)
+    tidy(folder)
     own, summary = _divide(
         requests, cached, problems, lambda key: requests[key].image.content, rank
     )
@@ -153,6 +154,7 @@ def fill_masks(
     folder = settings.cache.folder
     send_pending(folder)
     cached, problems = cached_keys(folder, "masks", MASK_CACHE)
+    tidy(folder)
     own, summary = _divide(
         requests, cached, problems, lambda key: requests[key].image.content, rank
     )
@@ -180,6 +182,7 @@ def fill_text(captions: Sequence[str], settings: TextSettings, rank: Rank = ALON
     started = time.monotonic()
     send_pending(settings.cache.folder)
     shards, problems = cached_shards(settings.cache.folder, "text", settings.cache_name)
+    tidy(settings.cache.folder)
     cached = {key for shard in shards for key in shard.keys}
     texts = {text_key(caption): caption for caption in captions}
     own, summary = _divide(texts, cached, problems, lambda key: key, rank)
@@ -255,6 +258,7 @@ def _encode_latents(
                 summary.failed += failed
             bar.update(len(batch.requests) + len(batch.failures))
     summary.encoded = len(missing) - len(lost)
+    summary.failed = list(dict.fromkeys(summary.failed))
     summary.lost = lost
     summary.shards = writer.summary.shards
 
@@ -307,6 +311,7 @@ def _write_masks(
                 lost.discard(request.key)
             bar.update(len(batch.requests) + len(batch.failures))
     summary.encoded = len(missing) - len(lost)
+    summary.failed = list(dict.fromkeys(summary.failed))
     summary.lost = lost
     summary.shards = writer.summary.shards
 

@@ -27,7 +27,7 @@ class LatentSummary:
     skipped: int
     """Pictures left out, unreadable at first sight."""
     failed: int
-    """Latents and masks left out because their pixels could not be read."""
+    """Pictures left out because their pixels, or those of their masks, could not be read."""
     masks_encoded: int
     masks_reused: int
     problems: int
@@ -62,7 +62,7 @@ def run(options: Resolved) -> LatentSummary:
     if survey.masks:
         report_fill("masks", masks, rank)
     skipped = survey.skipped if rank.number == 0 else ()  # every process finds the same ones
-    failed = [*filled.failed, *masks.failed]
+    failed = list(dict.fromkeys([*filled.failed, *masks.failed]))
     report_skipped([*skipped, *failed], strict=options.value("strict"))
     return LatentSummary(
         encoded=filled.encoded,

@@ -206,17 +206,24 @@ def test_an_unreadable_picture_ends_no_run_but_is_named_and_counted(
     # This one's header is whole, so it is only found out when it is decoded.
     jpeg = folder / "07_autumn_forest.jpg"
     jpeg.write_bytes(jpeg.read_bytes()[: jpeg.stat().st_size // 2])
+    (folder / "phone.heic").write_bytes(b"a kind that is not read")
+    (folder / "phone.txt").write_text("fox")
+    # Mirrored too: a picture that fails twice is one picture.
+    write_dataset(Path(str(data["dataset_config"])), folder, flip_aug=True)
 
     stage = anima_pipe("cache-latents", tmp_path / "latents.json", **data).ok()
     anima_pipe("encode-text", **data).ok()
     run = anima_pipe("train", tmp_path / "train.json", output_dir=tmp_path / "out", **data).ok()
 
     assert stage.summary is not None
-    assert [stage.summary[name] for name in ("encoded", "skipped", "failed")] == [4, 1, 1]
+    assert [stage.summary[name] for name in ("encoded", "skipped", "failed")] == [8, 2, 1]
     for ended in (stage, run):
-        assert "left out 2" in ended.said
-        assert "13_reading.png" in ended.said
-        assert "07_autumn_forest.jpg" in ended.said
+        assert "left out 3" in ended.said
+        for name in ("13_reading.png", "07_autumn_forest.jpg", "phone.heic"):
+            assert ended.said.count(name) == 1
+    assert "images      4, 4 visits per epoch" in run.said
+    assert "repeats     1 of each image" in run.said
+    assert "left out    3 that cannot be used" in run.said
     assert (tmp_path / "out" / "fox.safetensors").exists()
 
 

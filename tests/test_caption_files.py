@@ -69,3 +69,10 @@ def test_a_face_crop_may_use_the_caption_of_the_picture_it_was_cut_from(
 def test_another_encoding_is_refused_with_the_file_and_the_byte(tmp_path, encoding, byte, position):
     with pytest.raises(DataError, match=rf"a\.txt is not UTF-8: byte {byte} at .* {position}"):
         read(tmp_path, "café".encode(encoding))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_is_not_taken_for_utf_8(tmp_path, encoding):
+    (tmp_path / "a.txt").write_text("1girl, solo", encoding=encoding)
+    with pytest.raises(DataError, match=r"a\.txt is not UTF-8: it has zero bytes"):
+        read_caption(tmp_path / "a.png", ".txt", enable_wildcard=False)

@@ -1,6 +1,7 @@
 """Looking at pictures again: only those that may have changed are read."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +91,23 @@ def test_a_picture_written_just_now_is_read_again(pictures, cache):
     before = scan(pictures, cache)
     replace_unnoticed(pictures[0])
     assert scan(pictures, cache) != before
+
+
+def test_a_renamed_picture_is_not_read_again(pictures, cache):
+    before = scan(pictures, cache)
+    renamed = pictures[0].rename(pictures[0].with_name("other.png"))
+    replace_unnoticed(renamed)
+    for _ in range(2):  # the second time by its own name
+        assert scan([renamed], cache)[0].content == before[0].content
+
+
+def test_a_picture_dated_in_the_future_is_remembered(pictures, cache):
+    os.utime(pictures[0], (time.time() + 9e6, time.time() + 9e6))
+    with pytest.MonkeyPatch.context() as clock:
+        clock.setattr(time, "time_ns", lambda: int((time.time() + 60) * 1e9))
+        before = scan(pictures, cache)
+    replace_unnoticed(pictures[0])
+    assert scan(pictures, cache) == before
 
 
 def memory_of(cache: Path) -> Path:

@@ -7,6 +7,7 @@ import torch
 
 from anima_pipe.errors import CacheError
 from anima_pipe.shards import LatentWriter, open_cache
+from anima_pipe.shards.contents import tidy
 
 FINGERPRINT = "3fa1c2" + 58 * "0"
 KEYS = [f"key{number}" for number in range(5)]
@@ -201,6 +202,15 @@ def test_a_shard_that_vanishes_under_an_open_cache_is_named(tmp_path, tar):
 
     with pytest.raises(CacheError, match=rf"{tar.name} cannot be opened"):
         store["key4"]
+
+
+def test_a_shard_that_is_gone_is_named_by_its_sidecar_until_the_next_caching_run(tmp_path, tar):
+    tar.unlink()
+    for _ in range(2):
+        (problem,) = open_cache(tmp_path, "3fa1c2").latents.verify()
+        assert (problem.shard, "is gone" in problem.reason) == (tar, True)
+    tidy(tmp_path)
+    assert open_cache(tmp_path, "3fa1c2").latents.verify() == []
 
 
 def test_a_tar_that_holds_something_else_is_said_and_not_used(tmp_path, tar):

@@ -19,7 +19,9 @@ import pytest
 import torch
 
 from anima_pipe.errors import OutputError
+from anima_pipe.files import published
 from anima_pipe.shards import LatentWriter, open_cache
+from anima_pipe.shards.contents import tidy
 
 FINGERPRINT = "3fa1c2" + 58 * "0"
 
@@ -253,6 +255,8 @@ DAY = 24 * 3600
         ("elsewhere", False, 0, False, False),
         ("elsewhere", False, 2 * DAY, False, True),
         (HERE, True, 2 * DAY, False, True),
+        (HERE, True, 600, False, True),
+        (HERE, True, 600, True, False),
     ],
     ids=[
         "of a dead process",
@@ -261,6 +265,8 @@ DAY = 24 * 3600
         "of another host, young",
         "of another host, old",
         "old and its process number given anew",
+        "not locked, its process number given anew",
+        "of a slow writer",
     ],
 )
 def test_leftovers_are_removed_when_nobody_can_be_writing_to_them(
@@ -277,6 +283,22 @@ def test_leftovers_are_removed_when_nobody_can_be_writing_to_them(
         write(tmp_path, [2])
 
     assert leftover.exists() != removed
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_small_files_of_dead_writers_are_removed_from_all_folders(tmp_path, alive):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / "scan").mkdir()
+    for folder in (tmp_path / "scan", write(tmp_path, [1]).folder):
+        with published(folder / "some.json") as temporary:
+            temporary.touch()
+            name = temporary.name
+            if not alive:
+                name = name.replace(f"-{os.getpid()}.", f"-{ended.pid}.")
+            (folder / f"{name[:-12]}00000000.tmp").touch()
+    tidy(tmp_path)
+    assert len(list(tmp_path.rglob(".*.tmp"))) == (2 if alive else 0)
 
 
 def test_two_writers_in_one_process_do_not_disturb_each_other(tmp_path):

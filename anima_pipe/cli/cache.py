@@ -141,6 +141,7 @@ def collect(
     """
 
     def work() -> int:
+        from anima_pipe.shards.contents import tidy
         from anima_pipe.shards.pruning import find_waste, remove_waste
 
         cache_dir = cache()
@@ -152,6 +153,7 @@ def collect(
             if delete:
                 remove_waste(waste)
         if delete:
+            tidy(cache_dir)
             refresh_manifest(cache_dir)
         freed = _size(sum(waste.freed_bytes for waste in wastes))
         samples = sum(waste.samples for waste in wastes)

@@ -17,7 +17,7 @@ from itertools import accumulate
 from anima_pipe.dataset.survey import Sample, Survey
 from anima_pipe.errors import CacheError, DataError
 from anima_pipe.records import T5_LIMIT
-from anima_pipe.runtime import derive_seed
+from anima_pipe.runtime import counted, derive_seed
 from anima_pipe.shards.keys import text_key
 from anima_pipe.source.captions import warmup_steps
 
@@ -96,6 +96,8 @@ class Plan:
     """Not trained on: what validation looks at, each shown in one way only."""
     long_texts: AbstractSet[str] = frozenset()
     """Keys of texts of more than `T5_LIMIT` tokens, of this dataset or others."""
+    left_out: tuple[str, ...] = ()
+    """What is not trained on, and why; for people."""
 
     def batches_per_epoch(self) -> int:
         """Return the number of batches in every epoch; a bucket's last one may be smaller."""
@@ -186,7 +188,13 @@ def make_plan(
             "run `anima-pipe encode-text` for this dataset",
         )
     held_out = tuple(sample for sample in samples if not sample.repeats)
-    return Plan(samples=trained, seed=seed, held_out=held_out, long_texts=long_texts)
+    return Plan(
+        samples=trained,
+        seed=seed,
+        held_out=held_out,
+        long_texts=long_texts,
+        left_out=tuple(_left_out(survey)),
+    )
 
 
 def describe(plan: Plan) -> list[str]:
@@ -196,10 +204,12 @@ def describe(plan: Plan) -> list[str]:
     long = sum(key in plan.long_texts for key in texts)
     mirrored = sum(len(sample.latents) > sample.crops for sample in plan.samples)
     crops = sum(sample.crops for sample in plan.samples if sample.crops > 1)
+    training = [sample for sample in plan.samples if not sample.is_reg]
     lines = [
-        f"images      {_visits([sample for sample in plan.samples if not sample.is_reg])}"
+        f"images      {_visits(training)}"
         + (f", {mirrored} also mirrored" if mirrored else "")
         + (f", {crops} random crops" if crops else ""),
+        *([f"repeats     {_repeats(training)}"] if training else []),
         *_special_lines(plan),
         f"captions    {len(texts)} variants"
         + (f", {long} over {T5_LIMIT} T5 tokens" if long else ""),
@@ -210,12 +220,31 @@ def describe(plan: Plan) -> list[str]:
     return [*lines, f"buckets     {sizes}"]
 
 
+def _left_out(survey: Survey) -> Iterator[str]:
+    """Yield how many pictures of the dataset are not in a plan, by reason."""
+    if unusable := len(survey.skipped):
+        yield f"{unusable} that cannot be used (named above)"
+    if survey.too_small:
+        yield f"{survey.too_small} by skip_image_resolution"
+    if survey.not_needed:
+        yield f"{counted(survey.not_needed, 'regularisation picture')} that are not needed"
+
+
+def _repeats(samples: Sequence[PlannedSample]) -> str:
+    counts = sorted(Counter(sample.repeats for sample in samples).items())
+    if len(counts) == 1:
+        return f"{counts[0][0]} of each image"
+    return ", ".join(f"{repeats} ({images} images)" for repeats, images in counts)
+
+
 def _visits(samples: Sequence[PlannedSample]) -> str:
     return f"{len(samples)}, {sum(sample.repeats for sample in samples)} visits per epoch"
 
 
 def _special_lines(plan: Plan) -> Iterator[str]:
     """Yield what is true of some pictures only."""
+    if plan.left_out:
+        yield f"left out    {', '.join(plan.left_out)}"
     if plan.held_out:
         yield f"held out    {len(plan.held_out)} images, for validation"
     if regularising := [sample for sample in plan.samples if sample.is_reg]:

@@ -1,9 +1,4 @@
-"""What a dataset needs: its pictures, the latents and the captions that training will ask for.
-
-Keys are content: they depend on the picture's bytes and on what changes its pixels, or on the
-caption's final text, and on nothing else. So a renamed file, another learning rate or another
-number of repeats needs nothing new.
-"""
+"""What a dataset needs: its pictures, the latents and the captions that training will ask for."""
 
 from __future__ import annotations
 
@@ -104,6 +99,11 @@ class Survey:
     masks: Mapping[str, MaskRequest]
     """Every mask that they need, by key."""
     skipped: tuple[Skipped, ...]
+    """Pictures that cannot be used."""
+    too_small: int = 0
+    """Pictures left out by skip_image_resolution."""
+    not_needed: int = 0
+    """Regularisation pictures left out because the others are enough."""
 
     @property
     def captions(self) -> list[str]:
@@ -120,16 +120,21 @@ class Survey:
         Raises:
             DataError: No picture is left.
         """
-        samples = _balanced(
-            [s for s in self.samples if lost.isdisjoint(s.latent_keys + s.mask_keys)]
-        )
+        used = [s for s in self.samples if lost.isdisjoint(s.latent_keys + s.mask_keys)]
+        samples = _balanced(used)
         if not samples:
             raise DataError(
                 f"none of the {counted(len(self.samples), 'picture')} can be decoded; "
                 f"the first: {failed[0].reason}",
                 "mend the files, or point image_dir to other pictures",
             )
-        return replace(self, samples=samples, skipped=(*self.skipped, *failed))
+        return replace(
+            self,
+            samples=samples,
+            # A picture may be wanted in several latents and masks; it is named once.
+            skipped=tuple(dict.fromkeys([*self.skipped, *failed])),
+            not_needed=self.not_needed + len(used) - len(samples),
+        )
 
 
 def find_pictures(datasets: Sequence[DatasetConfig]) -> list[Picture]:
@@ -240,7 +245,8 @@ def survey_pictures(
     balanced = _balanced(samples)
     if unused := len(samples) - len(balanced):
         say(f"{counted(unused, 'regularisation picture')} not used: the others are enough")
-    if faceless := sum(map(_names_no_face, balanced)):
+    cropped = [s.picture for s in balanced if s.picture.subset.face_crop_aug_range]
+    if faceless := sum(face_in_name(picture.path.stem) is None for picture in cropped):
         say(f"no face in the file names of {counted(faceless, 'picture')} of face_crop_aug_range")
     datasets = {id(picture.dataset): picture.dataset for picture in pictures}
     return Survey(
@@ -249,6 +255,8 @@ def survey_pictures(
         latents=Requests({key: s for s in balanced for key in s.latent_keys}, Sample.latents),
         masks=Requests({key: s for s in balanced for key in s.mask_keys}, Sample.masks),
         skipped=tuple(skipped),
+        too_small=too_small,
+        not_needed=len(samples) - len(balanced),
     )
 
 
@@ -293,11 +301,6 @@ def _none_left(pictures: Sequence[Picture], skipped: Sequence[Skipped]) -> DataE
         f"none of the {counted(len(pictures), 'picture')} can be used{reason}",
         "mend the files, or point image_dir to other pictures",
     )
-
-
-def _names_no_face(sample: Sample) -> bool:
-    wanted = sample.picture.subset.face_crop_aug_range is not None
-    return wanted and face_in_name(sample.picture.path.stem) is None
 
 
 def _balanced(samples: Sequence[Sample]) -> tuple[Sample, ...]:
@@ -353,7 +356,7 @@ def uncaptioned(pictures: Iterable[Picture]) -> list[Skipped]:
             by_subset.setdefault(id(picture.subset), []).append(picture)
     for members in by_subset.values():
         subset = members[0].subset
-        without = [p for p in members if _lacks_caption(p)]
+        without = [p for p in members if lacks_caption(p)]
         if len(without) == len(members):
             raise DataError(
                 f"none of the {counted(len(members), 'picture')} in {subset.image_dir} has a "
@@ -365,7 +368,7 @@ def uncaptioned(pictures: Iterable[Picture]) -> list[Skipped]:
     return missing
 
 
-def _lacks_caption(picture: Picture) -> bool:
+def lacks_caption(picture: Picture) -> bool:
     """Tell whether there is none; one that cannot be read is not missing, it is left out."""
     try:
         return read_raw_caption(picture) is None

@@ -9,8 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, Literal
 
-from anima_pipe.dataset.survey import Picture, Sample, Survey, read_raw_caption
-from anima_pipe.errors import DataError
+from anima_pipe.dataset.survey import Sample, Survey, lacks_caption
 from anima_pipe.inspection.likeness import alike
 from anima_pipe.inspection.thumbnails import Look
 from anima_pipe.records import BucketChoice, Skipped
@@ -174,19 +173,12 @@ def _flags(
             after > before
             for before, after in zip(sample.image.size, sample.choice.resized, strict=True)
         ),
-        "uncaptioned": _lacks_caption(sample.picture) or not any(v.text for v in variants),
+        "uncaptioned": lacks_caption(sample.picture) or not any(v.text for v in variants),
         "long": any((v.t5_tokens or v.qwen_tokens) > LONG for v in variants),
         "held-out": sample.picture.held_out,
         "regularisation": sample.picture.subset.is_reg,
     }
     return {flag for flag, holds in tests.items() if holds}
-
-
-def _lacks_caption(picture: Picture) -> bool:
-    try:
-        return read_raw_caption(picture) is None
-    except DataError:  # changed since it was surveyed
-        return False
 
 
 def _box(choice: BucketChoice) -> Box:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from anima_pipe.shards.folders import Kind, find_folder
-from anima_pipe.shards.index import Problem, ShardIndex, load_index
+from anima_pipe.shards.index import INDEX_SUFFIX, Problem, ShardIndex, index_path, load_index
 from anima_pipe.shards.mirror import mirror_at
+from anima_pipe.shards.unfinished import remove_abandoned
 
 TENSORS: Final[dict[Kind, tuple[str, ...]]] = {
     "latents": ("latent",),
@@ -78,11 +80,32 @@ def read_shards(folder: Path, kind: Kind) -> tuple[list[ShardIndex], list[Proble
     return shards, problems
 
 
+def tidy(cache_dir: Path) -> None:
+    """Remove what dead writers left in a cache, and the sidecars of shards that are gone."""
+    if not cache_dir.is_dir():
+        return
+    for folder in (path for path in cache_dir.iterdir() if path.is_dir()):
+        remove_abandoned(folder)
+        # A mirror has sidecars of shards that it has not fetched.
+        for tar in () if mirror_at(cache_dir) else _lost_shards(folder):
+            with suppress(OSError):
+                index_path(tar).unlink()
+
+
+def _lost_shards(folder: Path) -> list[Path]:
+    """Return the shards of which there is only the sidecar, which is written behind its shard."""
+    sidecars = sorted(folder.glob(f"*{INDEX_SUFFIX}"))
+    tars = [path.with_name(f"{path.name.removesuffix(INDEX_SUFFIX)}.tar") for path in sidecars]
+    return [tar for tar in tars if not tar.exists()]
+
+
 def _indices(folder: Path) -> Iterator[tuple[Path, ShardIndex | Problem]]:
     """Yield path and sidecar of each shard in the order of their names, and what was wrong."""
     if mirror := mirror_at(folder.parent):
         yield from mirror.indices(folder)
         return
+    for tar in _lost_shards(folder):
+        yield tar, Problem(shard=tar, reason="is gone; its samples are encoded anew when needed")
     for tar in sorted(folder.glob("*.tar")):
         shard, problem = load_index(tar, tar.stat().st_size)
         if problem:

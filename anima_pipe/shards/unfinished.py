@@ -15,12 +15,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from anima_pipe.files import refusals_named, sync_folder
+from anima_pipe.files import (
+    ABANDONED_AFTER_SECONDS,
+    process_exists,
+    refusals_named,
+    remove_left_behind,
+    sync_folder,
+)
 
 SUFFIX: Final = ".unfinished"
 
-ABANDONED_AFTER_SECONDS: Final = 24 * 3600
-"""A file of another host that nobody wrote to for this long is taken for left behind."""
+LOCKED_AFTER_SECONDS: Final = 60
+"""A file this old without a lock is no one's, though its writer's number is another process's now:
+between its creation and its lock there are no seconds."""
 
 
 class UnfinishedFile:
@@ -82,10 +89,7 @@ def remove_abandoned(folder: Path) -> None:
         with suppress(OSError):
             if _is_abandoned(path):
                 path.unlink()
-    for path in folder.glob(".*.tmp"):  # small files that were being written atomically
-        with suppress(OSError):
-            if _age_seconds(path) > ABANDONED_AFTER_SECONDS:
-                path.unlink()
+    remove_left_behind(folder)
 
 
 def _is_abandoned(path: Path) -> bool:
@@ -95,7 +99,8 @@ def _is_abandoned(path: Path) -> bool:
     if match is None or match[1] != _host():
         return False
     # Two containers can share a host name and not see each other's processes: the lock tells.
-    return not _process_exists(int(match[2])) and not _is_locked(path)
+    alive = process_exists(int(match[2])) and _age_seconds(path) < LOCKED_AFTER_SECONDS
+    return not alive and not _is_locked(path)
 
 
 def _age_seconds(path: Path) -> float:
@@ -104,18 +109,6 @@ def _age_seconds(path: Path) -> float:
 
 def _host() -> str:
     return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "unknown"
-
-
-def _process_exists(pid: int) -> bool:
-    if sys.platform == "win32":
-        return False  # signal 0 would kill there; an open file cannot be removed there anyway
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _lock(file: BinaryIO) -> None:

@@ -61,7 +61,7 @@ def _candidates(image: Path, extension: str) -> list[Path]:
 def _read_text(path: Path) -> str:
     try:
         # utf-8-sig is UTF-8 with or without the mark that Windows editors put at the start.
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"caption file {path} is not UTF-8: byte 0x{error.object[error.start]:02x} "
@@ -72,3 +72,10 @@ def _read_text(path: Path) -> str:
         raise DataError(
             f"caption file {path} cannot be read: {error.strerror}", "correct its permissions"
         ) from error
+    if "\0" in text:
+        # Latin letters in UTF-16 are UTF-8 too, with a zero byte beside each.
+        raise DataError(
+            f"caption file {path} is not UTF-8: it has zero bytes, as UTF-16 does",
+            "save the file as UTF-8",
+        )
+    return text

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 EXTENSIONS = frozenset(
-    (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl", ".gif", ".tif", ".tiff")
+    (
+        *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"),
+        *(".gif", ".tif", ".tiff", ".jfif", ".jpe", ".jp2", ".tga", ".heic", ".heif"),
+    )
 )
-"""Kohya's, and three more. Those that Pillow lacks a decoder for are reported, not passed over."""
+"""Kohya's, and more. Those that Pillow lacks a decoder for are reported, not passed over."""
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -88,12 +88,18 @@ class _Memory:
         self._file = cache_dir / "scan" / f"{name}.json"
         self._folder = folder
         self._known = _read_memory(self._file)
+        self._by_stamp = {seen.stamp: seen for seen in self._known.values()}
         self._news: dict[str, Seen] = {}
 
     def recall(self, name: str, stamp: Stamp | None) -> Seen | None:
-        """Return what an earlier scan found, if the file is still the same."""
+        """Return what an earlier scan found, if the file is still the same or only renamed."""
         known = self._known.get(name)
-        return known if known and known.stamp == stamp else None
+        if known and known.stamp == stamp:
+            return known
+        renamed = self._by_stamp.get(stamp) if stamp else None
+        if renamed:
+            self.note(name, renamed)
+        return renamed
 
     def note(self, name: str, seen: Seen) -> None:
         """Remember a picture; several threads may do so."""
@@ -123,7 +129,7 @@ def _look(path: Path, memory: _Memory | None, rehash: bool) -> ImageFile | DataE
         image = read_image_file(path)
     except DataError as error:
         return error
-    if memory and before and _is_settled(before) and _stamp(path) == before:
+    if memory and before and _is_settled(path, before) and _stamp(path) == before:
         memory.note(path.name, Seen(before, image.size, image.content))
     return image
 
@@ -136,8 +142,13 @@ def _stamp(path: Path) -> Stamp | None:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def _is_settled(stamp: Stamp) -> bool:
-    return time.time_ns() - stamp[1] > SETTLED_SECONDS * 1e9
+def _is_settled(path: Path, stamp: Stamp) -> bool:
+    now, changed = time.time_ns(), stamp[1]
+    if changed > now:
+        # Its date was set, or the clock of the disk is ahead, which this other date tells: it is
+        # the disk's own, and nobody can set it.
+        changed = path.stat().st_ctime_ns
+    return now - changed > SETTLED_SECONDS * 1e9
 
 
 def _tasks(
