@@ -1,12 +1,18 @@
 """A small dataset whose caches are filled once, and hubs that have the released files."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from commands import anima_pipe, demo_pictures, write_dataset
 from fake_hubs import Hubs
 from released_files import publishing_hubs, write_release
+
+if TYPE_CHECKING:
+    from s3_server import FaultyServer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,3 +64,37 @@ def hubs(
     """Both hubs on loopback with that release, and this process led to them."""
     with publishing_hubs(tmp_path, release, monkeypatch) as hubs:
         yield hubs
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[FaultyServer]:
+    """One for all tests: a process keeps its connections to an address."""
+    from s3_server import s3_served
+
+    with s3_served() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(
+    s3_server: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[FaultyServer]:
+    """An S3 server with an empty bucket, which s3:// means."""
+    import s3fs
+    from s3_server import BUCKET, KEYS, client
+
+    server = s3_server
+    environment = {name.upper(): value for name, value in KEYS.items()}
+    environment |= {"AWS_ENDPOINT_URL": server.address, "AWS_DEFAULT_REGION": "us-east-1"}
+    environment |= {"AWS_MAX_ATTEMPTS": "1", "ANIMA_PIPE_HOME": str(tmp_path / "home")}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    monkeypatch.setattr("anima_pipe.shards.remote.FIRST_PAUSE_SECONDS", 0.05)
+    server.requests.clear()
+    yield server
+    server.refused.clear()
+    server.spoilt.clear()
+    server.answered.clear()
+    for entry in client(server).list_objects_v2(Bucket=BUCKET).get("Contents", ()):
+        client(server).delete_object(Bucket=BUCKET, Key=entry["Key"])

@@ -41,6 +41,9 @@ class FaultyServer:
     spoilt: dict[str, list[Fault]] = field(default_factory=dict)
     """Answers to requests that end with this are changed, by the faults in turn."""
 
+    answered: dict[str, list[int]] = field(default_factory=dict)
+    """Requests that hold these words are answered with an error, by the statuses in turn."""
+
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
         self.requests.append(request)
@@ -50,6 +53,9 @@ class FaultyServer:
                 environ["wsgi.input"].read(min(1000, int(environ.get("CONTENT_LENGTH") or 0)))
                 environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
                 raise ConnectionError("cut")
+        for part, statuses in list(self.answered.items()):
+            if statuses and all(word in request for word in part.split()):
+                return _error(statuses.pop(0), environ, start_response)
         for part, faults in list(self.spoilt.items()):
             if faults and all(word in request for word in part.split()):
                 return self._spoilt(faults.pop(0), environ, start_response)
@@ -65,6 +71,18 @@ class FaultyServer:
     def counted(self, method: str, ending: str) -> int:
         """Return how many requests there were."""
         return sum(r.startswith(method) and r.endswith(ending) for r in self.requests)
+
+
+def _error(status: int, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    """Answer as S3 does when it refuses, or is busy; another server's clients read the status."""
+    environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    reason = {401: "Unauthorized", 403: "AccessDenied", 503: "SlowDown"}.get(
+        status, "InternalError"
+    )
+    body = f"<Error><Code>{reason}</Code><Message>{reason} here</Message></Error>".encode()
+    kind, length = ("Content-Type", "application/xml"), ("Content-Length", str(len(body)))
+    start_response(f"{status} {reason}", [kind, length])
+    return [body]
 
 
 @contextmanager

@@ -6,13 +6,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import s3fs
 import torch
-from click.testing import CliRunner
 from commands import (
     MODEL,
     ROOT,
@@ -26,20 +23,27 @@ from commands import (
     run_apart,
     write_dataset,
 )
-from s3_server import BUCKET, KEYS, FaultyServer, client, folder_application, s3_served, served
+from remote_caches import (
+    CACHE,
+    FINGERPRINT,
+    GB,
+    cache,
+    cut_off,
+    expected,
+    flipped,
+    in_bucket,
+    put,
+    the_tar,
+    values,
+    write,
+)
+from s3_server import BUCKET, client, folder_application, served
 
-from anima_pipe.cli.main import main
 from anima_pipe.errors import CacheError, OutputError
-from anima_pipe.runtime import LOGGER
 from anima_pipe.shards import LatentWriter, open_cache
 from anima_pipe.shards.mirror import Mirror, mirror_at
 from anima_pipe.shards.places import open_place
 from anima_pipe.shards.shipping import send_pending
-
-FINGERPRINT = "3fa1c2" + 58 * "0"
-CACHE = f"s3://{BUCKET}/some/cache"
-WHOLE_SHARD = 1 << 20
-GB = 1e-9
 
 FETCHING = """
 import sys
@@ -50,83 +54,6 @@ from anima_pipe.shards.places import open_place
 store = open_cache(open_place(sys.argv[1], Path(sys.argv[2]))).latents
 print(sum(float(store[key].float().mean()) for key in store))
 """
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[FaultyServer]:
-    """One for all tests: a process keeps its connections to an address."""
-    with s3_served() as server:
-        yield server
-
-
-@pytest.fixture
-def s3(
-    server: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[FaultyServer]:
-    """An S3 server with an empty bucket, which s3:// means."""
-    environment = {name.upper(): value for name, value in KEYS.items()}
-    environment |= {"AWS_ENDPOINT_URL": server.address, "AWS_DEFAULT_REGION": "us-east-1"}
-    environment |= {"AWS_MAX_ATTEMPTS": "1", "ANIMA_PIPE_HOME": str(tmp_path / "home")}
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    server.requests.clear()
-    yield server
-    server.refused.clear()
-    server.spoilt.clear()
-    for entry in client(server).list_objects_v2(Bucket=BUCKET).get("Contents", ()):
-        client(server).delete_object(Bucket=BUCKET, Key=entry["Key"])
-
-
-def write(place, numbers, *, shard_bytes=WHOLE_SHARD):
-    with LatentWriter(place, FINGERPRINT, "fp16", "vae", shard_bytes) as writer:
-        for number in numbers:
-            writer.add(f"key{number}", torch.full((16, 8, 8), float(number)), {"n": number})
-
-
-def values(store) -> dict[str, float]:
-    return {key: store[key].float().mean().item() for key in store}
-
-
-def expected(numbers) -> dict[str, float]:
-    return {f"key{number}": float(number) for number in numbers}
-
-
-def in_bucket(server: FaultyServer) -> dict[str, bytes]:
-    """Return the cache's files, read by nothing of ours."""
-    s3 = client(server)
-    listed = s3.list_objects_v2(Bucket=BUCKET).get("Contents", ())
-    return {
-        entry["Key"].removeprefix("some/cache/"): s3.get_object(Bucket=BUCKET, Key=entry["Key"])[
-            "Body"
-        ].read()
-        for entry in listed
-    }
-
-
-def put(server: FaultyServer, name: str, content: bytes) -> None:
-    client(server).put_object(Bucket=BUCKET, Key=f"some/cache/{name}", Body=content)
-
-
-def the_tar(server: FaultyServer) -> tuple[str, bytes]:
-    [found] = [(name, body) for name, body in in_bucket(server).items() if name.endswith(".tar")]
-    return found
-
-
-def flipped(content: bytes) -> bytes:
-    """Flip one bit of the first sample's tensor."""
-    place = content.index(b"latent", 512) + 400
-    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
-
-
-def cut_off(content: bytes) -> bytes:
-    return content[:1000]
-
-
-def cache(*arguments: object):
-    result = CliRunner().invoke(main, ["cache", *map(str, arguments)])
-    LOGGER.handlers.clear()
-    return result
 
 
 @pytest.mark.slow
@@ -218,7 +145,9 @@ def test_the_list_of_files_names_what_all_writers_have_written(s3, tmp_path: Pat
     files = in_bucket(s3)
     listed = json.loads(files.pop("shards.json"))["folders"]
     assert {
-        f"{folder}/{name}": size for folder in listed for name, size in listed[folder].items()
+        f"{folder}/{name}": file["bytes"]
+        for folder in listed
+        for name, file in listed[folder].items()
     } == {name: len(content) for name, content in files.items()}
 
 
@@ -255,7 +184,7 @@ def test_the_next_stage_uploads_what_the_last_one_could_not(s3, dataset, tmp_pat
     again = anima_pipe("cache-latents", tmp_path / "s.json", **given).ok()
 
     assert_one_error(failed, CACHE, "cannot be written", "nothing is encoded twice")
-    assert "uploading 1 finished shards of earlier runs" in again.said
+    assert "uploading 1 finished shard of earlier runs" in again.said
     assert again.summary is not None
     assert (again.summary["encoded"], again.summary["reused"]) == (0, 6)
 
@@ -350,7 +279,7 @@ def test_a_shard_damaged_in_the_storage_is_named_and_its_samples_are_encoded_ane
     whole = cache("verify", *options(cache_dir=CACHE, cache_mirror_dir=tmp_path / "third"))
 
     assert found.exit_code == 1
-    assert f"1 samples in {CACHE}/{name} are damaged" in found.output
+    assert f"{CACHE}/{name} is damaged: 1 sample" in found.output
     assert mended.summary is not None
     assert (mended.summary["encoded"], mended.summary["reused"]) == (1, 5)
     assert "damaged" not in whole.output
@@ -525,8 +454,10 @@ def test_a_mounted_folder_may_be_mirrored_like_any_address(tmp_path: Path):
 def test_no_name_in_a_list_of_files_leads_out_of_the_mirror(tmp_path: Path):
     folder = tmp_path / "served"
     folder.mkdir()
-    listing = {"..": {"evil.json": 2}, "latents-a": {"../../evil.json": 2, "/evil.json": 2}}
-    (folder / "shards.json").write_text(json.dumps({"version": 1, "folders": listing}))
+    evil = {"bytes": 2}
+    names = ("../../evil.json", "/evil.json")
+    listing = {"..": {"evil.json": evil}, "latents-a": dict.fromkeys(names, evil)}
+    (folder / "shards.json").write_text(json.dumps({"version": 2, "folders": listing}))
     (folder / "evil.json").write_text("{}")
     with served(folder_application(folder)) as server:
         open_cache(open_place(server.address, tmp_path / "mirror"))

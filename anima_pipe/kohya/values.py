@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, TypeGuard, cast
 
 from anima_pipe.kohya.rows import Kind, Option
-from anima_pipe.shards.remote import is_address
+from anima_pipe.shards.addresses import is_address
 
 
 class UnfitValueError(ValueError):

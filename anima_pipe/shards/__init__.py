@@ -11,7 +11,11 @@
     contents    what a cache holds, told from the sidecars
     statistics  the same in numbers
     pruning     removes what is not needed any more
-    remote      the storage behind an address; the only importer of fsspec
+    checksum    JSON that carries the checksum of its own text
+    addresses   which addresses are usable, and their file systems; the only importer of fsspec
+    manifest    what lies at an address, and shards.json, which says so
+    remote      the storage behind an address: reading, writing, trying again, errors
+    copies      a mirror's copies of small files, never stale and never damaged
     mirror      the folder that stands for a cache elsewhere: what is fetched, and kept
     shipping    uploads finished shards
     places      a folder or an address, and what differs between the two

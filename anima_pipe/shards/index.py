@@ -7,7 +7,7 @@ It holds columns, one entry per sample, so that a cache of 100,000 samples opens
      "safetensors": {"offset": [...], "length": [...], "crc32": [...], "fold32": [...]},
      "json":        {"offset": [...], "length": [...], "crc32": [...]},
      "tensors": {"latent": {"dtype": ["F16", ...], "shape": [[16, 96, 64], ...], "offset": [...]}},
-     "damaged": []}
+     "damaged": [], "checksum": "0f3a51c2"}
 
 Offsets count from the start of the tar; a tensor's offset is that of its first value. `damaged`
 lists keys that are in the tar but no longer whole: readers treat them as absent, so the next
@@ -28,6 +28,7 @@ from typing import Any, Final, cast
 
 from anima_pipe.errors import OutputError
 from anima_pipe.files import write_atomically
+from anima_pipe.shards.checksum import has_its_checksum, with_checksum
 from anima_pipe.shards.sample import (
     METADATA,
     PAYLOAD,
@@ -203,14 +204,20 @@ def read_index(tar: Path, tar_bytes: int) -> ShardIndex:
         UnfitIndexError: There is none, it cannot be read, or it is another tar's.
     """
     try:
-        index = _from_json(json.loads(index_path(tar).read_bytes()))
+        index = _from_json(json.loads(_checked(index_path(tar).read_bytes())))
     except FileNotFoundError as error:
         raise UnfitIndexError("had no sidecar") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnfitIndexError("had an unreadable sidecar") from error
+        raise UnfitIndexError("had a damaged sidecar") from error
     if (index.tar, index.tar_bytes) != (tar.name, tar_bytes):
         raise UnfitIndexError("had the sidecar of another tar")
     return index
+
+
+def _checked(content: bytes) -> bytes:
+    if not has_its_checksum(content):
+        raise ValueError("not its checksum")
+    return content
 
 
 def rebuild_index(tar: Path) -> ShardIndex:
@@ -239,7 +246,7 @@ def write_index(tar: Path, index: ShardIndex) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    write_atomically(index_path(tar), _json_text(_columns(index)).encode())
+    write_atomically(index_path(tar), with_checksum(_json_text(_columns(index)).encode()))
 
 
 def _add_if_whole(

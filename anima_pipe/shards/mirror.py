@@ -2,10 +2,11 @@
 
 To everything that reads a cache, the mirror is the cache: it is laid out like one, but for shards
 that have not been asked for yet. `mirror.json` says what it mirrors, `listing.json` what was there
-when it was last brought up to date. Of shards, whole ones are kept, up to a size.
+when it was last brought up to date, `copies.json` what the copies of small files are copies of. Of
+shards, whole ones are kept, up to a size.
 
     <mirror_dir>/<name>-<hash of the address>/
-      mirror.json   listing.json   locks/   scan/
+      mirror.json   listing.json   copies.json   locks/   scan/
       latents-3fa1c2d4e5f6-fp16/    cache.json, every sidecar, some shards
       outgoing/                     what is to be uploaded, see `anima_pipe.shards.shipping`
 """
@@ -15,16 +16,16 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from anima_pipe.errors import CacheError
+from anima_pipe.errors import CacheError, OutputError
 from anima_pipe.files import refusals_named, sync_folder, write_atomically
-from anima_pipe.runtime import say, warn
+from anima_pipe.runtime import counted, say, warn
+from anima_pipe.shards.copies import update_copies
 from anima_pipe.shards.index import (
     INDEX_SUFFIX,
     Problem,
@@ -34,16 +35,14 @@ from anima_pipe.shards.index import (
     read_index,
     rebuild_index,
 )
-from anima_pipe.shards.remote import Listing, Remote
+from anima_pipe.shards.manifest import Listing, listing_text, read_listing
+from anima_pipe.shards.remote import Remote
 
 if TYPE_CHECKING:
     from filelock import FileLock
 
 MIRROR: Final = "mirror.json"
 LISTING: Final = "listing.json"
-
-_TRANSFERS: Final = 8
-"""Small files that are fetched at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +51,7 @@ class Mirror:
 
     folder: Path
     url: str
+    """With everything that is needed to read it; not to be printed."""
     limit_bytes: int
     """Of all shards in all mirrors that lie beside this one."""
 
@@ -59,6 +59,11 @@ class Mirror:
     def remote(self) -> Remote:
         """What is mirrored."""
         return Remote(self.url)
+
+    @property
+    def shown(self) -> str:
+        """The address as it may be printed."""
+        return self.remote.shown
 
     @property
     def outgoing(self) -> Path:
@@ -75,16 +80,9 @@ class Mirror:
         # One process at a time, so that the listing on disk never becomes an older one.
         with self.locked("listing"):
             listing = self.remote.listing()
-            wanted = [
-                (folder, name)
-                for folder, files in listing.items()
-                for name, size in files.items()
-                if name.endswith(".json") and _size(self.folder / folder / name) != size
-            ]
-            with ThreadPoolExecutor(_TRANSFERS) as threads:
-                list(threads.map(lambda place: self._fetch_small(*place), wanted))
+            update_copies(self.remote, listing, self.folder)
             self._remove_unlisted(listing)
-            write_atomically(self.folder / LISTING, json.dumps(listing).encode())
+            write_atomically(self.folder / LISTING, listing_text(listing))
 
     def indices(self, folder: Path) -> Iterator[tuple[Path, ShardIndex | Problem]]:
         """Yield the shards of one encoder in the order of their names: path and sidecar.
@@ -96,12 +94,15 @@ class Mirror:
         for name in sorted(name for name in files if name.endswith(INDEX_SUFFIX)):
             tar = folder / (name.removesuffix(INDEX_SUFFIX) + ".tar")
             if tar.name not in files:
-                yield tar, Problem(shard=tar, reason=f"is not at {self.url}, only its sidecar is")
+                yield tar, Problem(shard=tar, reason=f"is not at {self.shown}, only its sidecar is")
                 continue
             try:
-                yield tar, read_index(tar, files[tar.name])
+                yield tar, read_index(tar, files[tar.name].length)
             except UnfitIndexError as error:
-                yield tar, Problem(shard=tar, reason=f"{error}; it is not used")
+                index = self._index_anew(tar, files[tar.name].length)
+                where = f"{self.shown}; it was rebuilt from the shard"
+                yield tar, Problem(shard=tar, reason=f"{error} at {where}")
+                yield tar, index
 
     def announce(self, length: int) -> None:
         """Say what is about to be read from where, and warn where it cannot all be kept.
@@ -111,12 +112,12 @@ class Mirror:
         """
         if length > self.limit_bytes:
             warn(
-                f"{self.url} holds {length / 1e9:.3g} GB for this run, and its mirror may keep "
+                f"{self.shown} holds {length / 1e9:.3g} GB for this run, and its mirror may keep "
                 f"{self.limit_bytes / 1e9:.3g} GB: shards will be fetched again and again; raise "
                 "--cache_mirror_gb if the disk allows it"
             )
         else:
-            say(f"cache     {self.url}, {length / 1e9:.3g} GB, kept in {self.folder} once read")
+            say(f"cache     {self.shown}, {length / 1e9:.3g} GB, kept in {self.folder} once read")
 
     def fetch(self, tar: Path, shard: ShardIndex) -> bool:
         """Make sure that a shard lies in the mirror, whole and with every checksum right.
@@ -139,16 +140,13 @@ class Mirror:
             if self._touch(tar, shard):
                 return False
             self.make_room(shard.tar_bytes)
-            partial = tar.with_name(f"{tar.name}.partial")
-            try:
+            with self._arriving(tar) as partial:
                 for _ in range(2):  # what was damaged on the way comes whole the second time
                     self._download(tar, partial)
                     if _is_whole(partial, shard):
                         _publish(partial, tar)
                         return True
                 raise self._damage(tar, partial, shard)
-            finally:
-                partial.unlink(missing_ok=True)
 
     def replace(self, old: Path, new: Path | None) -> None:
         """Put a shard that lies in the mirror, with its sidecar, in the place of another one.
@@ -210,15 +208,45 @@ class Mirror:
 
     def _listed(self) -> Listing:
         try:
-            return json.loads((self.folder / LISTING).read_bytes())
-        except (OSError, ValueError):
-            return {}
+            return read_listing((self.folder / LISTING).read_bytes())
+        except (OSError, ValueError) as error:
+            raise CacheError(
+                f"{self.folder / LISTING} cannot be read: {error}",
+                "run the same command again, which writes it anew",
+            ) from error
 
-    def _fetch_small(self, folder: str, name: str) -> None:
-        with suppress(FileNotFoundError):  # removed since it was listed
-            write_atomically(self.folder / folder / name, self.remote.read(f"{folder}/{name}"))
+    def _index_anew(self, tar: Path, tar_bytes: int) -> ShardIndex:
+        """Make the sidecar of a shard whose own is damaged where it comes from, and put it there.
 
-    def _remove_unlisted(self, listing: Mapping[str, Mapping[str, int]]) -> None:
+        Raises:
+            CacheError: The shard itself does not come whole.
+        """
+        with self.locked(tar.name):
+            if _size(tar) != tar_bytes:
+                self.make_room(tar_bytes)
+                with self._arriving(tar) as partial:
+                    self._download(tar, partial)
+                    if _size(partial) != tar_bytes:
+                        raise self._short(tar, partial, tar_bytes)
+                    _publish(partial, tar)
+            index = rebuild_index(tar)
+        if not self.remote.read_only:
+            try:
+                self.remote.upload(index_path(tar), f"{tar.parent.name}/{index_path(tar).name}")
+            except OutputError as error:
+                warn(f"{error.problem}; the rebuilt sidecar is used here only")
+        return index
+
+    @contextmanager
+    def _arriving(self, tar: Path) -> Generator[Path]:
+        """Lend the path that a shard has while it comes; whatever is left there is removed."""
+        partial = tar.with_name(f"{tar.name}.partial")
+        try:
+            yield partial
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _remove_unlisted(self, listing: Listing) -> None:
         """Remove copies of what is not there any more, and of transfers that were killed."""
         for file in self.folder.glob("*-*/*"):
             listed = file.name in listing.get(file.parent.name, {})
@@ -244,29 +272,38 @@ class Mirror:
             self.remote.download(place, partial)
         except FileNotFoundError as error:
             raise CacheError(
-                f"{self.url}/{place} is not there any more",
+                f"{self.shown}/{place} is not there any more",
                 "run the same command again: it looks afresh at what is there",
             ) from error
 
     def _damage(self, tar: Path, partial: Path, shard: ShardIndex) -> CacheError:
         """Find out what of a shard is damaged where it comes from, and note it there."""
-        place = f"{self.url}/{tar.parent.name}/{tar.name}"
+        place = f"{self.shown}/{tar.parent.name}/{tar.name}"
         if _size(partial) != shard.tar_bytes:
-            return CacheError(
-                f"{place} came with {_size(partial)} bytes, not {shard.tar_bytes}, twice",
-                "check the network, and what is stored there; then run again",
-            )
+            return self._short(tar, partial, shard.tar_bytes)
         _publish(partial, tar)
         damaged = rebuild_index(tar).damaged
+        wrong = (
+            f"{place} is damaged: {counted(len(damaged), 'sample')} without the right checksum"
+            if damaged
+            else f"the sidecar of {place} is not that shard's"
+        )
         if self.remote.read_only:
             return CacheError(
-                f"{len(damaged)} samples in {place} are damaged: they lack their checksums",
+                wrong,
                 "ask those who keep the cache to run `anima-pipe cache verify` and encode again",
             )
         self.remote.upload(index_path(tar), f"{tar.parent.name}/{index_path(tar).name}")
         return CacheError(
-            f"{len(damaged)} samples in {place} are damaged: they lack their checksums",
-            "run the caching stages again, which encode these samples anew",
+            f"{wrong}; its sidecar says so now",
+            "run the caching stages again, which encode what is damaged anew",
+        )
+
+    def _short(self, tar: Path, partial: Path, tar_bytes: int) -> CacheError:
+        return CacheError(
+            f"{self.shown}/{tar.parent.name}/{tar.name} came with {_size(partial)} bytes, not "
+            f"{tar_bytes}, more than once",
+            "check the network, and what is stored there; then run again",
         )
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from anima_pipe.errors import ConfigError
-from anima_pipe.files import write_atomically
+from anima_pipe.files import refusals_named, write_atomically
 from anima_pipe.runtime import home
+from anima_pipe.shards.addresses import checked_address, is_address, split_query
+from anima_pipe.shards.manifest import MANIFEST
 from anima_pipe.shards.mirror import MIRROR, mirror_at
-from anima_pipe.shards.remote import MANIFEST, Remote, is_address
+from anima_pipe.shards.remote import Remote
 
 DEFAULT_LIMIT_GB: Final = 100.0
 
@@ -25,31 +27,36 @@ def open_place(
     Args:
         place: A folder, or an address that fsspec opens.
         mirror_dir: Where mirrors are; None: in the user's cache folder.
-        limit_gb: Size of all shards in there, in 10^9 bytes; None: 100.
+        limit_gb: Size of all shards in there, in 10^9 bytes; None: what the mirror has
+            been given before, or 100.
 
     Raises:
         OutputError: The mirror cannot be made.
-        ConfigError: The mirror's folder is an address itself.
+        ConfigError: No cache can lie at the address, or the mirror's folder is one itself.
     """
     if not is_address(place):
         return Path(place).expanduser()
-    url = str(place).rstrip("/")
+    url = checked_address(str(place))
     if mirror_dir is not None and is_address(str(mirror_dir)):
         raise ConfigError(f"cache_mirror_dir {mirror_dir} is no folder", "give a local folder")
-    root = mirror_dir or home() / "caches"
-    name = re.sub(r"[^A-Za-z0-9]+", "-", url.partition("://")[2])[-40:].strip("-")
-    folder = root / f"{name}-{hashlib.blake2b(url.encode(), digest_size=4).hexdigest()}"
-    limit = int((DEFAULT_LIMIT_GB if limit_gb is None else limit_gb) * 1e9)
-    content = json.dumps({"url": url, "limit_bytes": limit}, indent=1).encode() + b"\n"
-    if not (folder / MIRROR).is_file() or (folder / MIRROR).read_bytes() != content:
-        write_atomically(folder / MIRROR, content)
+    # The query is a key to the place and not its name: a new key opens the same mirror.
+    base, query = split_query(url)
+    name = re.sub(r"[^A-Za-z0-9]+", "-", base.partition("://")[2])[-40:].strip("-")
+    digest = hashlib.blake2b(base.encode(), digest_size=4).hexdigest()
+    folder = (mirror_dir or home() / "caches") / f"{name}-{digest}"
+    content = json.dumps({"url": url, "limit_bytes": _limit_bytes(folder, limit_gb)}, indent=1)
+    if not _holds(folder / MIRROR, content.encode() + b"\n"):
+        write_atomically(folder / MIRROR, content.encode() + b"\n")
+        if query:
+            with refusals_named(folder / MIRROR):
+                (folder / MIRROR).chmod(0o600)
     return folder
 
 
 def shown_place(cache_dir: Path) -> str:
     """Return what the user calls a cache: its address, or its folder."""
     mirror = mirror_at(cache_dir)
-    return mirror.url if mirror else str(cache_dir)
+    return mirror.shown if mirror else str(cache_dir)
 
 
 def refresh(cache_dir: Path) -> None:
@@ -94,3 +101,13 @@ def require_writable(cache_dir: Path) -> None:
     """
     if mirror := mirror_at(cache_dir):
         mirror.remote.require_writable()
+
+
+def _limit_bytes(folder: Path, limit_gb: float | None) -> int:
+    if limit_gb is None and (mirror := mirror_at(folder)):
+        return mirror.limit_bytes
+    return int((DEFAULT_LIMIT_GB if limit_gb is None else limit_gb) * 1e9)
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    return file.is_file() and file.read_bytes() == content

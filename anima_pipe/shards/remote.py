@@ -1,28 +1,38 @@
 """The storage behind a cache's address: whatever fsspec opens (s3://, gs://, hf://, https://, ...).
 
-The only module that imports fsspec. Credentials, endpoints and the like are set where each
-protocol's package looks for them: in the environment, in its own files, in fsspec's configuration.
+What fails for a moment is tried again; what fails for good is one error that says what to do.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 from anima_pipe.errors import CacheError, OutputError, PipeError
-
-MANIFEST: Final = "shards.json"
-"""The list of a cache's files, for those that reach it by a protocol that cannot list: http."""
-
-MANIFEST_VERSION: Final = 1
+from anima_pipe.files import put_in_place
+from anima_pipe.shards.addresses import (
+    OBJECT_STORES,
+    filesystem,
+    is_http,
+    protocol_of,
+    shown_address,
+    split_query,
+)
+from anima_pipe.shards.manifest import (
+    MANIFEST,
+    Listing,
+    listing_of,
+    listing_text,
+    read_listing,
+)
 
 ATTEMPTS: Final = 3
 """Of every transfer; most protocols' packages try several times themselves."""
@@ -30,25 +40,10 @@ ATTEMPTS: Final = 3
 FIRST_PAUSE_SECONDS: Final = 0.5
 """Before the second attempt; doubled before each further one."""
 
-PACKAGES: Final = {
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "http": "aiohttp",
-    "https": "aiohttp",
-    "hf": "huggingface_hub",
-}
-"""What a protocol needs beside fsspec."""
-
-Listing = dict[str, dict[str, int]]
-"""Sizes in bytes of a cache's files, by the folder they lie in and their names."""
-
-_WITHOUT_FOLDERS: Final = ("s3", "gs:", "gcs:", "hf:", "az:", "abfs", "adl:", "oss:", "oci:")
-"""Storage that needs none made; its file systems would rather make a bucket by a wrong name."""
-
 _HOPELESS: Final = (FileNotFoundError, PermissionError, NotImplementedError, IsADirectoryError)
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED: Final = (401, 403)
+"""Statuses of http that stay the same however often one asks."""
 
 _Result = TypeVar("_Result")
 
@@ -58,38 +53,37 @@ class Remote:
     """The files under one address. Paths are relative to it: `<folder>/<file>`."""
 
     url: str
-    """Without a slash at its end."""
+    """As `checked_address` returns it."""
+
+    @property
+    def shown(self) -> str:
+        """The address as it may be printed."""
+        return shown_address(self.url)
 
     @property
     def read_only(self) -> bool:
         """Whether nothing can be written there, whoever asks."""
-        return self.url.startswith(("http://", "https://"))
+        return is_http(self.url)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder on this machine that a file:// address names."""
+        if protocol_of(self.url) not in ("file", "local"):
+            return None
+        return Path(self._opened()[1])
 
     def listing(self) -> Listing:
         """Return the files that are there, by folder.
 
         Raises:
-            CacheError: The storage does not answer, or is one that cannot list and has no manifest.
+            CacheError: The storage does not answer, has no such bucket or repository, or is one
+                that cannot list and has no manifest.
         """
         if self.read_only:
-            return self._manifest_there() or _raise_without_manifest(self.url)
-
-        def find() -> dict[str, Any]:
-            filesystem, root = self._opened()
-            filesystem.invalidate_cache()
-            try:
-                return filesystem.find(root, detail=True)
-            except FileNotFoundError:
-                return {}
-
-        files: Listing = {}
-        depth = self._opened()[1].rstrip("/").count("/") + 2
-        for path, entry in self._reading(self.url, find).items():
-            if path.rstrip("/").count("/") == depth:
-                folder, name = path.rsplit("/", 2)[1:]
-                if _is_plain(folder) and _is_plain(name):
-                    files.setdefault(folder, {})[name] = int(entry["size"] or 0)
-        return files
+            return self._manifest_of_reader()
+        root = self._opened()[1].rstrip("/")
+        found = self._reading("", self._find)
+        return listing_of((path[len(root) + 1 :], entry) for path, entry in found.items())
 
     def read(self, place: str) -> bytes:
         """Return a small file.
@@ -108,9 +102,9 @@ class Remote:
         """
 
         def ask() -> bool:
-            filesystem = self._opened()[0]
-            filesystem.invalidate_cache()
-            return filesystem.exists(self._path(place))
+            storage = self._opened()[0]
+            storage.invalidate_cache()
+            return storage.exists(self._path(place))
 
         return self._reading(place, ask)
 
@@ -125,32 +119,34 @@ class Remote:
         self._reading(place, lambda: self._opened()[0].get_file(self._path(place), str(target)))
 
     def upload(self, source: Path, place: str) -> None:
-        """Copy a file from the disk, and make sure that as many bytes have arrived.
+        """Copy a file from the disk, whole or not at all.
 
         Raises:
             OutputError: It cannot be written, also after several attempts.
         """
         length = source.stat().st_size
 
-        def put() -> None:
-            filesystem, path = self._opened()[0], self._path(place)
-            if not self.url.startswith(_WITHOUT_FOLDERS):
-                filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
-            filesystem.put_file(str(source), path)
-            filesystem.invalidate_cache()
-            arrived = filesystem.info(path)["size"]
+        def put(path: str) -> None:
+            storage = self._opened()[0]
+            storage.put_file(str(source), path)
+            storage.invalidate_cache()
+            arrived = storage.info(path)["size"]
             if arrived != length:
                 raise OSError(f"{arrived} of {length} bytes arrived")
 
-        self._writing(place, put)
+        self._writing(place, lambda: self._put(place, put))
 
     def write(self, place: str, content: bytes) -> None:
-        """Write a small file.
+        """Write a small file, whole or not at all.
 
         Raises:
             OutputError: It cannot be written.
         """
-        self._writing(place, lambda: self._opened()[0].pipe_file(self._path(place), content))
+
+        def put(path: str) -> None:
+            self._opened()[0].pipe_file(path, content)
+
+        self._writing(place, lambda: self._put(place, put))
 
     def remove(self, place: str) -> None:
         """Remove a file; one that is gone already is no harm.
@@ -160,12 +156,10 @@ class Remote:
         """
 
         def remove() -> None:
-            filesystem = self._opened()[0]
-            filesystem.invalidate_cache()
-            try:
-                filesystem.rm_file(self._path(place))
-            except FileNotFoundError:
-                return
+            storage = self._opened()[0]
+            storage.invalidate_cache()
+            with suppress(FileNotFoundError):
+                storage.rm_file(self._path(place))
 
         self._writing(place, remove)
 
@@ -177,7 +171,7 @@ class Remote:
         """
         if self.read_only:
             raise OutputError(
-                f"{self.url} can only be read, and something is to be written there",
+                f"{self.shown} can only be read, and something is to be written there",
                 "give the address that the cache is written by (s3://, gs://, hf://, a folder)",
             )
 
@@ -195,41 +189,88 @@ class Remote:
         self.require_writable()
         for _ in range(100):
             listing = self.listing()
-            if self._manifest_there() == listing:
+            if self._manifest_of_writer() == listing:
                 return
-            self.write(MANIFEST, manifest_text(listing))
+            self.write(MANIFEST, listing_text(listing))
 
-    def _manifest_there(self) -> Listing | None:
+    def _find(self) -> dict[str, Any]:
+        storage, root = self._opened()
+        storage.invalidate_cache()
         try:
-            content = self.read(MANIFEST)
+            return storage.find(root, detail=True)
         except FileNotFoundError:
-            return None
+            if protocol_of(self.url) in OBJECT_STORES:
+                # Nothing lies there yet, which is well, unless nothing can.
+                storage.ls("/".join(root.split("/")[: 3 if self._is_repository else 1]))
+            return {}
+
+    @property
+    def _is_repository(self) -> bool:
+        return protocol_of(self.url) == "hf"
+
+    def _manifest_of_reader(self) -> Listing:
         try:
-            return _manifest_listing(json.loads(content))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return None
+            return read_listing(self.read(MANIFEST))
+        except FileNotFoundError as error:
+            raise CacheError(
+                f"{self.shown} has no {MANIFEST}, and http does not say what else is there",
+                "check the address; where the cache is kept, `anima-pipe cache manifest` writes "
+                "the file",
+            ) from error
+        except ValueError as error:
+            raise CacheError(
+                f"{self.shown}/{MANIFEST} {error}",
+                "where the cache is kept, `anima-pipe cache manifest` writes it anew",
+            ) from error
+
+    def _manifest_of_writer(self) -> Listing:
+        try:
+            return read_listing(self.read(MANIFEST))
+        except (FileNotFoundError, ValueError):
+            return {}  # what is damaged is written anew, like what is not there
 
     def _opened(self) -> tuple[Any, str]:
-        # By process: what a fork inherits of asynchronous connections cannot be used.
-        return _filesystem(self.url, os.getpid())
+        return filesystem(split_query(self.url)[0], os.getpid())
 
     def _path(self, place: str) -> str:
-        return f"{self._opened()[1].rstrip('/')}/{place}"
+        return f"{self._opened()[1].rstrip('/')}/{place}{split_query(self.url)[1]}"
+
+    def _put(self, place: str, put: Callable[[str], None]) -> None:
+        """Write a file by `put`, which is given a path, so that its name only holds a whole one."""
+        path = self._path(place)
+        if protocol_of(self.url) in OBJECT_STORES:
+            put(path)  # their uploads are seen when they are complete, and not before
+            return
+        storage = self._opened()[0]
+        folder, _, name = path.rpartition("/")
+        storage.makedirs(folder, exist_ok=True)
+        temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            put(temporary)
+            if self.folder:
+                put_in_place(Path(temporary), Path(path))
+            else:
+                storage.mv(temporary, path)
+        except BaseException:
+            with suppress(Exception):
+                storage.rm_file(temporary)
+            raise
 
     def _reading(self, place: str, act: Callable[[], _Result]) -> _Result:
         try:
             return _tried(act)
-        except (FileNotFoundError, PipeError):
+        except PipeError:
             raise
         except Exception as error:
+            if isinstance(error, FileNotFoundError) and place:
+                raise
             if isinstance(error, OSError) and error.errno in _NO_ROOM:
                 raise OutputError(
-                    f"no room on the disk for a copy of {place} from {self.url}",
+                    f"no room on the disk for a copy of {place} from {self.shown}",
                     "free some, or lower --cache_mirror_gb",
                 ) from error
             raise CacheError(
-                f"{self._said(place)} cannot be read: {_told(error)}",
-                "check the address, the credentials and the network, and run again",
+                f"{self._said(place)} cannot be read: {_told(error)}", _remedy(error)
             ) from error
 
     def _writing(self, place: str, act: Callable[[], None]) -> None:
@@ -240,67 +281,11 @@ class Remote:
             raise
         except Exception as error:
             raise OutputError(
-                f"{self._said(place)} cannot be written: {_told(error)}",
-                "check the address, the credentials and the network, and run again",
+                f"{self._said(place)} cannot be written: {_told(error)}", _remedy(error)
             ) from error
 
     def _said(self, place: str) -> str:
-        return place if place == self.url else f"{self.url}/{place}"
-
-
-def is_address(place: str | Path) -> bool:
-    """Tell whether a place is an address and not a folder."""
-    return isinstance(place, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", place) is not None
-
-
-def manifest_text(listing: Mapping[str, Mapping[str, int]]) -> bytes:
-    """Return the content of a manifest."""
-    fields = {"version": MANIFEST_VERSION, "folders": listing}
-    return json.dumps(fields, sort_keys=True, indent=1).encode() + b"\n"
-
-
-def _manifest_listing(fields: dict[str, Any]) -> Listing:
-    if fields["version"] != MANIFEST_VERSION:
-        raise ValueError(f"manifest version {fields['version']}")
-    folders = cast("dict[str, dict[str, int]]", fields["folders"])
-    return {
-        folder: {name: int(size) for name, size in files.items() if _is_plain(name)}
-        for folder, files in folders.items()
-        if _is_plain(folder)
-    }
-
-
-def _is_plain(name: str) -> bool:
-    """Tell whether a name from elsewhere names something in the folder it is put into."""
-    return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name) is not None
-
-
-def _raise_without_manifest(url: str) -> Listing:
-    raise CacheError(
-        f"{url} has no {MANIFEST}, and http does not say what else is there",
-        "check the address; where the cache is kept, `anima-pipe cache manifest` writes the file",
-    )
-
-
-@lru_cache(maxsize=8)
-def _filesystem(url: str, process: int) -> tuple[Any, str]:
-    """Return fsspec's file system for an address, and the address as a path in it."""
-    del process
-    import fsspec
-
-    protocol = url.partition("://")[0]
-    try:
-        return fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        package = PACKAGES.get(protocol, f"the package that fsspec names: {error}")
-        raise CacheError(
-            f"{url}: {protocol}:// needs {package}, which is not installed",
-            f"pip install {PACKAGES[protocol]}" if protocol in PACKAGES else "install it",
-        ) from error
-    except ValueError as error:
-        raise CacheError(
-            f"{url}: {error}", f"use a folder, or one of {', '.join(f'{p}://' for p in PACKAGES)}"
-        ) from error
+        return f"{self.shown}/{place}" if place else self.shown
 
 
 def _tried(act: Callable[[], _Result]) -> _Result:
@@ -312,12 +297,31 @@ def _tried(act: Callable[[], _Result]) -> _Result:
             raise
         # Every protocol's package has exceptions of its own, few of them OSErrors.
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            if _is_refusal(error) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
                 raise
             time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
     return act()
 
 
+def _is_refusal(error: Exception) -> bool:
+    """Tell whether the storage knows who asks, or wants to, and says no."""
+    answer = getattr(error, "response", None)
+    for holder, name in ((error, "status"), (error, "code"), (answer, "status_code")):
+        if str(getattr(holder, name, "")) in map(str, _REFUSED):
+            return True
+    # botocore's NoCredentialsError, google.auth's DefaultCredentialsError
+    return isinstance(error, PermissionError) or "Credentials" in type(error).__name__
+
+
+def _remedy(error: Exception) -> str:
+    if _is_refusal(error):
+        return "check the credentials, and that they may do this; then run again"
+    if isinstance(error, FileNotFoundError):
+        return "check the address; a bucket or a repository must be there before a cache is"
+    return "check the address, the credentials and the network, and run again"
+
+
 def _told(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    # What follows a question mark in an address may be secret.
+    return re.sub(r"\?[^\s'\")]+", "?...", lines[0]) if lines else type(error).__name__

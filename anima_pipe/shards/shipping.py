@@ -12,10 +12,11 @@ from pathlib import Path
 
 from anima_pipe.errors import OutputError, PipeError
 from anima_pipe.files import refusals_named
-from anima_pipe.runtime import say, warn
+from anima_pipe.runtime import counted, say, warn
 from anima_pipe.shards.folders import DESCRIPTION
 from anima_pipe.shards.index import index_path, load_index
 from anima_pipe.shards.mirror import Mirror, mirror_at
+from anima_pipe.shards.unfinished import remove_abandoned
 
 
 class Shipping:
@@ -29,6 +30,17 @@ class Shipping:
         self._mirror = mirror
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._shards: dict[Path, Future[None]] = {}
+
+    def describe(self, folder: Path) -> None:
+        """Upload the description of an encoder's folder, also where it is there already.
+
+        So whoever may not write there is told before anything is encoded.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        place = f"{folder.name}/{DESCRIPTION}"
+        self._mirror.remote.upload(folder / DESCRIPTION, place)
 
     def send(self, tar: Path) -> None:
         """Upload a finished shard as soon as those before it are."""
@@ -62,17 +74,33 @@ class Shipping:
 def send_pending(cache_dir: Path) -> None:
     """Upload what earlier runs have finished and could not upload; nothing for a plain folder.
 
+    Then the list of files is completed, should its last writer have been killed before that.
+
     Raises:
         OutputError: It cannot be uploaded now either.
     """
     mirror = mirror_at(cache_dir)
-    pending = sorted(mirror.outgoing.glob("*/*.tar")) if mirror else []
-    if mirror is None or not pending:
+    if mirror is None or mirror.remote.read_only:
         return
-    say(f"uploading {len(pending)} finished shards of earlier runs to {mirror.url}")
+    if folder := mirror.remote.folder:
+        for place in folder.glob("*-*"):
+            remove_abandoned(place)
+    pending = sorted(mirror.outgoing.glob("*/*.tar"))
+    if not pending:
+        _complete_manifest(mirror)
+        return
+    say(f"uploading {counted(len(pending), 'finished shard')} of earlier runs to {mirror.shown}")
     for tar in pending:
         _ship(mirror, tar)
     mirror.remote.publish_manifest()
+
+
+def _complete_manifest(mirror: Mirror) -> None:
+    try:
+        mirror.remote.publish_manifest()
+    except OutputError as error:
+        # What is there can be read all the same, and perhaps it is not ours to write.
+        warn(f"{error.problem}; only readers by http miss what it does not list yet")
 
 
 def _ship(mirror: Mirror, tar: Path) -> None:

@@ -68,7 +68,7 @@ class ShardWriter(Generic[Value]):
 
     Raises:
         CacheError: The folder was made with something else.
-        OutputError: It cannot be written, or is an address that can only be read.
+        OutputError: It cannot be written, or is an address where this may not be done.
     """
 
     def __init__(
@@ -87,8 +87,8 @@ class ShardWriter(Generic[Value]):
         self.folder = make_folder(place, identity)
         self._shipping: Shipping | None = None
         if mirror := mirror_at(place):
-            mirror.remote.require_writable()
             self._shipping = Shipping(mirror)
+            self._shipping.describe(self.folder)
             self.folder = make_folder(mirror.outgoing, identity)
         remove_abandoned(self.folder)
         # Names sort by time, so that of two copies of a sample the older is read: deterministic.
