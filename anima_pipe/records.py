@@ -13,6 +13,7 @@ Sizes of pictures are (width, height) in pixels everywhere, as PIL and Kohya say
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,7 +163,7 @@ class Moment:
     loss: float | None
     """Mean loss of this step; None before the first, NaN where the step was passed over."""
     learning_rates: dict[str, float]
-    """By parameter group."""
+    """By parameter group, of this step; before the first, of the next."""
     grad_norm: float | None
     """Before clipping; None before the first step."""
     samples: int
@@ -186,6 +187,11 @@ class Moment:
     def after_step(self) -> bool:
         """Whether a step was just done; not so before the first one of a run or a resumption."""
         return self.loss is not None
+
+    @property
+    def step_taken(self) -> bool:
+        """Whether the weights have just been trained; not so where a step was passed over."""
+        return self.loss is not None and math.isfinite(self.loss)
 
     def falls_on(self, every_n_steps: int | None, every_n_epochs: int | None) -> bool:
         """Tell whether something due every so many steps or epochs is due now."""

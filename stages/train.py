@@ -71,21 +71,11 @@ def run(options: Resolved) -> TrainSummary | NoiseChart | ShownDataset:
 
 
 def train(options: Resolved) -> TrainSummary:
-    """Fill the caches, plan, load, train and save."""
-    from anima_pipe.files import make_folder
-    from anima_pipe.hooks.ema import Ema
-    from anima_pipe.hooks.tracking import loss_ends
-    from anima_pipe.interrupts import stop_request
-    from anima_pipe.kohya import building
-    from anima_pipe.kohya.metadata import described
+    """Join the other processes, if there are any; train, and part from them."""
     from anima_pipe.kohya.model_files import with_tokenizer
-    from anima_pipe.kohya.training import process_config, train_settings, with_save_ratio
-    from anima_pipe.memory_needs import memory_explained, memory_needs
-    from anima_pipe.model import TextConditionedTransformer
-    from anima_pipe.report import report_plan
-    from anima_pipe.run_hooks import RunHooks
+    from anima_pipe.kohya.training import process_config
     from anima_pipe.runtime import claim_device, speak_of_errors_only
-    from anima_pipe.trainer import agree_on_seed, start_accelerate
+    from anima_pipe.trainer import ending_training, start_accelerate
 
     started = time.monotonic()
     if options.value("auto_cache"):
@@ -96,6 +86,25 @@ def train(options: Resolved) -> TrainSummary:
     )
     if not accelerator.is_main_process:
         speak_of_errors_only()
+    with ending_training(accelerator):
+        return train_together(options, accelerator, started)
+
+
+def train_together(options: Resolved, accelerator: Accelerator, started: float) -> TrainSummary:
+    """Fill the caches, plan, load, train and save."""
+    from anima_pipe.files import make_folder
+    from anima_pipe.hooks.ema import Ema
+    from anima_pipe.hooks.tracking import loss_ends
+    from anima_pipe.interrupts import stop_request
+    from anima_pipe.kohya import building
+    from anima_pipe.kohya.metadata import described
+    from anima_pipe.kohya.training import train_settings, with_save_ratio
+    from anima_pipe.memory_needs import memory_explained, memory_needs
+    from anima_pipe.model import TextConditionedTransformer
+    from anima_pipe.report import report_plan
+    from anima_pipe.run_hooks import RunHooks
+    from anima_pipe.trainer import agree_on_seed
+
     settings = train_settings(options, agree_on_seed(accelerator))
     make_folder(settings.save.folder)
     if settings.logs.trackers:
@@ -134,7 +143,6 @@ def train(options: Resolved) -> TrainSummary:
         memory_explained(needs, settings),
     ):
         end = trainer.run(steps_done)
-    accelerator.end_training()
     report_end(settings, trainer, end, previews)
     ends = loss_ends(trainer.losses)
     return TrainSummary(

@@ -13,7 +13,7 @@ from anima_pipe.optimizing.optimizers import (
     averaged_weights,
     create_optimizer,
     find_optimizer,
-    step_size,
+    learning_rates,
 )
 
 pytestmark = pytest.mark.filterwarnings(
@@ -142,5 +142,5 @@ def test_an_adaptive_rate_is_shown_as_it_acts():
     optimizer, loss, *_ = problem(1.0, "Prodigy")
     train(optimizer, loss, 20)
     group = optimizer.param_groups[0]
-    assert step_size(group) == group["lr"] * group["d"] < 1.0
-    assert step_size({"lr": 0.5}) == 0.5
+    shown = learning_rates(optimizer)
+    assert shown[group["name"]] == group["lr"] * group["d"] < 1.0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from golden_model import golden_transformer
 
 from anima_pipe.adapters import Adapter, create_adapter, save_adapter
@@ -79,6 +80,7 @@ class Run:
         *,
         kind: str = "lora",
         dtype: torch.dtype = torch.float32,
+        precision: str = "no",
         optimizer: str = "AdamW",
         accumulation: int = 1,
         stop_after: int | None = None,
@@ -95,9 +97,12 @@ class Run:
         schedule = create_schedule(
             built, ScheduleConfig(kind="constant" if fixed else "cosine"), STEPS
         )
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = start_accelerate(precision, cpu=True)
+        scaler = {"scaler": accelerator.scaler} if accelerator.scaler else {}
         self.parts = RunParts(
             adapter=self.adapter,
-            stateful={"optimizer": built, "schedule": schedule},
+            stateful={"optimizer": built, "schedule": schedule, **scaler},
             made_with={"seed": "5", "optimizer_type": optimizer},
         )
         self.states = StateSaver(
@@ -105,7 +110,7 @@ class Run:
         )
         steps = itertools.count(1)
         self.trainer = Trainer(
-            start_accelerate("no", cpu=True),
+            accelerator,
             TextConditionedTransformer(transformer),
             built,
             schedule,
@@ -129,10 +134,19 @@ class Disturbance:
         torch.randn(100)
 
 
+@pytest.fixture(autouse=True)
+def accelerate_left_as_it_was() -> Iterator[None]:
+    """accelerate keeps one precision per process, and other tests expect to choose theirs."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 SETTINGS = {
     "lora": {},
     "lokr": {"kind": "lokr"},
     "bf16": {"dtype": torch.bfloat16},
+    # The scale of the loss is lowered in the first steps, and the adapter is fp32.
+    "fp16": {"dtype": torch.float16, "precision": "fp16"},
     "accumulation": {"accumulation": 2},
     "8 bit": {"optimizer": "AdamW8bit"},
     "schedule-free": {"optimizer": "RAdamScheduleFree"},

@@ -7,7 +7,6 @@ stretch is told once.
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections import deque
@@ -52,7 +51,7 @@ class LossAlarm:
 
     def due(self, moment: Moment) -> bool:
         """Tell whether there is a loss to look at."""
-        return moment.loss is not None and math.isfinite(moment.loss)
+        return moment.step_taken
 
     def at(self, moment: Moment) -> None:
         """Compare the last steps with those before."""

@@ -35,8 +35,8 @@ class Ema:
         self.averages = {name: value.float() for name, value in _copied(adapter).items()}
 
     def due(self, moment: Moment) -> bool:
-        """Tell whether there was a step."""
-        return moment.after_step
+        """Tell whether a step changed the weights."""
+        return moment.step_taken
 
     def at(self, moment: Moment) -> None:
         """Take in the weights after a step."""

@@ -229,9 +229,10 @@ def averaged_weights(optimizer: Optimizer) -> Generator[None]:
                 parameter.data.copy_(values)
 
 
-def step_size(group: Mapping[str, Any]) -> float:
-    """Return the rate that a group is trained at; adaptive optimizers multiply it by their d."""
-    return float(group["lr"]) * float(group.get("d", 1.0))
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """Return the rate of each group's next step; adaptive optimizers multiply it by their d."""
+    groups = optimizer.param_groups
+    return {group["name"]: float(group["lr"]) * float(group.get("d", 1.0)) for group in groups}
 
 
 def _tables(groups: Sequence[ParameterGroup]) -> list[dict[str, Any]]:

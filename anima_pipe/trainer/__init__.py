@@ -11,7 +11,7 @@ from anima_pipe.trainer.processes import (
     sum_over_processes,
 )
 from anima_pipe.trainer.step import NonFiniteError, TrainerConfig, draw_seed
-from anima_pipe.trainer.trackers import TrackerConfig, Trackers
+from anima_pipe.trainer.trackers import TrackerConfig, Trackers, ending_training
 
 __all__ = [
     "Closing",
@@ -24,6 +24,7 @@ __all__ = [
     "TrainerConfig",
     "agree_on_seed",
     "draw_seed",
+    "ending_training",
     "start_accelerate",
     "sum_over_processes",
 ]

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from anima_pipe.dataset.batches import Batches, Window
-from anima_pipe.optimizing.optimizers import averaged_weights, step_size
+from anima_pipe.optimizing.optimizers import averaged_weights, learning_rates
 from anima_pipe.records import Moment
 from anima_pipe.trainer.measures import Outcome
 from anima_pipe.trainer.step import TrainerConfig, TrainStep
@@ -138,7 +138,7 @@ class Trainer:
             ends_epoch=False,
             is_last=steps_done == self.config.max_train_steps,
             loss=None,
-            learning_rates=self._learning_rates(),
+            learning_rates=learning_rates(self.optimizer),
             grad_norm=None,
             samples=0,
         )
@@ -157,7 +157,7 @@ class Trainer:
             is_last=steps_done + 1 == self.config.max_train_steps,
             loss=outcome.loss if outcome.taken else math.nan,
             sigma_losses=outcome.sigma_losses if outcome.taken else {},
-            learning_rates=self._learning_rates(),
+            learning_rates=outcome.learning_rates,
             grad_norm=outcome.grad_norm,
             grad_norms=outcome.grad_norms,
             weight_norms=outcome.weight_norms,
@@ -167,9 +167,6 @@ class Trainer:
             skipped_steps=self.skipped_steps,
             stopping=outcome.stopping,
         )
-
-    def _learning_rates(self) -> dict[str, float]:
-        return {group["name"]: step_size(group) for group in self.optimizer.param_groups}
 
     def _tell(self, moment: Moment) -> Moment:
         """Tell the hooks where the run stands."""

@@ -32,6 +32,8 @@ class Outcome:
     """The same of each parameter group."""
     weight_norms: dict[str, float]
     """Of each group's trained tensors, before the step."""
+    learning_rates: dict[str, float]
+    """Of each group, that it was taken with."""
     stopping: bool
     """Some process was asked to stop."""
     taken: bool = True
@@ -69,7 +71,7 @@ class StepMeasures:
         self,
         accelerator: Accelerator,
         norms: torch.Tensor,
-        names: Sequence[str],
+        rates: dict[str, float],
         *,
         stop: bool,
     ) -> Outcome:
@@ -78,7 +80,7 @@ class StepMeasures:
         Args:
             accelerator: Of the run.
             norms: From `group_norms`, the same on every process.
-            names: Of the groups.
+            rates: Of the groups by name, which the step is to be taken with.
             stop: Whether this process was asked to stop.
         """
         own = torch.stack([self._loss, torch.full_like(self._loss, float(stop))])
@@ -95,8 +97,9 @@ class StepMeasures:
                 if count
             },
             grad_norm=grad_norm,
-            grad_norms=dict(zip(names, by_group[: len(names)], strict=True)),
-            weight_norms=dict(zip(names, by_group[len(names) :], strict=True)),
+            grad_norms=dict(zip(rates, by_group[: len(rates)], strict=True)),
+            weight_norms=dict(zip(rates, by_group[len(rates) :], strict=True)),
+            learning_rates=rates,
             stopping=stopping > 0,
         )
 

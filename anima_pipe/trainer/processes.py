@@ -70,6 +70,9 @@ def start_accelerate(
             ),
         ],
     )
+    if mixed_precision == "fp16" and accelerator.scaler is None:
+        # accelerate makes one for GPUs alone; with torch's for the CPU both take the same way.
+        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")
     launched = launched_rank().processes
     if accelerator.num_processes != launched:
         raise ConfigError(

@@ -24,6 +24,7 @@ from anima_pipe.objective.flow_loss import (
     sample_losses,
     velocity_target,
 )
+from anima_pipe.optimizing.optimizers import learning_rates
 from anima_pipe.records import Batch
 from anima_pipe.runtime import derive_seed, warn
 from anima_pipe.trainer.measures import Outcome, StepMeasures, group_norms
@@ -44,7 +45,10 @@ class TrainerConfig:
     dtype: torch.dtype = torch.float32
     """Of the frozen weights, and of what is fed to them."""
     skips_non_finite: bool = False
-    """Whether a step whose loss or gradient is not finite is passed over; else the run stops."""
+    """Whether a step whose loss or gradient is not finite is passed over; else the run stops.
+
+    A gradient that overflows because it is scaled up for fp16 is passed over in either case.
+    """
 
 
 class NonFiniteError(PipeError):
@@ -101,7 +105,8 @@ class TrainStep:
             stop: Whether this process was asked to stop.
 
         Raises:
-            NonFiniteError: The loss or the gradient is not finite, and steps are not to be skipped.
+            NonFiniteError: The loss or the gradient is not finite, and steps are not to be skipped,
+                or so many in a row were that there is no end to it.
         """
         measures = StepMeasures(self.accelerator.device)
         for number, share in enumerate(window.shares):
@@ -111,9 +116,9 @@ class TrainStep:
                 losses, sigmas = self._sample_losses(share.batch, seed)
                 self.accelerator.backward(losses.mean() * share.weight)
             measures.add(losses, sigmas, share.weight)
-        names = [group["name"] for group in self.optimizer.param_groups]
-        outcome = measures.over_processes(self.accelerator, self._clip(), names, stop=stop)
-        if self._is_sound(outcome):
+        norms, rates = self._clip(), learning_rates(self.optimizer)
+        outcome = measures.over_processes(self.accelerator, norms, rates, stop=stop)
+        if math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm):
             self._skips_in_a_row = 0
             self.optimizer.step()
             self.schedule.step()
@@ -153,34 +158,40 @@ class TrainStep:
         total = torch.tensor(math.nan) if norm is None else torch.as_tensor(norm)
         return group_norms(self._groups, total, limit)
 
-    def _is_sound(self, outcome: Outcome) -> bool:
-        """Tell whether the optimizer may take the step in; it cannot be taken back.
-
-        Infinite gradients are in order under fp16: the gradient scaler skips that step and
-        scales less from then on.
-        """
-        scaled = self.accelerator.scaler is not None
-        return math.isfinite(outcome.loss) and (scaled or math.isfinite(outcome.grad_norm))
-
     def _pass_over(self, step: int, outcome: Outcome, window: Window) -> None:
-        """Stop, or leave the weights as they are and warn."""
+        """Leave the weights as they are and warn, or stop."""
         # Every process is here, for the numbers are the same on all of them.
         own = [name for share in window.shares for name in share.batch.names]
         names = ", ".join(dict.fromkeys(gather_object(own)))
         problem = f"step {step + 1}: loss {outcome.loss}, gradient norm {outcome.grad_norm}"
         self._skips_in_a_row += 1
-        if not self.config.skips_non_finite or self._skips_in_a_row == SKIPS_IN_A_ROW:
-            times = f" for the {SKIPS_IN_A_ROW}th time in a row" * self.config.skips_non_finite
+        skips = self.config.skips_non_finite or self._is_overflow(outcome)
+        if not skips or self._skips_in_a_row == SKIPS_IN_A_ROW:
+            times = f" for the {SKIPS_IN_A_ROW}th time in a row" * skips
             raise NonFiniteError(
                 f"{problem}{times}, on {names}",
-                "lower learning_rate, or use mixed_precision bf16, and look at those pictures; "
-                "on_nonfinite skip passes over such steps",
+                "lower learning_rate, or use mixed_precision bf16, and look at those pictures"
+                + "; on_nonfinite skip passes over such steps" * (not skips),
             )
-        warn(f"{problem}: passed over, on {names}")
-        if self.accelerator.scaler is not None:
-            # It has seen these gradients when they were clipped, and expects a word on them.
-            self.accelerator.scaler.update()
+        warn(f"{problem}: passed over{self._lower_scale()}, on {names}")
         with warnings.catch_warnings():
             # Where it is the very first step, torch takes the schedule for misplaced.
             warnings.filterwarnings("ignore", "Detected call of", UserWarning)
             self.schedule.step()
+
+    def _is_overflow(self, outcome: Outcome) -> bool:
+        """Tell whether a gradient left fp16's range because the loss was scaled up too much.
+
+        That is in order: the scale is raised from time to time until it happens.
+        """
+        return self.accelerator.scaler is not None and math.isfinite(outcome.loss)
+
+    def _lower_scale(self) -> str:
+        """Scale the loss up less from now on where the gradients overflowed; return words on it."""
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            return ""
+        before = scaler.get_scale()
+        # It has seen these gradients when they were clipped.
+        scaler.update()
+        return f" and fp16's loss scale lowered from {before:g} to {scaler.get_scale():g}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -43,7 +44,7 @@ class Trackers:
     """What accelerate's trackers are told.
 
     Args:
-        accelerator: Of the run; its trackers end with `end_training`.
+        accelerator: Of the run; its trackers end with `ending_training`.
         config: Which, and where.
         steps_done: Where the run begins: what a log in the same folder says of later steps is no
             longer shown.
@@ -74,7 +75,20 @@ class Trackers:
                     tracker.log_images({name: [picture]}, step=step)
 
     def close(self) -> None:
-        """Leave it to accelerate, which ends them with the run."""
+        """Leave it to `ending_training`."""
+
+
+@contextmanager
+def ending_training(accelerator: Accelerator) -> Generator[None]:
+    """Let trackers write what they hold back, and leave the other processes, whatever happens."""
+    try:
+        yield
+    except BaseException:
+        # What ended the run is to be told of, not what may go wrong behind it.
+        with suppress(Exception):
+            accelerator.end_training()
+        raise
+    accelerator.end_training()
 
 
 def _tensorboard(config: TrackerConfig, steps_done: int) -> GeneralTracker:
