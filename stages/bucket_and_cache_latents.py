@@ -40,7 +40,8 @@ class LatentSummary:
 
 def run(options: Resolved) -> LatentSummary:
     """Survey the dataset's pictures and encode those that the cache lacks."""
-    from anima_pipe.dataset.survey import find_pictures, survey_pictures
+    from anima_pipe.dataset.pictures import find_pictures
+    from anima_pipe.dataset.survey import survey_pictures
     from anima_pipe.fill import fill_latents, fill_masks
     from anima_pipe.kohya.settings import dataset_configs, latent_settings
     from anima_pipe.report import report_fill, report_skipped

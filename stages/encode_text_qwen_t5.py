@@ -43,7 +43,8 @@ class TextSummary:
 
 def run(options: Resolved) -> TextSummary:
     """Collect the dataset's texts and encode those that the cache lacks."""
-    from anima_pipe.dataset.survey import find_pictures, survey_captions, uncaptioned
+    from anima_pipe.dataset.picture_captions import PictureTexts, uncaptioned
+    from anima_pipe.dataset.pictures import find_pictures
     from anima_pipe.fill import fill_text
     from anima_pipe.kohya.model_files import with_tokenizer
     from anima_pipe.kohya.settings import (
@@ -69,20 +70,21 @@ def run(options: Resolved) -> TextSummary:
     rank = launched_rank()
     if rank.number == 0:
         report_uncaptioned(uncaptioned(pictures), strict=strict)
-    captions, skipped = survey_captions(
-        pictures, caption_variants=options.value("caption_variants")
+    texts = PictureTexts(
+        pictures,
+        caption_variants=options.value("caption_variants"),
+        others=prompt_texts(preview_prompts(options)),
     )
-    wanted = dict.fromkeys([*captions, *prompt_texts(preview_prompts(options))])
-    filled = fill_text(list(wanted), settings, rank)
+    filled = fill_text(texts, settings, rank)
     report_fill("texts", filled, rank)
     report_long(filled.long)
     # Every process finds the same unreadable captions: the first one names them.
-    report_skipped([*(skipped if rank.number == 0 else ()), *filled.failed], strict=strict)
+    report_skipped([*(texts.skipped if rank.number == 0 else ()), *filled.failed], strict=strict)
     return TextSummary(
         encoded=filled.encoded,
         reused=filled.reused,
         elsewhere=filled.elsewhere,
-        skipped=len(skipped),
+        skipped=len(texts.skipped),
         failed=len(filled.failed),
         problems=len(filled.problems),
         shards=filled.shards,

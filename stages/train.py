@@ -180,8 +180,10 @@ def check_model_files(settings: TrainSettings) -> None:
 def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Survey, Plan, Cache]:
     """Survey the dataset, fill what the caches lack, and join the two."""
     from anima_pipe.dataset.overlap import held_out_but_trained
+    from anima_pipe.dataset.picture_captions import uncaptioned
+    from anima_pipe.dataset.pictures import find_pictures
     from anima_pipe.dataset.plan import make_plan
-    from anima_pipe.dataset.survey import find_pictures, survey_pictures, uncaptioned
+    from anima_pipe.dataset.survey import survey_pictures
     from anima_pipe.fill import fill_latents, fill_masks, fill_text
     from anima_pipe.kohya.settings import prompt_texts
     from anima_pipe.records import T5_LIMIT

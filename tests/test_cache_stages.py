@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from anima_pipe import demo
 from anima_pipe.buckets import BucketRules
 from anima_pipe.dataset.config import DatasetConfig, SubsetConfig
-from anima_pipe.dataset.survey import find_pictures, survey_pictures
+from anima_pipe.dataset.pictures import find_pictures
+from anima_pipe.dataset.survey import survey_pictures
 from anima_pipe.errors import CacheError, DataError
 from anima_pipe.fill import CacheSettings, LatentSettings, fill_latents
 from anima_pipe.shards import open_cache

@@ -14,8 +14,9 @@ from PIL import Image
 
 from anima_pipe.dataset.config import DatasetConfig
 from anima_pipe.dataset.face_crops import Face, face_crops, face_in_name
+from anima_pipe.dataset.pictures import find_pictures
 from anima_pipe.dataset.plan import make_plan
-from anima_pipe.dataset.survey import find_pictures, survey_pictures
+from anima_pipe.dataset.survey import survey_pictures
 from anima_pipe.kohya.dataset_toml import load_dataset_config
 from anima_pipe.records import BucketChoice
 from anima_pipe.shards.keys import text_key

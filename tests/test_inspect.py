@@ -22,7 +22,8 @@ from PIL import ExifTags, Image, ImageEnhance
 
 from anima_pipe.buckets import choose_bucket
 from anima_pipe.cli.main import main
-from anima_pipe.dataset.survey import find_pictures, survey_captions
+from anima_pipe.dataset.picture_captions import PictureTexts
+from anima_pipe.dataset.pictures import find_pictures
 from anima_pipe.encoders.t5_tokens import T5Tokens
 from anima_pipe.inspection.likeness import ALIKE_UP_TO, alike
 from anima_pipe.kohya.dataset_toml import load_dataset_config
@@ -166,7 +167,7 @@ def test_variants_are_the_texts_that_are_encoded(inspect, tmp_path: Path):
     rules = {"shuffle_caption": True, "keep_tokens": 1}
     dataset = write_dataset(tmp_path / "d.toml", tmp_path / "in", **rules)
     pictures = find_pictures(load_dataset_config(dataset, {}))
-    encoded, _ = survey_captions(pictures, caption_variants=5)
+    encoded = set(PictureTexts(pictures, caption_variants=5))
 
     [card] = inspect(dataset, "--caption_variants", 5).root.all("article")
     shown = [item.text.removesuffix(item.all("small")[0].text) for item in card.all("li")]

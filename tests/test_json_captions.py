@@ -9,7 +9,8 @@ import pytest
 
 from anima_pipe.buckets import BucketRules
 from anima_pipe.dataset.config import DatasetConfig, SubsetConfig
-from anima_pipe.dataset.survey import Picture, picture_captions
+from anima_pipe.dataset.picture_captions import picture_captions
+from anima_pipe.dataset.pictures import Picture
 from anima_pipe.errors import DataError
 from anima_pipe.source.captions import CaptionRules
 from anima_pipe.source.json_captions import GroupedCaption, parse_json_caption

@@ -17,7 +17,8 @@ from PIL import Image
 from anima_pipe.buckets import BucketRules
 from anima_pipe.cli.main import main
 from anima_pipe.dataset.config import DatasetConfig, SubsetConfig
-from anima_pipe.dataset.survey import find_pictures, survey_pictures
+from anima_pipe.dataset.pictures import find_pictures
+from anima_pipe.dataset.survey import survey_pictures
 from anima_pipe.records import BucketChoice, LatentRequest, MaskRequest
 from anima_pipe.runtime import LOGGER
 from anima_pipe.shards import mask_key, open_cache

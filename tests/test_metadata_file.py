@@ -10,7 +10,9 @@ from PIL import Image
 
 from anima_pipe.buckets import BucketRules
 from anima_pipe.dataset.config import DatasetConfig, SubsetConfig
-from anima_pipe.dataset.survey import find_pictures, survey_captions, survey_pictures, uncaptioned
+from anima_pipe.dataset.picture_captions import PictureTexts, uncaptioned
+from anima_pipe.dataset.pictures import find_pictures
+from anima_pipe.dataset.survey import survey_pictures
 from anima_pipe.errors import DataError
 from anima_pipe.source.captions import CaptionRules
 from anima_pipe.source.metadata_file import read_metadata_file
@@ -123,7 +125,7 @@ def test_only_described_pictures_are_trained_with_their_captions(pictures):
     assert sample.captions.full == ("sks one, two",)
     (skipped,) = survey.skipped
     assert "gone" in skipped.name
-    assert survey_captions(found, caption_variants=None)[0] == ["", "sks one, two", "sks three"]
+    assert list(PictureTexts(found, caption_variants=None)) == ["", "sks one, two", "sks three"]
 
 
 def test_what_a_metadata_file_leaves_open_is_in_the_file_beside_or_the_class_tokens(pictures):
@@ -131,7 +133,7 @@ def test_what_a_metadata_file_leaves_open_is_in_the_file_beside_or_the_class_tok
     file = metadata(pictures, {"a": {}, "b": {}})
 
     named = find_pictures([dataset(pictures, file, class_tokens="class")])
-    assert survey_captions(named, caption_variants=None)[0] == ["", "beside", "class"]
+    assert list(PictureTexts(named, caption_variants=None)) == ["", "beside", "class"]
 
     (missing,) = uncaptioned(find_pictures([dataset(pictures, file)]))
     assert missing.name.endswith("b.webp")

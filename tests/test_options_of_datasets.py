@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from anima_pipe.dataset.picture_captions import PictureTexts
+from anima_pipe.dataset.pictures import find_pictures
 from anima_pipe.dataset.plan import EMPTY_CAPTION, make_plan
-from anima_pipe.dataset.survey import Survey, find_pictures, survey_captions, survey_pictures
+from anima_pipe.dataset.survey import Survey, survey_pictures
 from anima_pipe.kohya.dataset_keys import DATASET_KEYS, SUBSETS
 from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.settings import dataset_configs
@@ -85,7 +87,7 @@ def read(request: pytest.FixtureRequest, folder: Path) -> Read:
 
 def texts_of(survey: Survey) -> set[str]:
     """The distinct texts that the text stage encodes, but for the empty one of dropout."""
-    captions, _ = survey_captions([s.picture for s in survey.samples], caption_variants=None)
+    captions = PictureTexts([s.picture for s in survey.samples], caption_variants=None)
     return {*captions} - {""}
 
 
@@ -158,7 +160,7 @@ def test_class_tokens_are_the_caption_of_pictures_without_one(folder: Path):
     (folder / "0.txt").unlink()
     options = resolve("encode-text", as_keys(BESIDE | {"class_tokens": "sks fox"}))
 
-    captions, _ = survey_captions(find_pictures(dataset_configs(options)), caption_variants=None)
+    captions = PictureTexts(find_pictures(dataset_configs(options)), caption_variants=None)
     assert "sks fox" in captions
 
 
@@ -169,7 +171,7 @@ def test_a_metadata_file_names_pictures_of_image_dir_and_their_captions(folder: 
     options = resolve("encode-text", as_keys(BESIDE | {"metadata_file": "words.json"}))
 
     pictures = find_pictures(dataset_configs(options))
-    captions, _ = survey_captions(pictures, caption_variants=None)
+    captions = PictureTexts(pictures, caption_variants=None)
     assert [picture.path.name for picture in pictures] == ["1.png"]
     assert {*captions} - {""} == {"sunset"}
 

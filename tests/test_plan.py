@@ -11,14 +11,10 @@ from PIL import Image
 
 from anima_pipe.buckets import BucketRules
 from anima_pipe.dataset.config import DatasetConfig, SubsetConfig
+from anima_pipe.dataset.picture_captions import PictureTexts, uncaptioned
+from anima_pipe.dataset.pictures import find_pictures
 from anima_pipe.dataset.plan import EMPTY_CAPTION, Plan, PlannedSample, describe, make_plan
-from anima_pipe.dataset.survey import (
-    Survey,
-    find_pictures,
-    survey_captions,
-    survey_pictures,
-    uncaptioned,
-)
+from anima_pipe.dataset.survey import Survey, survey_pictures
 from anima_pipe.errors import CacheError, DataError
 from anima_pipe.shards.keys import text_key
 from anima_pipe.source.captions import CaptionRules
@@ -233,10 +229,10 @@ def test_a_folder_without_any_captions_is_an_error_that_names_the_ending(folder)
 
 def test_the_text_stage_asks_for_the_texts_that_training_draws(folder):
     configured = dataset(folder, captions=CaptionRules(shuffle_caption=True, keep_tokens=1))
-    texts, skipped = survey_captions(find_pictures([configured]), caption_variants=None)
+    texts = PictureTexts(find_pictures([configured]), caption_variants=None)
     assert set(texts) == set(surveyed(configured).captions)
     assert "" in texts
-    assert skipped == []
+    assert texts.skipped == ()
 
 
 def test_changing_repeats_and_rates_needs_no_other_keys(folder):

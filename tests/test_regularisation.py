@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from anima_pipe.dataset.config import DatasetConfig, regularisation_visits
+from anima_pipe.dataset.pictures import find_pictures
 from anima_pipe.dataset.plan import Plan, describe, make_plan
-from anima_pipe.dataset.survey import Survey, find_pictures, survey_pictures
+from anima_pipe.dataset.survey import Survey, survey_pictures
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.dataset_toml import load_dataset_config
 from anima_pipe.kohya.resolve import resolve

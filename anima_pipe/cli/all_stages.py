@@ -123,7 +123,8 @@ def _prompts_of(options: Resolved, folder: Path) -> dict[str, object]:
     Returns:
         Nothing where the dataset cannot be read: the stage that needs it will say why.
     """
-    from anima_pipe.dataset.survey import find_pictures, picture_captions
+    from anima_pipe.dataset.picture_captions import picture_captions
+    from anima_pipe.dataset.pictures import find_pictures
     from anima_pipe.kohya.settings import examine_datasets
 
     try:

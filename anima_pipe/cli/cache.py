@@ -231,7 +231,8 @@ def _needed(
         DataError: A picture or a caption cannot be read, so that what it needs is not known.
         ConfigError: A file is wrong, or names no dataset.
     """
-    from anima_pipe.dataset.survey import find_pictures, survey_pictures
+    from anima_pipe.dataset.pictures import find_pictures
+    from anima_pipe.dataset.survey import survey_pictures
     from anima_pipe.kohya.settings import dataset_configs, preview_prompts, prompt_texts
     from anima_pipe.shards.keys import text_key
 

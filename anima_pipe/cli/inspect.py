@@ -142,7 +142,8 @@ def _resolved(dataset: Path | None, given: dict[str, object]) -> Resolved:
 
 
 def _inspected(options: Resolved) -> Inspection:
-    from anima_pipe.dataset.survey import find_pictures, survey_pictures
+    from anima_pipe.dataset.pictures import find_pictures
+    from anima_pipe.dataset.survey import survey_pictures
     from anima_pipe.inspection.gather import inspect_survey
     from anima_pipe.inspection.thumbnails import look_at_all
     from anima_pipe.kohya.settings import dataset_configs

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from anima_pipe.dataset.survey import find_pictures, survey_pictures
+from anima_pipe.dataset.pictures import find_pictures
+from anima_pipe.dataset.survey import survey_pictures
 from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
 from anima_pipe.errors import ConfigError
 from anima_pipe.fill import LatentSettings, TextSettings, fill_latents, fill_masks, fill_text

@@ -40,8 +40,9 @@ def show_dataset(options: Resolved) -> ShownDataset:
         ConfigError: The dataset's description is wrong.
         DataError: Not one picture can be used.
     """
+    from anima_pipe.dataset.pictures import find_pictures
     from anima_pipe.dataset.plan import describe, make_plan
-    from anima_pipe.dataset.survey import find_pictures, survey_pictures
+    from anima_pipe.dataset.survey import survey_pictures
     from anima_pipe.kohya.settings import cache_settings, dataset_configs
     from anima_pipe.report import report_skipped
     from anima_pipe.shards.keys import text_key

@@ -84,6 +84,8 @@ def held_out(count: int, share: float, seed: int) -> frozenset[int]:
     Returns:
         Their places in the list.
     """
+    if not share:
+        return frozenset()
     places = list(range(count))
     random.Random(seed).shuffle(places)  # noqa: S311 - not a secret
     return frozenset(places[count - round(count * share) :])

@@ -14,7 +14,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from anima_pipe.dataset.survey import Sample, Survey
+from anima_pipe.dataset.samples import Sample
+from anima_pipe.dataset.survey import Survey
 from anima_pipe.errors import CacheError, DataError
 from anima_pipe.records import T5_LIMIT
 from anima_pipe.runtime import counted, derive_seed

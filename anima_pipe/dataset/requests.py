@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -12,37 +14,62 @@ from anima_pipe.dataset.face_crops import face_crops, face_in_name
 from anima_pipe.errors import DataError
 from anima_pipe.records import BucketChoice, ImageFile, LatentRequest, MaskChannel, MaskRequest
 from anima_pipe.shards.keys import latent_key, mask_key
+from anima_pipe.shards.packed_keys import KeyPlaces, PackedKeys
 from anima_pipe.source.mask_files import refuse_other_size
 
 Request = TypeVar("Request", LatentRequest, MaskRequest)
-Owner = TypeVar("Owner")
 
 
-class Requests(Mapping[str, Request], Generic[Owner, Request]):
+class KeyColumn:
+    """The keys that each row of a table needs; it only grows."""
+
+    def __init__(self) -> None:
+        self.keys = PackedKeys()
+        """Of all rows, one after the other."""
+        self._ends = array("I", [0])
+
+    def append(self, keys: Iterable[str]) -> None:
+        """Add a row."""
+        self.keys.extend(keys)
+        self._ends.append(len(self.keys))
+
+    def __getitem__(self, row: int) -> tuple[str, ...]:
+        return tuple(self.keys[place] for place in range(self._ends[row], self._ends[row + 1]))
+
+    def row_of(self, place: int) -> int:
+        """Return the row of the key at a place among all of them."""
+        return bisect_right(self._ends, place) - 1
+
+
+class Requests(Mapping[str, Request], Generic[Request]):
     """Requests by key, each made when it is asked for: kept, those of many pictures are large.
 
     Args:
-        owners: What needs the request, by key.
-        make: Returns all requests of an owner.
+        column: The keys; of rows that need the same one, the first counts.
+        make: Returns all requests of a row.
     """
 
-    def __init__(self, owners: dict[str, Owner], make: Callable[[Owner], list[Request]]) -> None:
-        self._owners = owners
+    def __init__(self, column: KeyColumn, make: Callable[[int], Sequence[Request]]) -> None:
+        self._column = column
         self._make = make
+        self._places = KeyPlaces(column.keys)
 
     def __getitem__(self, key: str) -> Request:
         """Make a request."""
-        requests = self._make(self._owners[key])
+        place = self._places.find(key)
+        if place is None:
+            raise KeyError(key)
+        requests = self._make(self._column.row_of(place))
         return next(request for request in requests if request.key == key)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._owners)
+        return self._places.distinct()
 
     def __len__(self) -> int:
-        return len(self._owners)
+        return len(self._places)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._owners
+        return isinstance(key, str) and self._places.find(key) is not None
 
 
 def latent_requests(

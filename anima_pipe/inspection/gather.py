@@ -9,7 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, Literal
 
-from anima_pipe.dataset.survey import Sample, Survey, lacks_caption
+from anima_pipe.dataset.picture_captions import lacks_caption
+from anima_pipe.dataset.samples import Sample
+from anima_pipe.dataset.survey import Survey
 from anima_pipe.inspection.likeness import alike
 from anima_pipe.inspection.thumbnails import Look
 from anima_pipe.records import BucketChoice, Skipped

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from anima_pipe.dataset.config import DatasetConfig, SubsetConfig
-from anima_pipe.dataset.survey import Sample, Survey
+from anima_pipe.dataset.samples import Sample
+from anima_pipe.dataset.survey import Survey
 
 
 def dataset_facts(survey: Survey) -> dict[str, object]:

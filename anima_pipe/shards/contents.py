@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from anima_pipe.records import T5_LIMIT
 from anima_pipe.shards.folders import Kind, find_folder
 from anima_pipe.shards.index import INDEX_SUFFIX, Problem, ShardIndex, index_path, load_index
 from anima_pipe.shards.mirror import mirror_at
+from anima_pipe.shards.packed_keys import KeySet
 from anima_pipe.shards.unfinished import remove_abandoned
 
 TENSORS: Final[dict[Kind, tuple[str, ...]]] = {
@@ -20,8 +23,20 @@ TENSORS: Final[dict[Kind, tuple[str, ...]]] = {
 """The tensors of a sample; the first one's shape is the sample's shape."""
 
 
-def cached_keys(cache_dir: Path, kind: Kind, name: str) -> tuple[set[str], list[Problem]]:
-    """Return the keys of every whole sample in one cache, and what is wrong in it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What one cache holds, as far as filling it goes."""
+
+    keys: KeySet
+    """Of every whole sample."""
+    problems: list[Problem]
+    """What is wrong in it, see `read_shards`."""
+    long_texts: dict[str, int]
+    """Of a cache of texts: those of more than `T5_LIMIT` tokens, and how many they have."""
+
+
+def held_in(cache_dir: Path, kind: Kind, name: str) -> Held:
+    """Tell what one cache holds; its sidecars are read one after the other, and none is kept.
 
     Args:
         cache_dir: The cache folder; need not exist.
@@ -31,23 +46,19 @@ def cached_keys(cache_dir: Path, kind: Kind, name: str) -> tuple[set[str], list[
     Raises:
         CacheError: The description of the cache cannot be read.
     """
-    shards, problems = cached_shards(cache_dir, kind, name)
-    return {key for shard in shards for key in shard.keys}, problems
-
-
-def cached_shards(cache_dir: Path, kind: Kind, name: str) -> tuple[list[ShardIndex], list[Problem]]:
-    """Return the shards of one cache, and what is wrong in it; see `cached_keys`."""
+    held = Held(keys=KeySet(), problems=[], long_texts={})
     found = find_folder(cache_dir, kind, name)
-    return read_shards(found[0], kind) if found else ([], [])
-
-
-def long_texts(shards: Iterable[ShardIndex], limit: int) -> dict[str, int]:
-    """Return how many T5 tokens the texts have that have more than a limit, by key."""
-    return {
-        key: tokens
-        for shard in shards
-        for key, tokens in shard.longer_than(limit, "t5_ids").items()
-    }
+    if found is None:
+        return held
+    folder, _ = found
+    damaged: list[Problem] = []
+    for shard in _fitting(folder, kind, held.problems):
+        held.keys.update(shard.keys)
+        damaged += _damaged(folder, shard)
+        if kind == "text":
+            held.long_texts.update(shard.longer_than(T5_LIMIT, "t5_ids"))
+    held.problems.extend(one for one in damaged if one.key is None or one.key not in held.keys)
+    return held
 
 
 def read_shards(folder: Path, kind: Kind) -> tuple[list[ShardIndex], list[Problem]]:
@@ -61,23 +72,30 @@ def read_shards(folder: Path, kind: Kind) -> tuple[list[ShardIndex], list[Proble
         The indices, and what is wrong: sidecars that had to be rebuilt, samples that are damaged
         and of which no other copy is whole.
     """
-    shards: list[ShardIndex] = []
     problems: list[Problem] = []
+    shards = list(_fitting(folder, kind, problems))
+    whole = {key for shard in shards for key in shard.keys}
+    damaged = (problem for shard in shards for problem in _damaged(folder, shard))
+    problems += [problem for problem in damaged if problem.key not in whole]
+    return shards, problems
+
+
+def _fitting(folder: Path, kind: Kind, problems: list[Problem]) -> Iterator[ShardIndex]:
+    """Yield the sidecars of shards of a kind; add what is wrong with shards to `problems`."""
     for tar, found in _indices(folder):
         if isinstance(found, Problem):
             problems.append(found)
         elif not found.keys or found.tensors.keys() >= set(TENSORS[kind]):
-            shards.append(found)
+            yield found
         else:
             problems.append(Problem(shard=tar, reason=f"holds no {kind}; it is not used"))
-    whole = {key for shard in shards for key in shard.keys}
-    problems += [
-        Problem(shard=folder / shard.tar, key=key, reason="damaged; it is encoded anew when needed")
-        for shard in shards
-        for key in shard.damaged
-        if key not in whole
-    ]
-    return shards, problems
+
+
+def _damaged(folder: Path, shard: ShardIndex) -> Iterator[Problem]:
+    """Yield the samples of a shard that are no longer whole."""
+    reason = "damaged; it is encoded anew when needed"
+    for key in shard.damaged:
+        yield Problem(shard=folder / shard.tar, key=key, reason=reason)
 
 
 def tidy(cache_dir: Path) -> None:

@@ -18,6 +18,7 @@ from anima_pipe.shards.codec import Codec, Value, stored_tensors
 from anima_pipe.shards.folders import Identity, StoredDtype, make_folder
 from anima_pipe.shards.index import ShardIndex, write_index
 from anima_pipe.shards.mirror import mirror_at
+from anima_pipe.shards.packed_keys import KeySet
 from anima_pipe.shards.places import open_place
 from anima_pipe.shards.sample import METADATA, PAYLOAD, seal
 from anima_pipe.shards.shipping import Shipping
@@ -26,6 +27,10 @@ from anima_pipe.shards.unfinished import UnfinishedFile, remove_abandoned
 
 SHARD_BYTES: Final = 256 * 2**20
 """Where a shard ends: large enough to stream well, small enough to lose."""
+
+SHARD_SAMPLES: Final = 4096
+"""Where a shard of tiny samples ends: its index is held whole while it is written or read. Latents
+of pictures above 360 pixels, and texts above 30 tokens, fill a shard with fewer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +69,8 @@ class ShardWriter(Generic[Value]):
         fingerprint: Of the encoder; chooses the folder.
         dtype: What floating tensors are stored in.
         encoder_name: For people, in cache.json.
-        shard_bytes: A shard is published before it would grow past this size.
+        shard_bytes: A shard is published before it would grow past this size, or past
+            `SHARD_SAMPLES` samples.
 
     Raises:
         CacheError: The folder was made with something else.
@@ -97,7 +103,7 @@ class ShardWriter(Generic[Value]):
         self._dtype: StoredDtype = dtype
         self._shard_bytes = shard_bytes
         self._shard: ShardInProgress | None = None
-        self._published_keys: set[str] = set()
+        self._published_keys = KeySet()
         self.summary = WriterSummary()
         """What has been published so far; complete once the block is left."""
 
@@ -163,7 +169,10 @@ class ShardWriter(Generic[Value]):
             self._shipping.send(self.folder / shard.index.tar)
 
     def _shard_with_room_for(self, length: int) -> ShardInProgress:
-        if self._shard and self._shard.size_with(length) > self._shard_bytes:
+        shard = self._shard
+        if shard and (
+            shard.size_with(length) > self._shard_bytes or len(shard.keys) >= SHARD_SAMPLES
+        ):
             self.publish()
         if self._shard is None:
             path = self.folder / f"{self._name}-{self.summary.shards:06d}.tar"

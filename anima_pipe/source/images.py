@@ -54,7 +54,12 @@ _pillow_lock = threading.Lock()
 
 
 def find_images(folder: Path) -> list[Path]:
-    """List the pictures that lie directly in a folder, by name.
+    """List the pictures that lie directly in a folder, by name; see `image_names`."""
+    return [folder / name for name in image_names(folder)]
+
+
+def image_names(folder: Path) -> list[str]:
+    """List the file names of the pictures that lie directly in a folder, sorted.
 
     Hidden files are left out, among them the `._*` files that macOS leaves on shared disks.
 
@@ -63,13 +68,12 @@ def find_images(folder: Path) -> list[Path]:
     """
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if _is_picture(entry)]
+            return sorted(entry.name for entry in entries if _is_picture(entry))
     except OSError as error:
         raise DataError(
             f"image folder {folder} cannot be listed: {error.strerror}",
             "give the path of a folder with pictures in it",
         ) from error
-    return [folder / name for name in sorted(names)]
 
 
 def _is_picture(entry: os.DirEntry[str]) -> bool:
