@@ -149,6 +149,9 @@ def test_sections_and_sentences_stay_in_place_while_general_tags_are_shuffled(se
         ("masterpiece, score_7_up, 2girls, a, b, c", "masterpiece, score_7_up, 2girls"),
         ("1girl, @one, @two, a, b, c", "1girl, @one, @two"),
         ("newest, explicit, multiple boys, a, 1girl, b", "newest, explicit, multiple boys"),
+        ("best_quality, rating:safe, no_humans, a, b, c", "best_quality, rating:safe, no_humans"),
+        ("(masterpiece:1.2), ((1girl)), [solo], a, b, c", "(masterpiece:1.2), ((1girl)), [solo]"),
+        ("1girl, miku, (@one:1.1), a, @_@, b", "1girl, miku, (@one:1.1)"),
     ],
 )
 def test_known_tags_at_the_start_and_artists_are_kept(caption, kept):
@@ -160,6 +163,30 @@ def test_known_tags_at_the_start_and_artists_are_kept(caption, kept):
 def test_a_full_stop_within_a_tag_does_not_begin_a_sentence():
     seen = {sections("@moko, dr. stone, no. 6, st. louis", seed) for seed in range(30)}
     assert len(seen) == 6
+
+
+@pytest.mark.parametrize(
+    ("tags", "sentences"),
+    [
+        ("1girl, a, b, c", ". a girl stands under a tree, smiling"),
+        ("1girl, a, b, c", ". Девушка стоит, улыбаясь."),
+        ("1girl, a, b, c", ", The girl is standing under a tree, looking away"),
+        ("1girl, a, b, c", "."),
+        ("1girl, The Legend of Zelda, a, ...", ""),
+    ],
+)
+def test_what_ends_the_tags_stays_behind_them(tags: str, sentences: str):
+    seen = {sections(f"{tags}{sentences}", seed) for seed in range(40)}
+    assert len(seen) == 6
+    for text in seen:
+        assert text.startswith("1girl, ")
+        assert text.endswith(sentences)
+        assert sorted(text.removesuffix(sentences).split(", ")) == sorted(tags.split(", "))
+
+
+def test_a_caption_of_sentences_alone_is_left_alone():
+    text = "A girl stands under a tree, smiling, wind in her hair. She waves, happily."
+    assert {sections(text, seed) for seed in range(20)} == {text}
 
 
 def test_keep_tokens_can_keep_more_than_the_sections():

@@ -18,13 +18,19 @@ if TYPE_CHECKING:
     from random import Random
 
 _CHOICE = re.compile(r"\{([^}]+)\}")
-_SENTENCES = re.compile(r"\.\s+(?=[\"'“(]?[A-Z])")
+_FULL_STOP = re.compile(r"\.\s+[\"'“«(]?(?=\w)")
+_SENTENCE_WORDS = 4
+"""So many words and more up to the next comma are no tag's name behind an abbreviation."""
+_LOWER_SHARE = 0.7
+"""Of the words of a sentence; of a title fewer begin with a small letter."""
+_WEIGHTED = re.compile(r"[(\[{]+(?P<tag>.*?)(?::[\d.]+)?[)\]}]+")
+_ARTIST = re.compile(r"@(?![_ ]?@)\w")
 _LEADING_TAG = re.compile(
     r"masterpiece|(?:best|amazing|great|high|good|normal|average|low|bad|worst) quality"
-    r"|(?:very )?(?:aesthetic|displeasing)|score_\d+(?:_up)?"
+    r"|(?:very )?(?:aesthetic|displeasing)|score \d+(?: up)?"
     r"|highres|absurdres|lowres|incredibly absurdres|anime screenshot|official art|jpeg artifacts"
     r"|year \d{4}|newest|recent|mid|early|old"
-    r"|safe|general|sensitive|questionable|nsfw|explicit"
+    r"|(?:rating ?: ?)?(?:safe|general|sensitive|questionable|nsfw|explicit)"
     r"|\d+\+?(?:girl|boy|other)s?|multiple (?:girls|boys|others)|no humans|solo",
     re.IGNORECASE,
 )
@@ -57,7 +63,9 @@ class CaptionRules:
     Anima's captions read `quality, meta, year, safety, count, character, series, @artist, general
     tags. Sentences.` Before: everything up to the last @artist, or else up to the last of the known
     tags at the start (characters and series are told from general tags by an @artist behind them
-    only). Behind: everything from the first end of a sentence that a capital letter follows.
+    only). Behind: sentences, from the first full stop that a capital letter or several words
+    follow, or from the first text between commas that reads like one. Tags may be written with
+    underscores and weights.
     """
     secondary_separator: str | None = None
     """Mark that holds tags together as one, replaced by caption_separator at the end."""
@@ -169,7 +177,8 @@ def render_caption(
             rng.shuffle(free)
         free = _without_dropped_tags(free, rules.caption_tag_dropout_rate, rng)
         text = f"{rules.caption_separator} ".join([*tags.front, *free, *tags.end])
-        text = f"{text}{tags.sentences}" if text else tags.sentences.lstrip(". ")
+        loose = f". {rules.caption_separator}"
+        text = f"{text}{tags.sentences}" if text else tags.sentences.lstrip(loose)
     if rules.secondary_separator:
         text = text.replace(rules.secondary_separator, rules.caption_separator)
     return text
@@ -207,7 +216,7 @@ def _split(text: str, rules: CaptionRules) -> _Tags:
     mark = rules.keep_tokens_separator
     sentences = ""
     if rules.keep_sections:
-        text, sentences = _sentences_apart(text, mark)
+        text, sentences = _sentences_apart(text, rules)
     if mark and mark in text:
         parts = [
             [tag for tag in _tags_of(part, rules) if tag] for part in text.split(mark, maxsplit=2)
@@ -219,18 +228,51 @@ def _split(text: str, rules: CaptionRules) -> _Tags:
     return _Tags(front=tags[:kept], free=tags[kept:], end=[], sentences=sentences)
 
 
-def _sentences_apart(text: str, mark: str) -> tuple[str, str]:
-    """Return the tags of a caption in Anima's order and, from the full stop on, its sentences."""
+def _sentences_apart(text: str, rules: CaptionRules) -> tuple[str, str]:
+    """Return the tags of a caption in Anima's order and, from what ends them on, its sentences."""
+    mark, text = rules.keep_tokens_separator, text.rstrip()
     start = text.rfind(mark) + len(mark) if mark and mark in text else 0
-    stop = _SENTENCES.search(text, start)
-    end = stop.start() if stop else len(text)
-    return text[:end], text[end:].rstrip()
+    ends = [
+        stop.start()
+        for stop in _FULL_STOP.finditer(text, start)
+        if _goes_on_as_sentence(text[stop.end() :])
+    ]
+    place = start
+    for piece in text[start:].split(rules.caption_separator):
+        if _reads_as_sentence(piece):
+            ends.append(max(start, place - len(rules.caption_separator)))
+        place += len(piece) + len(rules.caption_separator)
+    if re.search(r"[\w)]\.$", text):
+        ends.append(len(text) - 1)
+    end = min(ends, default=len(text))
+    return text[:end], text[end:]
+
+
+def _goes_on_as_sentence(text: str) -> bool:
+    """Tell whether what follows a full stop is a sentence, and not the rest of "dr. stone"."""
+    capital = text[0].isalpha() and not text[0].islower()
+    return capital or len(re.split(r"[,.]", text)[0].split()) >= _SENTENCE_WORDS
+
+
+def _reads_as_sentence(piece: str) -> bool:
+    """Tell whether what stands between commas is a sentence's beginning, and not a title."""
+    words = piece.split()
+    if len(words) < _SENTENCE_WORDS or not words[0].lstrip("\"'“«(")[:1].isupper():
+        return False
+    return sum(word[0].islower() for word in words) >= _LOWER_SHARE * len(words)
 
 
 def _length_of_sections(tags: list[str]) -> int:
     """Return how many tags stand before the general ones in Anima's order."""
-    artists = [number for number, tag in enumerate(tags, start=1) if tag.startswith("@")]
-    return artists[-1] if artists else sum(1 for _ in takewhile(_LEADING_TAG.fullmatch, tags))
+    plain = [_plainly(tag) for tag in tags]
+    artists = [number for number, tag in enumerate(plain, start=1) if _ARTIST.match(tag)]
+    return artists[-1] if artists else sum(1 for _ in takewhile(_LEADING_TAG.fullmatch, plain))
+
+
+def _plainly(tag: str) -> str:
+    """Return a tag without weight and underscores: "(best_quality:1.2)" is best quality."""
+    weighted = _WEIGHTED.fullmatch(tag)
+    return (weighted["tag"] if weighted else tag).replace("_", " ").strip()
 
 
 def _tags_of(text: str, rules: CaptionRules) -> list[str]:
