@@ -67,7 +67,8 @@ def _with_coarser_layers(
 ) -> torch.Tensor:
     """Add noise at ever coarser resolutions, and bring the sum back to unit variance.
 
-    (Kristian Wolf's multi-resolution noise: each layer is 2 to 4 times coarser than the last.)
+    (Kristian Wolf's multi-resolution noise: each layer is 2 to 4 times coarser than the last, down
+    to the first that has but one row or column.)
     """
     height, width = noise.shape[2:]
     for layer in range(config.multires_iterations):
@@ -76,6 +77,6 @@ def _with_coarser_layers(
         coarse = torch.randn((*noise.shape[:2], *size), generator=generator)
         spread = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
         noise = noise + spread * config.multires_discount**layer
-        if size == (1, 1):
+        if 1 in size:
             break
     return noise / noise.std()

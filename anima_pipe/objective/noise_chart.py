@@ -103,6 +103,8 @@ def chart_as_picture(chart: NoiseChart, title: str) -> Image:
         draw.text((x, bottom + 6), f"{tenth / 10:g}", fill=_INK, anchor="ma")
     most, heaviest = max(chart.shares), max(chart.weights)
     for place, share in enumerate(chart.shares):
+        if not share:
+            continue
         x = left + place * step
         draw.rectangle(
             (x + 1, bottom - (bottom - top) * share / most, x + step - 1, bottom), fill=_BARS

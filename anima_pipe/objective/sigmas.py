@@ -41,7 +41,7 @@ class SigmaConfig:
     shift_by_size: bool = False
     """Take the shift from the picture's size, as FLUX does, instead."""
     lowest: float = 0.0
-    """Sigma is scaled into [lowest, highest] at the end."""
+    """Sigma is scaled into [lowest, highest] at the end; if they are equal, it is that."""
     highest: float = 1.0
     takes_offsets: bool = True
     """Whether samples may bring offsets of their own to the normal behind "logit_normal"."""
@@ -57,10 +57,10 @@ class SigmaConfig:
                 f"sigmoid_scale {self.sigmoid_scale} and shift {self.shift} must be above 0",
                 "use 1.0 for either when in doubt",
             )
-        if not 0 <= self.lowest < self.highest <= 1:
+        if not 0 <= self.lowest <= self.highest <= 1:
             raise ConfigError(
                 f"noise levels from {self.lowest:g} to {self.highest:g} are no range within 0 to 1",
-                "set min_timestep below max_timestep, both within 0 to 1000",
+                "set min_timestep to no more than max_timestep, both within 0 to 1000",
             )
 
 
