@@ -10,6 +10,7 @@ import psutil
 import torch
 
 GIB: Final = 2**30
+MIB: Final = 2**20
 CGROUP: Final = Path("/sys/fs/cgroup")
 """Where Linux says what a container may use."""
 
@@ -38,6 +39,11 @@ def memory_use(device: torch.device) -> MemoryUse:
     return MemoryUse(
         resident=resident, allocated=allocated, used_share=(others + allocated) / total
     )
+
+
+def size_text(size: float) -> str:
+    """Write bytes as people say them: 812 MiB, 3.89 GiB."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.0f} MiB"
 
 
 def _machine_share() -> float:

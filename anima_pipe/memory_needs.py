@@ -1,20 +1,25 @@
-"""What a run needs of memory for certain, and what to do where there is not enough."""
+"""What a run needs of memory, and what to do where there is not enough."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, cast
 
 import torch
 
 from anima_pipe.errors import PipeError
-from anima_pipe.memory import GIB
+from anima_pipe.memory import size_text
+from anima_pipe.model.activations import BatchSize, Keeping, block_activations, block_weights
 
 if TYPE_CHECKING:
     from anima_pipe.adapters import Adapter
-    from anima_pipe.kohya.training import TrainSettings
+    from anima_pipe.dataset.plan import Plan
+    from anima_pipe.model import AnimaTransformer
+    from anima_pipe.model.config import TransformerConfig
 
 SAVERS_NAMED: Final = 3
 
@@ -22,6 +27,13 @@ OPTIMIZER_BYTES: Final = 8
 """For each trained number: the two moments of Adam and its kin, in fp32."""
 SMALL_OPTIMIZER_BYTES: Final = 2
 """The same in 8 bits."""
+
+TOKEN_SIDE: Final = 16
+"""Of a token, in pixels."""
+
+MODULATING: Final = r"^t_embed|adaln_modulation"
+"""Names of tensors that the blocks' modulations follow from."""
+HEAD_NORMS: Final = r"^blocks\.\d+\.\w+_attn\.[qk]_norm\."
 
 CPU_REFUSALS: Final = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
 """What torch says where the machine's memory is at an end, by a plain RuntimeError."""
@@ -33,54 +45,138 @@ class NoMemoryError(PipeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryNeeds:
-    """Bytes that a run holds from its first step to its last."""
+    """What a run holds of memory, and what that follows from."""
 
-    base: int
-    """Frozen weights."""
-    trained: int
-    """The adapter, its gradients, and the optimizer's state."""
+    config: TransformerConfig
+    batch: BatchSize
+    """The largest."""
+    keeping: Keeping
+    frozen: int
+    """Numbers of the base, its blocks not counted where they are in 8 bits."""
+    in_8_bits: bool
+    """The base's blocks are."""
+    trained_numbers: int
+    trained_bytes: int
+    """Of those numbers themselves."""
+    optimizer_bytes: int
+    """Of the optimizer's state, for each of them."""
+
+    @property
+    def base(self) -> int:
+        """Bytes of the frozen weights."""
+        each = self.keeping.dtype.itemsize
+        if not self.in_8_bits:
+            return each * self.frozen
+        in_blocks = block_weights(self.config)
+        return each * (self.frozen - in_blocks) + in_blocks
+
+    @property
+    def trained(self) -> int:
+        """Bytes of the adapter, its gradients, and the optimizer's state."""
+        return 2 * self.trained_bytes + self.optimizer_bytes * self.trained_numbers
+
+    @property
+    def activations(self) -> int:
+        """Bytes that the transformer's blocks keep of the largest batch for its backward pass."""
+        return block_activations(self.config, self.batch, self.keeping)
+
+    @property
+    def whole(self) -> int:
+        """Bytes in all."""
+        return self.base + self.trained + self.activations
 
     def __str__(self) -> str:
-        whole = (self.base + self.trained) / GIB
         return (
-            f"{whole:.2f} GiB ({self.base / GIB:.2f} of the base, {self.trained / GIB:.2f} of the "
-            "adapter, its gradients and the optimizer), and activations by picture size and batch"
+            f"about {size_text(self.whole)} ({size_text(self.base)} of the base, "
+            f"{size_text(self.trained)} of the adapter, its gradients and the optimizer, "
+            f"{size_text(self.activations)} of activations for {self.batch.pictures} x "
+            f"{self.batch.tokens} tokens)"
         )
 
 
-def memory_needs(adapter: Adapter, optimizer_type: str) -> MemoryNeeds:
+def memory_needs(
+    adapter: Adapter,
+    optimizer_type: str,
+    batch: BatchSize,
+    device: torch.device,
+    *,
+    in_8_bits: bool,
+) -> MemoryNeeds:
     """Add up what is known before the first step.
 
     Args:
         adapter: On its model.
         optimizer_type: By Kohya's name.
+        batch: The largest.
+        device: Of the run.
+        in_8_bits: Whether the base's blocks are.
     """
-    parameters = list(adapter.parameters())
-    own = _bytes(parameters)
-    whole = _bytes([*adapter.model.parameters(), *adapter.model.buffers()])
-    in_8_bits = "8bit" in optimizer_type.lower()
-    each = SMALL_OPTIMIZER_BYTES if in_8_bits else OPTIMIZER_BYTES
-    numbers = sum(parameter.numel() for parameter in parameters)
-    return MemoryNeeds(base=whole - own, trained=2 * own + each * numbers)
+    model = cast("AnimaTransformer", adapter.model)
+    own = [*adapter.parameters()]
+    names = [name for name, _ in adapter.named_parameters()]
+    small = "8bit" in optimizer_type.lower()
+    keeping = Keeping(
+        dtype=model.dtype,
+        checkpointed=model.checkpointed,
+        modulation_trains=any(re.search(MODULATING, name) for name in names),
+        head_norms_train=any(re.search(HEAD_NORMS, name) for name in names),
+        fused_norms=device.type == "cuda",
+    )
+    everything = [*model.parameters(), *model.buffers()]
+    own_numbers = sum(parameter.numel() for parameter in own)
+    return MemoryNeeds(
+        config=model.config,
+        batch=batch,
+        keeping=keeping,
+        frozen=sum(tensor.numel() for tensor in everything) - own_numbers,
+        in_8_bits=in_8_bits,
+        trained_numbers=own_numbers,
+        trained_bytes=sum(parameter.numel() * parameter.element_size() for parameter in own),
+        optimizer_bytes=SMALL_OPTIMIZER_BYTES if small else OPTIMIZER_BYTES,
+    )
 
 
-def savers(settings: TrainSettings) -> Iterator[str]:
-    """Yield what would save memory in this run and is not in use yet, what saves most first."""
-    if not settings.model.gradient_checkpointing:
-        yield "gradient_checkpointing"
-    if any(dataset.batch_size > 1 for dataset in settings.data.datasets):
-        yield "train_batch_size 1 with more gradient_accumulation_steps"
-    if settings.mixed_precision == "no":
-        yield "mixed_precision bf16"
-    if not settings.model.eight_bit:
-        yield "fp8_base"
-    yield "a smaller resolution"
-    yield "a smaller network_dim"
-    yield "optimizer_type AdamW8bit"
+def largest_batch(plan: Plan) -> BatchSize:
+    """Return the size of the batch that holds most tokens."""
+    visits: Counter[tuple[tuple[int, int, int], int]] = Counter()
+    for sample in plan.samples:
+        visits[sample.group, sample.batch_size] += sample.repeats
+    sizes = [
+        BatchSize(pictures=min(most, count), tokens=(width // TOKEN_SIDE) * (height // TOKEN_SIDE))
+        for ((_, width, height), most), count in visits.items()
+    ]
+    return max(sizes, key=lambda size: size.picture_tokens)
+
+
+def savers(needs: MemoryNeeds) -> list[tuple[str, int]]:
+    """Return what would save memory in a run and is not in use yet, with bytes, most first."""
+    keeping, batch = needs.keeping, needs.batch
+    changed = {
+        "gradient_checkpointing": replace(needs, keeping=replace(keeping, checkpointed=True)),
+        "train_batch_size 1 with more gradient_accumulation_steps": replace(
+            needs, batch=replace(batch, pictures=1)
+        ),
+        "fp8_base": replace(needs, in_8_bits=True),
+        "a resolution of three quarters": replace(
+            needs, batch=replace(batch, tokens=batch.tokens * 9 // 16)
+        ),
+        "half the network_dim": replace(
+            needs,
+            trained_numbers=needs.trained_numbers // 2,
+            trained_bytes=needs.trained_bytes // 2,
+        ),
+        "optimizer_type AdamW8bit": replace(needs, optimizer_bytes=SMALL_OPTIMIZER_BYTES),
+    }
+    if keeping.dtype == torch.float32:
+        changed["mixed_precision bf16"] = replace(
+            needs, keeping=replace(keeping, dtype=torch.bfloat16)
+        )
+    saved = [(name, needs.whole - other.whole) for name, other in changed.items()]
+    return sorted((pair for pair in saved if pair[1] > 0), key=lambda pair: -pair[1])
 
 
 @contextmanager
-def memory_explained(needs: MemoryNeeds, settings: TrainSettings) -> Generator[None]:
+def memory_explained(needs: MemoryNeeds) -> Generator[None]:
     """Turn the end of the memory into an error that says what was needed and what saves most.
 
     Raises:
@@ -91,7 +187,10 @@ def memory_explained(needs: MemoryNeeds, settings: TrainSettings) -> Generator[N
     except (MemoryError, RuntimeError) as error:
         if not _tells_of_memory(error):
             raise
-        named = [saver for saver, _ in zip(savers(settings), range(SAVERS_NAMED), strict=False)]
+        named = [
+            f"{name} (about {size_text(saved)} less)"
+            for name, saved in savers(needs)[:SAVERS_NAMED]
+        ]
         reason = str(error).partition("\n")[0] or "no memory is left"
         raise NoMemoryError(
             f"out of memory: {reason}; the run needs {needs}",
@@ -103,7 +202,3 @@ def _tells_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return any(refusal in str(error) for refusal in CPU_REFUSALS)
-
-
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

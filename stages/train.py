@@ -99,7 +99,7 @@ def train_together(options: Resolved, accelerator: Accelerator, started: float) 
     from anima_pipe.kohya import building
     from anima_pipe.kohya.metadata import described
     from anima_pipe.kohya.training import train_settings, with_save_ratio
-    from anima_pipe.memory_needs import memory_explained, memory_needs
+    from anima_pipe.memory_needs import largest_batch, memory_explained, memory_needs
     from anima_pipe.model import TextConditionedTransformer
     from anima_pipe.report import report_plan
     from anima_pipe.run_hooks import RunHooks
@@ -122,7 +122,13 @@ def train_together(options: Resolved, accelerator: Accelerator, started: float) 
     trainer = prepare_trainer(settings, batches, module, optimizer, accelerator)
     ema = Ema(adapter, settings.ema_decay) if settings.ema_decay is not None else None
     states = prepare_states(settings, trainer, adapter, ema, rounding)
-    needs = memory_needs(adapter, settings.optimizer.kind)
+    needs = memory_needs(
+        adapter,
+        settings.optimizer.kind,
+        largest_batch(plan),
+        accelerator.device,
+        in_8_bits=settings.model.eight_bit,
+    )
     tokenizer = settings.data.text.t5_tokenizer_dir if settings.data.text else None
     report_plan(batches, adapter, trainer, accelerator.device, needs, tokenizer)
     steps_done = resume_if_asked(settings, states, trainer)
@@ -140,7 +146,7 @@ def train_together(options: Resolved, accelerator: Accelerator, started: float) 
     with (
         stop_request() as trainer.should_stop,
         last_good_state_saved(states, trainer),
-        memory_explained(needs, settings),
+        memory_explained(needs),
     ):
         end = trainer.run(steps_done)
     report_end(settings, trainer, end, previews)
