@@ -172,3 +172,16 @@ def test_the_models_files_come_from_a_configuration(tmp_path):
     LOGGER.handlers.clear()
     assert ended.exit_code == 0, ended.stderr
     assert [path.name for path in out.iterdir()] == ["sample_000.png"]
+
+
+def test_the_demo_is_drawn_with_its_own_text_adapter_whatever_a_file_says(tmp_path):
+    """Prompts and their settings are taken from the file of options, the model is not."""
+    config, prompts = tmp_path / "train_args.toml", tmp_path / "prompts.txt"
+    prompts.write_text("a fox --d 3\n")
+    config.write_text(
+        "pretrained_model_name_or_path = 'base.safetensors'\n"
+        f"llm_adapter_path = 'adapter.safetensors'\nsample_prompts = '{prompts}'\n"
+    )
+    (ours,) = drawn(tmp_path / "a", "--config_file", config)
+    (plain,) = drawn(tmp_path / "b", "--prompt", "a fox --d 3")
+    assert np.array_equal(pixels(ours), pixels(plain))

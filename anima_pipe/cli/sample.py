@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,12 @@ def _model_options(given: dict[str, Any]) -> Resolved:
             name: str(path) for name, path in demo.options().items() if name in MODEL_OPTIONS
         }
     file = Path(given["config_file"]) if given["config_file"] else None
-    options = with_recorded_models(resolve(TRAIN, values, file), *MODEL_OPTIONS)
+    options = resolve(TRAIN, values, file)
+    if given["on_demo"] and given["llm_adapter_path"] is None:
+        # The file's is of the file's model.
+        written = {n: item for n, item in options.written.items() if n != "llm_adapter_path"}
+        options = replace(options, written=written)
+    options = with_recorded_models(options, *MODEL_OPTIONS)
     options.require(*MODEL_OPTIONS)
     return options
 
