@@ -132,7 +132,7 @@ def report_plan(
         *([f"tokenizer   {tokenizer}"] if tokenizer else []),
         f"steps       {config.max_train_steps}, {_steps_note(batches, config.max_train_steps)}",
         f"machine     {device}, {_precision_note(config, adapter)}, seed {config.seed}",
-        f"memory      {needs}",
+        f"memory      {needs}{', for each process' if batches.processes > 1 else ''}",
         *_adapter_lines(adapter.table(rates)),
     ]
     say("\n".join(["", *lines, ""]))
@@ -149,8 +149,11 @@ def _steps_note(batches: Batches, steps: int) -> str:
 
 
 def _precision_note(config: TrainerConfig, adapter: Adapter) -> str:
+    from anima_pipe.adapters.divided import divided_tensors
+
     base, own = (str(dtype).removeprefix("torch.") for dtype in (config.dtype, adapter.dtype))
-    return f"base in {base}, adapter in {own}"
+    divided = " divided among the processes" if divided_tensors(adapter.model) else ""
+    return f"base in {base}{divided}, adapter in {own}"
 
 
 def _adapter_lines(rows: Sequence[TableRow]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from anima_pipe.hooks.alarms import LossAlarm, MemoryAlarm, TimeLeft
 from anima_pipe.hooks.board import start_board
 from anima_pipe.hooks.ema import Ema
+from anima_pipe.hooks.previews import DrawingAlong
 from anima_pipe.hooks.run_log import MetricsFile, RunLog
 from anima_pipe.hooks.saving import Saver
 from anima_pipe.hooks.tracking import ProgressBar, StepNumbers
@@ -42,6 +43,8 @@ class RunHooks:
     states: StateSaver
     steps_done: int
     """Where the run begins."""
+    is_divided: bool
+    """Whether each process holds a part of the model, so that all of them must run it."""
 
     def in_order(self) -> list[Hook]:
         """Return this process's hooks.
@@ -55,7 +58,8 @@ class RunHooks:
         hooks: list[Hook] = [self.ema] if self.ema else []
         hooks += self._validations(log.numbers)
         if not is_first:
-            return hooks
+            along = [DrawingAlong(self.previews)] if self.previews and self.is_divided else []
+            return [*hooks, *along]
         if self.ema:
             beside = replace(settings.save, name=f"{settings.save.name}-ema")
             hooks.append(Saver(self.adapter, beside, self.ema.in_place))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from anima_pipe.cli.stage_command import stage_command
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.resolved import Resolved
-from anima_pipe.runtime import counted, say, warn
+from anima_pipe.runtime import Rank, counted, say, warn
 
 if TYPE_CHECKING:
     import torch
@@ -74,23 +74,26 @@ def train(options: Resolved) -> TrainSummary:
     """Join the other processes, if there are any; train, and part from them."""
     from anima_pipe.kohya.model_files import with_tokenizer
     from anima_pipe.kohya.training import process_config
-    from anima_pipe.runtime import claim_device, speak_of_errors_only
-    from anima_pipe.trainer import ending_training, start_accelerate
+    from anima_pipe.runtime import claim_device, launched_rank, speak_of_errors_only
+    from anima_pipe.trainer import ending_training, start_accelerate, take_fsdp_request
 
     started = time.monotonic()
     if options.value("auto_cache"):
         options = with_tokenizer(options).options
     device = claim_device(options.value("device"))
+    divided = launched_rank() if take_fsdp_request() else None
     accelerator = start_accelerate(
         options.value("mixed_precision"), process_config(options), cpu=device.type == "cpu"
     )
     if not accelerator.is_main_process:
         speak_of_errors_only()
     with ending_training(accelerator):
-        return train_together(options, accelerator, started)
+        return train_together(options, accelerator, divided, started)
 
 
-def train_together(options: Resolved, accelerator: Accelerator, started: float) -> TrainSummary:
+def train_together(
+    options: Resolved, accelerator: Accelerator, divided: Rank | None, started: float
+) -> TrainSummary:
     """Fill the caches, plan, load, train and save."""
     from anima_pipe.files import make_folder
     from anima_pipe.hooks.ema import Ema
@@ -114,7 +117,7 @@ def train_together(options: Resolved, accelerator: Accelerator, started: float) 
     batches = prepare_batches(settings, plan, cache, accelerator)
     settings = with_save_ratio(settings, options, batches.windows_per_epoch())
     settings = described(settings, options, survey, batches)
-    transformer, adapter = building.prepare_model(settings.model, accelerator.device)
+    transformer, adapter = building.prepare_model(settings.model, accelerator.device, divided)
     module = TextConditionedTransformer(transformer)
     adapter.follow_sigmas(module)
     previews = prepare_previews(settings, transformer, cache, accelerator.device)
@@ -142,6 +145,7 @@ def train_together(options: Resolved, accelerator: Accelerator, started: float) 
         ema=ema,
         states=states,
         steps_done=steps_done,
+        is_divided=divided is not None,
     ).in_order()
     with (
         stop_request() as trainer.should_stop,

@@ -21,6 +21,8 @@ from commands import (
     tensors_of,
 )
 
+CONFIGS = ROOT / "configs" / "accelerate"
+
 LAUNCH = (
     *(SCRIPTS / "accelerate", "launch", "--multi_gpu", "--num_processes", "2"),
     # Any free port: other runs may be going on.
@@ -29,6 +31,11 @@ LAUNCH = (
 )
 """What starts two processes; without GPUs they join on the processor."""
 
+DIVIDED = (
+    *(SCRIPTS / "accelerate", "launch", "--config_file", CONFIGS / "fsdp.yaml"),
+    ROOT / "anima_train_network.py",
+)
+"""What starts two that each keep a part of the base."""
 
 STATE = "fox-step00000002-state"
 
@@ -44,6 +51,10 @@ class Both:
     one: Ended
     again: Ended
     """Two that went on from the first two's state, their gradients exchanged otherwise."""
+    divided: Ended
+    """Two with the base divided among them."""
+    divided_again: Ended
+    """Two that went on from the state of those."""
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +64,18 @@ def both(
     folder = tmp_path_factory.mktemp("two")
     threes = folder / "threes.toml"
     # Three batches in an epoch: the second step of each has one for the first process alone.
-    threes.write_text(dataset.read_text().replace("batch_size = 2", "batch_size = 3"))
-    (folder / "prompts.txt").write_text("fox --w 64 --h 64 --s 2 --l 1\n")
+    text = dataset.read_text().replace("batch_size = 2", "batch_size = 3")
+    threes.write_text(text.replace("[[datasets]]", "[[datasets]]\nvalidation_split = 0.2"))
+    (folder / "prompts.txt").write_text("fox --w 64 --h 64 --s 2 --l 3\n")
     shared = {
         **cached,
         "dataset_config": threes,
         "max_train_steps": 3,
         "sample_prompts": folder / "prompts.txt",
         "network_dropout": 0.1,
+        "fp8_base": True,
+        "gradient_checkpointing": True,
+        "ema_decay": 0.5,
         "save_state": True,
         "save_every_n_steps": 2,
     }
@@ -69,6 +84,10 @@ def both(
     two = run_apart(*LAUNCH, *options(**given, summary_json=summary), summary=summary)
     resumed = {"output_dir": folder / "resumed", "resume": folder / "two" / STATE, **DDP}
     again = run_apart(*LAUNCH, *options(**given | resumed))
+    parts = {"output_dir": folder / "divided"}
+    divided = run_apart(*DIVIDED, *options(**given | parts))
+    resumed = {"output_dir": folder / "gone-on", "resume": folder / "divided" / STATE}
+    divided_again = run_apart(*DIVIDED, *options(**given | resumed))
     one = anima_pipe(
         "train",
         folder / "one.json",
@@ -76,7 +95,14 @@ def both(
         gradient_accumulation_steps=2,
         **shared,
     )
-    return Both(folder=folder, two=two.ok(), one=one.ok(), again=again.ok())
+    return Both(
+        folder=folder,
+        two=two.ok(),
+        one=one.ok(),
+        again=again.ok(),
+        divided=divided.ok(),
+        divided_again=divided_again.ok(),
+    )
 
 
 @pytest.mark.slow
@@ -100,7 +126,7 @@ def test_two_processes_leave_the_files_of_one(both: Both):
 
 @pytest.mark.slow
 def test_two_processes_speak_with_one_voice(both: Both):
-    assert both.two.said.count("images      6") == 1
+    assert both.two.said.count("images      5") == 1
     assert both.two.said.count("all 6 already cached") == 1
     assert "2 processes" in both.two.said
     assert "destroy_process_group" not in both.two.said
@@ -111,6 +137,31 @@ def test_two_processes_resume_to_the_bytes_of_two_that_never_stopped(both: Both)
     assert "resumed   at step 2" in both.again.said
     whole, resumed = (both.folder / name / "fox.safetensors" for name in ("two", "resumed"))
     assert resumed.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_with_parts_of_the_base_leave_the_files_of_two_with_all_of_it(both: Both):
+    whole, divided = (files_in(both.folder / name) for name in ("two", "divided"))
+    assert divided == whole
+    assert {"fox.safetensors", "fox-ema.safetensors", "sample/fox.png"} < divided
+    assert {f"{STATE}/optimizer.pt", f"{STATE}/adapter.safetensors"} < divided
+    for name in divided:
+        theirs, ours = (both.folder / folder / name for folder in ("two", "divided"))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+
+
+@pytest.mark.slow
+def test_two_processes_with_parts_of_the_base_resume_to_the_bytes(both: Both):
+    assert "resumed   at step 2" in both.divided_again.said
+    whole, resumed = (both.folder / name / "fox.safetensors" for name in ("divided", "gone-on"))
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+def test_the_plan_tells_of_a_base_that_is_divided(both: Both):
+    assert "divided among the processes" in both.divided.said
+    assert "divided among the processes" not in both.two.said
+    assert ", for each process" in both.divided.said
 
 
 @pytest.mark.slow

@@ -51,13 +51,27 @@ class EightBitLinear(nn.Linear):
 
     def weight_in(self, dtype: torch.dtype) -> Tensor:
         """Return the weight, Float[out, in], in a dtype; see `FrozenLinear`."""
-        if dtype == torch.bfloat16:
-            return self.weight * self.scale
-        return (self.weight * self.scale.float()).to(dtype)
+        return from_eight_bits(self.weight, self.scale, dtype)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
         """Return the layer's output, Float[..., out], of Float[..., in]."""
         return frozen_product(input, self)
+
+
+def from_eight_bits(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the numbers that 8 bits stand for.
+
+    Args:
+        weight: Int8[out, in].
+        scale: BFloat16[out, 1].
+        dtype: Of what is returned.
+
+    Returns:
+        Float[out, in].
+    """
+    if dtype == torch.bfloat16:
+        return weight * scale
+    return (weight * scale.float()).to(dtype)
 
 
 def keep_in_eight_bits(model: nn.Module, pattern: str) -> int:

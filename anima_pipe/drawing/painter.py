@@ -68,6 +68,11 @@ class Painter:
         with evaluating(self.transformer):
             return to_picture(self.decode(self._denoised(encoded)))
 
+    def denoise(self, encoded: EncodedPrompt) -> torch.Tensor:
+        """Return one prompt's latents, Float[1, 16, H, W], not decoded."""
+        with evaluating(self.transformer):
+            return self._denoised(encoded)
+
     def _denoised(self, encoded: EncodedPrompt) -> torch.Tensor:
         prompt = encoded.prompt
         shape = (1, LATENT_CHANNELS, prompt.height // VAE_STRIDE, prompt.width // VAE_STRIDE)

@@ -100,6 +100,31 @@ class Previews:
         return columns
 
 
+class DrawingAlong:
+    """The hook that takes part in previews that another process draws, and keeps nothing.
+
+    Where each process holds a part of the model, none of them can run it alone.
+
+    Args:
+        previews: What the other one draws.
+    """
+
+    reads_weights = True
+
+    def __init__(self, previews: Previews) -> None:
+        self.previews = previews
+
+    def due(self, moment: Moment) -> bool:
+        """Tell whether previews are due."""
+        return self.previews.due(moment)
+
+    def at(self, moment: Moment) -> None:
+        """Run the model as often as the other one does."""
+        del moment
+        for encoded in self.previews.prompts:
+            self.previews.painter.denoise(encoded)
+
+
 def _read_cell(path: Path) -> Image.Image:
     with Image.open(path) as picture:
         return cell_of(picture.convert("RGB"))

@@ -7,18 +7,27 @@ from torch.optim import Optimizer
 
 from anima_pipe.adapters import Adapter, create_adapter, load_adapter
 from anima_pipe.adapters.continued import continue_adapter
+from anima_pipe.adapters.divided import divide
 from anima_pipe.adapters.eight_bit import keep_in_eight_bits
 from anima_pipe.kohya.training import ModelSettings, TrainSettings
 from anima_pipe.model import BLOCK_LAYERS, AnimaTransformer, load_transformer
 from anima_pipe.optimizing.optimizers import ParameterGroup, create_optimizer
 from anima_pipe.optimizing.rounding import StochasticRounding
-from anima_pipe.runtime import warn
+from anima_pipe.runtime import Rank, warn
 
 
-def prepare_base(settings: ModelSettings, device: torch.device) -> AnimaTransformer:
-    """Load the frozen transformer, with the adapters that were to be merged into it."""
+def prepare_base(
+    settings: ModelSettings, device: torch.device, divided: Rank | None = None
+) -> AnimaTransformer:
+    """Load the frozen transformer, with the adapters that were to be merged into it.
+
+    Args:
+        settings: Which one, and how it is kept.
+        device: Where it is wanted.
+        divided: Which of the processes that each keep a part of it this is; None: it stays whole.
+    """
     # What is to be halved need not be whole on the device first.
-    place = "cpu" if settings.eight_bit else device
+    place = "cpu" if settings.eight_bit or divided else device
     transformer = load_transformer(
         settings.transformer, settings.dtype, place, llm_adapter=settings.llm_adapter
     )
@@ -29,14 +38,16 @@ def prepare_base(settings: ModelSettings, device: torch.device) -> AnimaTransfor
         load_adapter(path, transformer, strength, allow_unmatched=lenient).merge()
     if settings.eight_bit:
         keep_in_eight_bits(transformer, BLOCK_LAYERS)
+    if divided:
+        divide(transformer, divided)
     return transformer.to(device)
 
 
 def prepare_model(
-    settings: ModelSettings, device: torch.device
+    settings: ModelSettings, device: torch.device, divided: Rank | None = None
 ) -> tuple[AnimaTransformer, Adapter]:
-    """Load the frozen transformer and put the adapter on it."""
-    transformer = prepare_base(settings, device)
+    """Load the frozen transformer, see `prepare_base`, and put the adapter on it."""
+    transformer = prepare_base(settings, device, divided)
     if settings.start_from is None:
         adapter = create_adapter(
             settings.adapter_kind, transformer, seed=settings.seed, **settings.adapter_arguments

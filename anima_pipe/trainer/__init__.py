@@ -3,6 +3,7 @@
 The only importer of accelerate. It is handed everything it trains with and builds none of it.
 """
 
+from anima_pipe.trainer.fsdp import take_fsdp_request
 from anima_pipe.trainer.loop import Closing, Hook, Trainer
 from anima_pipe.trainer.processes import (
     ProcessConfig,
@@ -27,4 +28,5 @@ __all__ = [
     "ending_training",
     "start_accelerate",
     "sum_over_processes",
+    "take_fsdp_request",
 ]

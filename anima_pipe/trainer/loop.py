@@ -17,6 +17,7 @@ from anima_pipe.dataset.batches import Batches, Window
 from anima_pipe.optimizing.optimizers import averaged_weights, learning_rates
 from anima_pipe.records import Moment
 from anima_pipe.trainer.measures import Outcome
+from anima_pipe.trainer.processes import wrapped
 from anima_pipe.trainer.step import TrainerConfig, TrainStep
 from anima_pipe.trainer.waiting import Awaited
 
@@ -71,7 +72,7 @@ class Trainer:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.accelerator = accelerator
-        self.module = accelerator.prepare_model(module)
+        self.module = wrapped(accelerator, module)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         self._plain_optimizer = optimizer
         self.schedule = schedule

@@ -15,16 +15,15 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     broadcast,
 )
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from anima_pipe.adapters.divided import divided_tensors
 from anima_pipe.errors import ConfigError
 from anima_pipe.runtime import launched_rank
 
 PATIENCE: Final = timedelta(days=7)
 """How long a process waits for another: one may encode a large dataset, or draw previews."""
-
-
-SHARDING: Final = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
-"""What `accelerate launch` sets in a process whose model is to be cut up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +52,9 @@ def start_accelerate(
         cpu: Stay on the CPU although there is a GPU.
 
     Raises:
-        ConfigError: Several processes were started that cannot join, or that were to share out
-            the model itself.
+        ConfigError: Several processes were started that cannot join, or with DeepSpeed.
     """
-    _refuse_sharding()
+    _refuse_deepspeed()
     processes = processes or ProcessConfig()
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
@@ -82,15 +80,25 @@ def start_accelerate(
     return accelerator
 
 
-def _refuse_sharding() -> None:
-    for variable, name in SHARDING.items():
-        if os.environ.get(variable, "").lower() in ("true", "1"):
-            raise ConfigError(
-                f"accelerate is set to {name}, which cuts the model up between processes; adapters "
-                "are put on whole layers, and saved from whole tensors",
-                "launch with configs/accelerate/ddp.yaml; gradient_checkpointing and fp8_base "
-                "save memory",
-            )
+def _refuse_deepspeed() -> None:
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("true", "1"):
+        raise ConfigError(
+            "accelerate is set to DeepSpeed, which takes over the optimizer and what is saved",
+            "launch with configs/accelerate/fsdp.yaml, which divides the frozen weights among the "
+            "processes, or with configs/accelerate/ddp.yaml",
+        )
+
+
+def wrapped(accelerator: Accelerator, module: nn.Module) -> nn.Module:
+    """Return a module whose gradients are averaged over the processes, where there are several.
+
+    Processes start from the first one's tensors, but for frozen weights of which each has a part.
+    """
+    # torch has no public name for it.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        module, divided_tensors(module)
+    )
+    return accelerator.prepare_model(module)
 
 
 def agree_on_seed(accelerator: Accelerator) -> int:
