@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from transformers.optimization import Adafactor, AdafactorSchedule
 
 from anima_pipe.errors import ConfigError
 from anima_pipe.optimizing.optimizers import (
@@ -15,6 +16,7 @@ from anima_pipe.optimizing.optimizers import (
     find_optimizer,
     learning_rates,
 )
+from anima_pipe.optimizing.schedules import ScheduleConfig, create_schedule
 
 pytestmark = pytest.mark.filterwarnings(
     # bitsandbytes pages memory on GPUs alone, and says so.
@@ -66,6 +68,7 @@ def test_every_optimizer_lowers_a_loss(kind):
 
 def test_names_are_found_in_any_case():
     assert find_optimizer("adamw8BIT") == OPTIMIZERS["AdamW8bit"]
+    assert find_optimizer("nadam") == find_optimizer("NAdam")
     assert find_optimizer("SGD_ScheduleFree") == OPTIMIZERS["SGDScheduleFree"]
 
 
@@ -96,8 +99,55 @@ def test_arguments_that_do_not_fit_are_named(kind, arguments):
 
 
 def test_adafactor_trains_at_the_rate_that_is_set():
-    with pytest.raises(ConfigError, match="relative_step"):
-        problem(0.1, "Adafactor", relative_step=True)
+    optimizer, loss, matrix, _ = problem(0.1, "Adafactor")
+    train(optimizer, loss, 1)
+    # Its first step is the gradient over its root mean square, times the rate.
+    assert matrix.square().mean().sqrt().item() == pytest.approx(0.1, rel=1e-2)
+
+
+@pytest.mark.parametrize("arguments", [{"relative_step": True}, {"warmup_init": True}])
+def test_adafactor_finds_its_own_steps_where_it_is_asked_to(arguments):
+    ours, loss, matrix, norm = problem(0.1, "Adafactor", **arguments)
+    their_matrix = torch.nn.Parameter(torch.zeros(64, 64))
+    their_norm = torch.nn.Parameter(torch.zeros(64))
+    theirs = Adafactor([their_matrix, their_norm], **{"relative_step": True, **arguments})
+    their_schedule = AdafactorSchedule(theirs, 0.1)
+    schedule = create_schedule(ours, ScheduleConfig(), 5)
+    assert learning_rates(ours) == {"linear": 0.1, "norm": 0.1}
+    for _ in range(5):
+        loss().backward()
+        their_matrix.grad, their_norm.grad = matrix.grad.clone(), norm.grad.clone()
+        ours.step()
+        theirs.step()
+        schedule.step()
+        their_schedule.step()
+        assert learning_rates(ours)["linear"] == pytest.approx(their_schedule.get_last_lr()[0])
+        ours.zero_grad()
+    assert torch.equal(matrix, their_matrix)
+    assert torch.equal(norm, their_norm)
+
+
+def test_adafactor_that_finds_its_own_steps_takes_no_rates_of_parts():
+    groups = [
+        ParameterGroup(
+            name=str(rate),
+            parameters=[torch.nn.Parameter(torch.zeros(2))],
+            learning_rate=rate,
+        )
+        for rate in (1.0, 0.0)
+    ]
+    relative = OptimizerConfig(kind="Adafactor", arguments={"relative_step": True})
+    with pytest.raises(ConfigError, match="learning rates 0, 1"):
+        create_optimizer(groups, relative)
+    create_optimizer(groups, OptimizerConfig(kind="Adafactor"))
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_every_optimizer_lets_decay_pull_matrices_alone(kind):
+    """A norm's change starts from nothing: its base is where decay would pull it."""
+    rate = next((rate for start, rate in RATES.items() if kind.startswith(start)), 0.05)
+    optimizer, *_ = problem(rate, kind, weight_decay=0.3)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
 
 
 def test_weight_decay_spares_the_norms():

@@ -9,11 +9,12 @@ from pathlib import Path
 import diffusers.optimization
 import pytest
 import torch
-from commands import anima_pipe
+from commands import anima_pipe, assert_one_error
 from torch.optim.lr_scheduler import LRScheduler, StepLR
 from transformers import optimization
 
 from anima_pipe.errors import ConfigError
+from anima_pipe.kohya.resolve import resolve
 from anima_pipe.optimizing.schedules import ScheduleConfig, create_schedule
 
 STEPS = 40
@@ -157,6 +158,7 @@ def test_a_schedule_is_that_of_the_library_it_is_of(config, function, arguments)
         ({"class_name": "NoSuchLR"}, "lr_scheduler_type NoSuchLR"),
         ({"class_name": "no_such_package.Best"}, "no_such_package"),
         ({"class_name": "ReduceLROnPlateau"}, "follows a validation loss"),
+        ({"kind": "adafactor"}, "goes with an Adafactor that finds its own steps"),
         ({"kind": "greedy"}, "unsupported lr_scheduler 'greedy'"),
     ],
 )
@@ -211,3 +213,45 @@ def test_the_options_reach_the_schedule(
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     # What is logged with a step is the rate that it was taken with.
     assert [line["lr/linear"] / 1e-3 for line in lines] == pytest.approx(expected, abs=1e-3)
+
+
+ADAFACTOR = {"optimizer_type": "adafactor", "lr_scheduler": "adafactor"}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [ADAFACTOR, {"optimizer_type": "Adafactor", "optimizer_args": ["relative_step=True"]}],
+)
+def test_adafactor_by_its_own_measure_shows_its_steps(
+    values: dict[str, object], cached: dict[str, object], tmp_path: Path
+):
+    given = {"learning_rate": 0.25, "log_with": "tensorboard", "logging_dir": tmp_path / "logs"}
+    ended = anima_pipe("train", output_dir=tmp_path, **cached, **given, **values).ok()
+    (file,) = tmp_path.glob("logs/*/metrics.jsonl")
+    last = json.loads(file.read_text().splitlines()[-1])
+    rates = [value for name, value in last.items() if name.startswith("lr/")]
+    # min(1e-2, 1 / sqrt(t)) times the weights' root mean square, which starts far below 1.
+    assert rates
+    assert all(1e-5 <= rate < 1e-2 for rate in rates)
+    assert "learning_rate (command line) has no effect beside Adafactor" in ended.said
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"lr_scheduler": "adafactor"}, "set optimizer_type to Adafactor"),
+        (ADAFACTOR | {"optimizer_args": ["relative_step=False"]}, "without relative_step=False"),
+        (ADAFACTOR | {"lr_warmup_steps": 5}, "adafactor takes no warmup"),
+    ],
+)
+def test_the_schedule_adafactor_is_that_of_adafactor_alone(
+    values: dict[str, object], complaint: str, tmp_path: Path
+):
+    assert_one_error(anima_pipe("train", output_dir=tmp_path, **values), complaint)
+
+
+def test_an_adafactor_that_keeps_to_the_rate_is_told_from_kohyas():
+    (warning,) = resolve("train", {"optimizer_type": "Adafactor"}).warnings
+    assert "Kohya's default lets Adafactor find its own steps" in warning
+    quiet = {"optimizer_type": "Adafactor", "optimizer_args": ["relative_step=False"]}
+    assert resolve("train", quiet).warnings == ()

@@ -11,19 +11,19 @@ import base64
 import hashlib
 import json
 import mimetypes
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from anima_pipe import __version__
 from anima_pipe.adapters.hashes import LEGACY_BYTES, LEGACY_OFFSET, legacy_hash
 from anima_pipe.encoders.fingerprints import file_digest
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.dataset_metadata import dataset_facts
+from anima_pipe.kohya.optimizer import optimizer_config
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.settings import learning_rate
-from anima_pipe.optimizing.optimizers import find_optimizer, load_class
+from anima_pipe.optimizing.optimizers import all_arguments, find_optimizer, load_class
 
 if TYPE_CHECKING:
     from anima_pipe.dataset.batches import Batches
@@ -190,10 +190,9 @@ def run_metadata(
 
 def _optimizer(options: Resolved) -> str:
     """Return the optimizer as Kohya writes it: package.module.Class(argument=value,...)."""
-    source = find_optimizer(options.value("optimizer_type"))
-    found = load_class(source)
-    arguments: Mapping[str, Any] = {**source.arguments, **(options.value("optimizer_args") or {})}
-    listed = ",".join(f"{name}={value}" for name, value in arguments.items())
+    config = optimizer_config(options)
+    found = load_class(find_optimizer(config.kind))
+    listed = ",".join(f"{name}={value}" for name, value in all_arguments(config).items())
     return f"{found.__module__}.{found.__name__}" + (f"({listed})" if listed else "")
 
 

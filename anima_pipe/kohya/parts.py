@@ -99,17 +99,15 @@ def _check_schedule(options: Resolved) -> None:
 def _check_optimizer(options: Resolved) -> None:
     import torch
 
-    from anima_pipe.optimizing.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
+    from anima_pipe.kohya.optimizer import optimizer_config
+    from anima_pipe.optimizing.optimizers import ParameterGroup, create_optimizer
 
     group = ParameterGroup(
         name="linear",
         parameters=[torch.nn.Parameter(torch.zeros(2, 2))],
         learning_rate=options.value("learning_rate"),
     )
-    arguments = options.value("optimizer_args") or {}
-    create_optimizer(
-        [group], OptimizerConfig(kind=options.value("optimizer_type"), arguments=arguments)
-    )
+    create_optimizer([group], optimizer_config(options))
 
 
 def _is_installed(options: Resolved) -> bool:

@@ -19,14 +19,34 @@ def rule_findings(resolved: Resolved) -> Iterator[Finding]:
             problem=f"{warmup.spelling} does not reach the class that lr_scheduler_type names",
             remedy="remove it; give the class its own arguments in lr_scheduler_args",
         )
-    elif warmup and warmup.value and resolved.value("lr_scheduler") == "constant":
+    elif warmup and warmup.value and (schedule := resolved.value("lr_scheduler")) in WITHOUT_WARMUP:
         yield Finding(
             place=warmup.place,
-            problem=f"lr_scheduler constant takes no warmup, but {warmup.spelling} is "
+            problem=f"lr_scheduler {schedule} takes no warmup, but {warmup.spelling} is "
             f"{warmup.given}",
             remedy="set lr_warmup_steps to 0, or lr_scheduler to constant_with_warmup",
         )
     yield from _schedule_free_findings(resolved)
+    schedule = resolved.written.get("lr_scheduler")
+    if schedule and schedule.value == "adafactor" and not adafactor_sizes_steps(resolved):
+        yield Finding(
+            place=schedule.place,
+            problem="lr_scheduler adafactor goes with an Adafactor that finds its own steps",
+            remedy="set optimizer_type to Adafactor, without relative_step=False; or use "
+            "constant_with_warmup",
+        )
+
+
+def adafactor_sizes_steps(resolved: Resolved) -> bool:
+    """Tell whether Adafactor takes steps of its own size, as Kohya decides it.
+
+    It is asked for by its arguments, or by the schedule named after it.
+    """
+    if str(resolved.value("optimizer_type")).lower() != "adafactor":
+        return False
+    arguments: dict[str, object] = resolved.value("optimizer_args") or {}
+    by_schedule = resolved.value("lr_scheduler") == "adafactor"
+    return bool(arguments.get("warmup_init") or arguments.get("relative_step", by_schedule))
 
 
 def _schedule_free_findings(resolved: Resolved) -> Iterator[Finding]:
@@ -61,6 +81,7 @@ def rule_warnings(resolved: Resolved) -> Iterator[str]:
         # The seed shifts whatever it draws; Kohya's own spelling acts beside shift alone.
         if current not in values and item.spelling != SEED_SHIFT:
             yield f"{item} has no effect beside {other} = {current}"
+    yield from _adafactor_warnings(resolved)
     yield from _idle_network_args(resolved)
     if resolved.given("max_train_epochs") and resolved.given("max_train_steps"):
         steps = resolved.written["max_train_steps"]
@@ -80,12 +101,32 @@ def rule_warnings(resolved: Resolved) -> Iterator[str]:
         yield f"{resolved.written['reg_data_dir']} has no effect beside in_json"
 
 
+def _adafactor_warnings(resolved: Resolved) -> Iterator[str]:
+    """Yield what is idle beside an Adafactor with its own steps, or that it has none."""
+    optimizer = resolved.written.get("optimizer_type")
+    if optimizer is None or str(optimizer.value).lower() != "adafactor":
+        return
+    if adafactor_sizes_steps(resolved):
+        for name in ("learning_rate", "unet_lr", "lr_scheduler", "lr_scheduler_type"):
+            item = resolved.written.get(name)
+            if item and item.value not in (None, "", "adafactor"):
+                yield f"{item} has no effect beside Adafactor's relative_step"
+    elif "relative_step" not in (resolved.value("optimizer_args") or {}):
+        yield (
+            f"{optimizer}: trained at learning_rate; Kohya's default lets Adafactor find its own "
+            "steps, as relative_step=True in optimizer_args does"
+        )
+
+
 def _idle_network_args(resolved: Resolved) -> Iterator[str]:
     item = resolved.written.get("network_args")
     if item and item.value and resolved.value("network_module") == lycoris.MODULE:
         for name in lycoris.idle_arguments(cast("dict[str, object]", item.value)):
             yield f"{item}: {name} changes nothing: Anima has no convolutions"
 
+
+WITHOUT_WARMUP = ("constant", "adafactor")
+"""Values of lr_scheduler beside which Kohya takes no lr_warmup_steps."""
 
 SEED_SHIFT = "anima_flow_shift"
 """The seed's spelling of discrete_flow_shift."""

@@ -23,6 +23,7 @@ from anima_pipe.hooks.validation import ValidationConfig
 from anima_pipe.kohya import settings
 from anima_pipe.kohya.logs import LogSettings, log_settings
 from anima_pipe.kohya.objective import TAKES_OFFSETS, objective_config
+from anima_pipe.kohya.optimizer import optimizer_config
 from anima_pipe.kohya.outputs import (
     PreviewSettings,
     StateSettings,
@@ -184,9 +185,7 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
         data=data,
         model=_model(options, seed),
         objective=objective,
-        optimizer=OptimizerConfig(
-            kind=options.value("optimizer_type"), arguments=options.value("optimizer_args") or {}
-        ),
+        optimizer=optimizer_config(options),
         learning_rate=settings.learning_rate(options),
         part_rates=settings.part_rates(options),
         max_grad_norm=options.value("max_grad_norm"),

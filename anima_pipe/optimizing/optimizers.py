@@ -2,7 +2,8 @@
 
 Rates of "adaptive" optimizers (Prodigy, D-Adaptation) multiply a step size that they find
 themselves; 1.0 is right for them. Schedule-free ones average the weights instead of lowering the
-rate, and hold that average only in their evaluation mode: see `averaged_weights`.
+rate, and hold that average only in their evaluation mode: see `averaged_weights`. Adafactor with
+relative_step=True takes steps of its own size, to which learning rates say nothing.
 """
 
 from __future__ import annotations
@@ -112,19 +113,27 @@ _BY_LOWER_CASE: Final = {
 }
 
 
+_OF_TORCH: Final = {
+    name.lower(): name
+    for name, found in vars(torch.optim).items()
+    if isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer
+}
+
+
 def find_optimizer(kind: str) -> Source:
     """Return where an optimizer is.
 
     Args:
-        kind: One of Kohya's names, the name of a class in torch.optim, or package.module.Class.
+        kind: One of Kohya's names or the name of a class in torch.optim, either in any case, or
+            package.module.Class.
 
     Raises:
         ConfigError: There is no optimizer of that name.
     """
     if (source := _BY_LOWER_CASE.get(kind.lower())) is not None:
         return source
-    if isinstance(known := getattr(torch.optim, kind, None), type) and issubclass(known, Optimizer):
-        return Source("torch.optim", kind)
+    if (name := _OF_TORCH.get(kind.lower())) is not None:
+        return Source("torch.optim", name)
     module, _, name = kind.rpartition(".")
     if module:
         return Source(module, name, module.partition(".")[0])
@@ -158,6 +167,19 @@ def load_class(source: Source) -> type[Optimizer]:
     return found
 
 
+def all_arguments(config: OptimizerConfig) -> dict[str, object]:
+    """Return the arguments of the optimizer's constructor, set by the user or for them."""
+    if sizes_own_steps(config):
+        return {**config.arguments, "relative_step": True}
+    return {**find_optimizer(config.kind).arguments, **config.arguments}
+
+
+def sizes_own_steps(config: OptimizerConfig) -> bool:
+    """Tell whether it is Adafactor by its relative steps, which warmup_init asks for too."""
+    is_adafactor = find_optimizer(config.kind).package == "transformers"
+    return is_adafactor and any(map(config.arguments.get, ("relative_step", "warmup_init")))
+
+
 def create_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig) -> Optimizer:
     """Build the optimizer over the groups; each group keeps its name under the key "name".
 
@@ -167,17 +189,14 @@ def create_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig) 
     source = find_optimizer(config.kind)
     # Their constructors have little in common beyond torch's groups and lr.
     build: Any = load_class(source)
-    arguments = {**source.arguments, **config.arguments}
-    if arguments.get("relative_step"):
-        raise ConfigError(
-            "relative_step=True leaves the step size to Adafactor, and learning_rate without use",
-            "remove relative_step from optimizer_args, and set learning_rate",
-        )
-    _refuse_several_rates(groups, config.kind, source)
+    arguments = all_arguments(config)
+    own_steps = sizes_own_steps(config)
+    _refuse_several_rates(groups, config.kind, one_size=own_steps, one_rate=source.one_rate)
     if _has_fused_form(source, groups) and not arguments.keys() & {"fused", "foreach"}:
         arguments["fused"] = True
     try:
-        optimizer = build(_tables(groups), lr=groups[0].learning_rate, **arguments)
+        rate = None if own_steps else groups[0].learning_rate
+        optimizer = build(_tables(groups), lr=rate, **arguments)
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(
             f"optimizer_args do not fit {config.kind}: {error}",
@@ -188,14 +207,24 @@ def create_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig) 
     return optimizer
 
 
-def _refuse_several_rates(groups: Sequence[ParameterGroup], kind: str, source: Source) -> None:
-    """Such optimizers notice it themselves, but only at the first step."""
-    rates = sorted({group.learning_rate for group in groups if group.learning_rate})
-    if source.one_rate and len(rates) > 1:
+def _refuse_several_rates(
+    groups: Sequence[ParameterGroup], kind: str, *, one_size: bool, one_rate: bool
+) -> None:
+    """Such optimizers notice it themselves only at the first step, or never.
+
+    Args:
+        groups: With their rates.
+        kind: The optimizer's name.
+        one_size: No rate is looked at: a group of rate 0 would be trained too.
+        one_rate: Groups of rate 0 stand still, the others share a rate.
+    """
+    rates = sorted({group.learning_rate for group in groups if group.learning_rate or one_size})
+    if (one_size or one_rate) and len(rates) > 1:
+        zero = "" if one_size else ", or 0 to leave it untrained"
         raise ConfigError(
             f"{kind} finds one step size for all, but there are learning rates "
             f"{', '.join(f'{rate:g}' for rate in rates)}",
-            "give every part the same rate, or 0 to leave it untrained; leave LoRA+ out",
+            f"give every part the same rate{zero}; leave LoRA+ out",
         )
 
 

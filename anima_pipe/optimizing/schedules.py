@@ -1,6 +1,7 @@
 """Learning-rate schedules by Kohya's names, through transformers and torch.
 
-piecewise_constant, the one of diffusers, is here: factors of the rate, each up to a step.
+piecewise_constant, the one of diffusers, is here: factors of the rate, each up to a step. So is
+adafactor, which shows the steps that Adafactor takes by its own measure.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from anima_pipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEDULES: Final = (
     "constant",
@@ -28,10 +32,15 @@ SCHEDULES: Final = (
     "inverse_sqrt",
     "warmup_stable_decay",
     "piecewise_constant",
+    "adafactor",
 )
 
-BY_STEP_ALONE: Final = ("constant", "constant_with_warmup", "inverse_sqrt", "piecewise_constant")
+BY_STEP_ALONE: Final = (
+    *("constant", "constant_with_warmup", "inverse_sqrt", "piecewise_constant", "adafactor"),
+)
 """Schedules that do not ask how long the run is."""
+
+WITHOUT_WARMUP: Final = ("constant", "adafactor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +73,9 @@ class ScheduleConfig:
             raise ConfigError(
                 f"unsupported lr_scheduler {self.kind!r}", f"use one of {', '.join(SCHEDULES)}"
             )
-        if self.kind == "constant" and self.warmup:
+        if self.kind in WITHOUT_WARMUP and self.warmup:
             raise ConfigError(
-                f"lr_scheduler constant takes no warmup, but lr_warmup_steps is {self.warmup:g}",
+                f"lr_scheduler {self.kind} takes no warmup, but lr_warmup_steps is {self.warmup:g}",
                 "set lr_warmup_steps to 0, or lr_scheduler to constant_with_warmup",
             )
 
@@ -96,6 +105,8 @@ def create_schedule(optimizer: Optimizer, config: ScheduleConfig, total_steps: i
     Raises:
         ConfigError: The arguments do not fit the schedule, or the run is shorter than its parts.
     """
+    if any(group.get("relative_step") for group in optimizer.param_groups):
+        return AdafactorSteps(optimizer)
     if config.class_name:
         build, own = _find_class(config.class_name), {}
     else:
@@ -115,6 +126,11 @@ def _function(kind: str) -> Callable[..., LRScheduler]:
 
     if kind == "piecewise_constant":
         return piecewise_constant
+    if kind == "adafactor":
+        raise ConfigError(
+            "lr_scheduler adafactor goes with an Adafactor that finds its own steps",
+            "set optimizer_type to Adafactor and optimizer_args to relative_step=True",
+        )
     return TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(kind)]
 
 
@@ -181,6 +197,30 @@ def piecewise_constant(optimizer: Optimizer, step_rules: str) -> LambdaLR:
         return rest if end is None else until[end]
 
     return LambdaLR(optimizer, factor)
+
+
+class AdafactorSteps(LRScheduler):
+    """No schedule: it shows in each group the size of the last step that Adafactor took there.
+
+    (Shazeer and Stern, arXiv:1804.04235: min(1e-2, 1 / sqrt(t)), times the root mean square of the
+    tensor with scale_parameter; of the group's first tensor that has been trained.)
+    """
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """Return the size of each group's step; before the first its learning rate."""
+        return [
+            self._size(group, base)
+            for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True)
+        ]
+
+    def _size(self, group: Mapping[str, Any], base: float | torch.Tensor) -> float | torch.Tensor:
+        states = (self.optimizer.state.get(parameter) for parameter in group["params"])
+        state = next(filter(None, states), None)
+        if state is None:
+            return base
+        largest = 1e-6 * state["step"] if group["warmup_init"] else 1e-2
+        scale = max(group["eps"][1], float(state["RMS"])) if group["scale_parameter"] else 1.0
+        return min(largest, state["step"] ** -0.5) * scale
 
 
 def _find_class(name: str) -> Callable[..., LRScheduler]:

@@ -35,6 +35,7 @@ SCHEDULES: Final = (
     "inverse_sqrt",
     "warmup_stable_decay",
     "piecewise_constant",
+    "adafactor",
 )
 _WITH_CYCLES: Final = (
     "cosine_with_restarts",
@@ -96,7 +97,8 @@ _OPTIMIZER: Final = group(
     ),
     text(
         "lr_scheduler",
-        "How the learning rate moves.",
+        "How the learning rate moves; adafactor: by the measure of Adafactor itself, which is its "
+        "relative_step=True.",
         default="constant",
         choices=SCHEDULES,
         refused_values={"reduce_lr_on_plateau": _FOLLOWS_LOSS},
