@@ -33,9 +33,11 @@ def report_fill(what: str, summary: FillSummary, rank: Rank = ALONE) -> None:
         report_problems(summary.problems)
     place = f" (process {rank.number + 1} of {rank.processes})" if rank.processes > 1 else ""
     if summary.encoded or summary.failed:
+        in_bf16 = f" ({summary.kept_in_bf16} in bf16: beyond fp16)" if summary.kept_in_bf16 else ""
         elsewhere = f", {summary.elsewhere} left to the others" if summary.elsewhere else ""
         say(
-            f"{what:<9} {summary.encoded} encoded, {summary.reused} already cached{elsewhere}, "
+            f"{what:<9} {summary.encoded} encoded{in_bf16}, "
+            f"{summary.reused} already cached{elsewhere}, "
             f"{counted(summary.shards, 'shard')} written in {summary.seconds:.1f} s{place}"
         )
     elif summary.elsewhere:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from commands import MODEL, anima_pipe, demo_pictures, files_in, write_dataset
+from commands import MODEL, anima_pipe, demo_pictures, files_in, options, write_dataset
 
 from anima_pipe.cli.main import main
 from anima_pipe.runtime import LOGGER
@@ -190,6 +190,18 @@ def test_options_files_name_their_datasets_and_fill_their_gaps(folder, dataset, 
     result = cache("gc", train_args, "--cache_dir", folder, "--delete")
     assert result.exit_code == 0, result.output
     assert "removed 0 samples" in result.stdout
+
+
+def test_gc_keeps_what_is_needed_by_options_that_no_file_holds(pictures, tmp_path):
+    folder, prompts = tmp_path / "cache", tmp_path / "prompts.txt"
+    prompts.write_text("a fox of its own\n")
+    shuffled = write_dataset(tmp_path / "shuffled.toml", pictures, shuffle_caption=True)
+    given = {"caption_variants": 9, "sample_prompts": prompts}
+    anima_pipe("encode-text", dataset_config=shuffled, cache_dir=folder, **given).ok()
+    result = cache("gc", shuffled, "--cache_dir", folder, *options(**given))
+    assert "would remove 0 samples" in result.stdout, result.output
+    without = cache("gc", shuffled, "--cache_dir", folder)
+    assert "would remove 0 samples" not in without.stdout, without.output
 
 
 def test_gc_refuses_to_guess_what_an_unreadable_picture_needs(folder, some):

@@ -48,6 +48,19 @@ def damage_one_sample(cache: Path, kind: str) -> str:
     return key
 
 
+def test_texts_beyond_fp16_are_kept_in_bf16_counted_and_said(data, tmp_path):
+    qwen = Path(shutil.copytree(demo.DEMO_QWEN, tmp_path / "qwen"))
+    (weights,) = qwen.glob("*.safetensors")
+    tensors = load_file(weights)
+    (norm,) = (name for name in tensors if name.endswith("norm.weight") and "layers" not in name)
+    tensors[norm] = tensors[norm] * 1e6
+    weights.unlink()  # it is mapped, and must not be written to
+    save_file(tensors, weights)
+    summary, said = run("encode-text", data, qwen3=qwen)
+    assert summary["kept_in_bf16"] == summary["encoded"] - 1  # all but the empty caption
+    assert f"({summary['kept_in_bf16']} in bf16: beyond fp16)" in said
+
+
 @pytest.mark.parametrize(("stage", "kind"), STAGES)
 def test_a_damaged_sample_is_named_and_encoded_anew_by_the_next_run(data, stage, kind):
     first, _ = run(stage, data)

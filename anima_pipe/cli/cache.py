@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,9 +130,17 @@ def verify(
     type=click.Path(path_type=Path),
     help="train_args.toml whose options fill the gaps of the datasets.",
 )
+@click.option("--caption_variants", "--caption-variants", type=int, help="As given to training.")
+@click.option("--crop_variants", "--crop-variants", type=int, help="As given to training.")
+@click.option("--masked_loss/--no-masked_loss", default=None, help="As given to training.")
+@click.option("--sample_prompts", "--sample-prompts", help="Of previews: their texts are kept too.")
 @click.option("--delete", is_flag=True, help="Remove it. Without this, nothing is changed.")
 def collect(
-    files: Sequence[Path], cache: Callable[[], Path], config_file: Path | None, delete: bool
+    files: Sequence[Path],
+    cache: Callable[[], Path],
+    config_file: Path | None,
+    delete: bool,
+    **given: object,
 ) -> None:
     """Remove what none of the FILES needs; without --delete only say what that would be.
 
@@ -147,7 +155,7 @@ def collect(
         cache_dir = cache()
         if delete:
             require_writable(cache_dir)
-        wastes = find_waste(cache_dir, _needed(files, cache_dir, config_file))
+        wastes = find_waste(cache_dir, _needed(_resolved(files, config_file, given), cache_dir))
         for waste in wastes:
             click.echo(_waste_line(waste))
             if delete:
@@ -222,10 +230,8 @@ def _compare_encoded(options: Resolved, count: int) -> int:
     return sum(len(one.different) for one in comparisons)
 
 
-def _needed(
-    files: Iterable[Path], cache_dir: Path, config_file: Path | None
-) -> dict[Kind, set[str]]:
-    """Return the keys that the datasets need.
+def _needed(datasets: Iterable[Resolved], cache_dir: Path) -> dict[Kind, set[str]]:
+    """Return the keys that datasets need, each with the options of its training.
 
     Raises:
         DataError: A picture or a caption cannot be read, so that what it needs is not known.
@@ -237,7 +243,7 @@ def _needed(
     from anima_pipe.shards.keys import text_key
 
     needed: dict[Kind, set[str]] = {"latents": set(), "masks": set(), "text": set()}
-    for options in _resolved(files, config_file):
+    for options in datasets:
         survey = survey_pictures(
             find_pictures(dataset_configs(options)),
             caption_variants=options.value("caption_variants"),
@@ -258,12 +264,14 @@ def _needed(
     return needed
 
 
-def _resolved(files: Iterable[Path], config_file: Path | None) -> Iterator[Resolved]:
+def _resolved(
+    files: Iterable[Path], config_file: Path | None, given: Mapping[str, object]
+) -> Iterator[Resolved]:
     for file in files:
         if file_kind(file) is FileKind.DATASET:
-            options = resolve(ENCODE_TEXT, {"dataset_config": str(file)}, config_file)
+            options = resolve(ENCODE_TEXT, {**given, "dataset_config": str(file)}, config_file)
         else:
-            options = resolve(ENCODE_TEXT, {}, file)
+            options = resolve(ENCODE_TEXT, given, file)
         options.require("dataset_config")
         yield options
 
