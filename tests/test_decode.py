@@ -2,18 +2,21 @@
 
 import multiprocessing
 import os
+import platform
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from picture_files import decode_requests
 
 from anima_pipe.errors import PipeError
-from anima_pipe.source.decode import decode_in_workers
+from anima_pipe.source.decode import decode_in_workers, in_processes
 from anima_pipe.source.images import load_pixels
 
 
@@ -102,7 +105,7 @@ if __name__ == "__main__":  # what stands outside is run by every worker
     import multiprocessing, sys, time
     from pathlib import Path
     from picture_files import decode_requests
-    from anima_pipe.source.decode import decode_in_workers
+    from anima_pipe.source.decode import decode_in_workers, in_processes
     from anima_pipe.source.images import load_pixels
 
     batches = decode_in_workers(load_pixels, decode_requests(Path(sys.argv[1]), 40), 1, 2)
@@ -129,6 +132,23 @@ def test_workers_do_not_outlive_a_caller_that_is_killed(tmp_path):
     while any(is_running(pid) for pid in workers):
         assert time.monotonic() < deadline, "workers are still there"
         time.sleep(0.05)
+
+
+def costs_of_a_picture(_: int) -> tuple[int, int]:
+    """Take and give back as much memory as a picture; return the pages that took, and the niceness.
+
+    Runs in a worker.
+    """
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    del [np.ones(20 * 2**20, np.uint8) for _ in range(2)][:]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, os.nice(0)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+def test_workers_use_memory_again_and_let_the_encoder_go_first():
+    _, (pages, niceness), *_ = in_processes(costs_of_a_picture, range(3), num_workers=1)
+    assert pages < 1000
+    assert niceness > os.nice(0)
 
 
 def is_running(pid):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar
 
 from anima_pipe.errors import DataError, PipeError
 from anima_pipe.records import LatentRequest, MaskRequest, Skipped
@@ -33,6 +35,19 @@ Loader: TypeAlias = "Callable[[Request], NDArray[Any]]"
 
 BATCHES_AHEAD = 2
 """Batches per worker that are decoded, or being decoded, before the caller takes them."""
+
+WORKER_NICENESS: Final = 5
+"""By how much workers step back behind the process that they decode for."""
+
+KEPT_BYTES: Final = 128 * 2**20
+"""Of freed memory that a worker keeps for its next picture: enough for one of 10 megapixels."""
+
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+"""By their numbers in glibc's malloc.h; setting one ends the automatic choice of both."""
+
+_LARGEST_HEAP_BLOCK: Final = 32 * 2**20
+"""The most that glibc takes for its M_MMAP_THRESHOLD."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +147,7 @@ def in_processes(
         PipeError: A worker process died.
     """
     pool = ProcessPoolExecutor(
-        num_workers, mp_context=_process_context(), initializer=_live_with_the_parent
+        num_workers, mp_context=_process_context(), initializer=_become_a_worker
     )
     ahead: deque[Future[_Result]] = deque()
     try:
@@ -157,10 +172,29 @@ def _process_context() -> BaseContext:
     return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
 
 
-def _live_with_the_parent() -> None:
-    """Leave interrupts to the parent, and end when it ends, even if it was killed."""
+def _become_a_worker() -> None:
+    """Leave interrupts to the parent, end when it ends even if killed, and stay out of its way."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_the_parent, daemon=True).start()
+    if hasattr(os, "nice"):
+        # Where there are too few cores for all, an encoder's threads would wait for the one of them
+        # that a decoder holds up. There are always pictures ahead, so decoders have time.
+        os.nice(WORKER_NICENESS)
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep what one picture took for the next one, where it is glibc.
+
+    It gives large blocks back to the system at once. Getting 60 MB of them anew for every picture,
+    cleared, page by page, took as long as decoding it.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # other C libraries have none, and habits of their own
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_HEAP_BLOCK)
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def _exit_with_the_parent() -> None:
