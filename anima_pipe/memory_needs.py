@@ -52,9 +52,11 @@ class MemoryNeeds:
     """The largest."""
     keeping: Keeping
     frozen: int
-    """Numbers of the base, its blocks not counted where they are in 8 bits."""
+    """Numbers of the base that this process keeps, be it in 8 bits."""
     in_8_bits: bool
     """The base's blocks are."""
+    processes: int = 1
+    """How many the base's linear layers are divided among."""
     trained_numbers: int
     trained_bytes: int
     """Of those numbers themselves."""
@@ -67,7 +69,7 @@ class MemoryNeeds:
         each = self.keeping.dtype.itemsize
         if not self.in_8_bits:
             return each * self.frozen
-        in_blocks = block_weights(self.config)
+        in_blocks = block_weights(self.config) // self.processes
         return each * (self.frozen - in_blocks) + in_blocks
 
     @property
@@ -101,6 +103,7 @@ def memory_needs(
     device: torch.device,
     *,
     in_8_bits: bool,
+    processes: int = 1,
 ) -> MemoryNeeds:
     """Add up what is known before the first step.
 
@@ -110,6 +113,7 @@ def memory_needs(
         batch: The largest.
         device: Of the run.
         in_8_bits: Whether the base's blocks are.
+        processes: How many the base's linear layers are divided among.
     """
     model = cast("AnimaTransformer", adapter.model)
     own = [*adapter.parameters()]
@@ -130,6 +134,7 @@ def memory_needs(
         keeping=keeping,
         frozen=sum(tensor.numel() for tensor in everything) - own_numbers,
         in_8_bits=in_8_bits,
+        processes=processes,
         trained_numbers=own_numbers,
         trained_bytes=sum(parameter.numel() * parameter.element_size() for parameter in own),
         optimizer_bytes=SMALL_OPTIMIZER_BYTES if small else OPTIMIZER_BYTES,

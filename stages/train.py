@@ -131,6 +131,7 @@ def train_together(
         largest_batch(plan),
         accelerator.device,
         in_8_bits=settings.model.eight_bit,
+        processes=divided.processes if divided else 1,
     )
     tokenizer = settings.data.text.t5_tokenizer_dir if settings.data.text else None
     report_plan(batches, adapter, trainer, accelerator.device, needs, tokenizer)

@@ -19,6 +19,7 @@ from anima_pipe.errors import ConfigError
 from anima_pipe.evaluation import evaluating
 from anima_pipe.memory_needs import memory_needs
 from anima_pipe.model import BLOCK_LAYERS, AnimaTransformer
+from anima_pipe.model.activations import BatchSize
 from anima_pipe.runtime import Rank
 from anima_pipe.trainer import take_fsdp_request
 
@@ -81,7 +82,18 @@ def test_a_process_needs_memory_for_its_part_of_the_linear_layers(eight_bit: boo
     whole, divided = (base(torch.bfloat16, eight_bit=eight_bit) for _ in range(2))
     divide(divided, Rank(number=1, processes=PROCESSES))
 
-    needs = [memory_needs(create_adapter("lora", model), "AdamW") for model in (whole, divided)]
+    batch, device = BatchSize(pictures=1, tokens=64), torch.device("cpu")
+    needs = [
+        memory_needs(
+            create_adapter("lora", model),
+            "AdamW",
+            batch,
+            device,
+            in_8_bits=eight_bit,
+            processes=processes,
+        )
+        for model, processes in ((whole, 1), (divided, PROCESSES))
+    ]
 
     linear = sum(
         tensor.numel() * tensor.element_size()

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
-from commands import ROOT, SCRIPTS, TRAINING, Ended, anima_pipe, files_in, options, run_apart
+from commands import (
+    ROOT,
+    SCRIPTS,
+    TRAINING,
+    Ended,
+    anima_pipe,
+    assert_one_error,
+    files_in,
+    options,
+    run_apart,
+)
 
 from anima_pipe import demo
 from anima_pipe.kohya.resolve import resolve
@@ -57,6 +67,16 @@ def test_a_launch_with_deepspeed_is_refused_before_anything_is_loaded(
     assert refused.code == 2
     assert "accelerate is set to DeepSpeed" in refused.said
     assert "configs/accelerate/fsdp.yaml" in refused.said
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_in_bf16_is_refused_to_several_processes(
+    tmp_path: Path, cached: dict[str, object], monkeypatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    given = {"full_bf16": True, "mixed_precision": "bf16", "output_dir": tmp_path / "out"}
+    refused = anima_pipe("train", **cached, **given)
+    assert_one_error(refused, "full_bf16 is set, but 2 processes were started")
     assert not (tmp_path / "out").exists()
 
 

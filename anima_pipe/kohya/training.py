@@ -38,7 +38,7 @@ from anima_pipe.kohya.schedule import schedule_config
 from anima_pipe.objective.flow_loss import ObjectiveConfig
 from anima_pipe.optimizing.optimizers import OptimizerConfig
 from anima_pipe.optimizing.schedules import ScheduleConfig
-from anima_pipe.runtime import torch_dtype, warn
+from anima_pipe.runtime import launched_rank, torch_dtype, warn
 from anima_pipe.trainer.processes import PATIENCE, ProcessConfig
 
 
@@ -132,7 +132,18 @@ class TrainSettings:
 
 
 def process_config(options: Resolved) -> ProcessConfig:
-    """Return how several processes work together; 0 minutes of patience are none set."""
+    """Return how several processes work together; 0 minutes of patience are none set.
+
+    Raises:
+        ConfigError: The run is one that several processes cannot share.
+    """
+    processes = launched_rank().processes
+    if options.value("full_bf16") and processes > 1:
+        # Data-parallel training loses sight of weights whose dtype is another for a while.
+        raise ConfigError(
+            f"full_bf16 is set, but {processes} processes were started: it is for one",
+            "remove full_bf16; mixed_precision bf16 keeps the frozen weights in bf16 all the same",
+        )
     minutes: int = options.value("ddp_timeout") or 0
     return ProcessConfig(
         timeout=timedelta(minutes=minutes) if minutes else PATIENCE,
