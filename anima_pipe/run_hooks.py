@@ -12,6 +12,7 @@ from anima_pipe.hooks.ema import Ema
 from anima_pipe.hooks.previews import DrawingAlong
 from anima_pipe.hooks.run_log import MetricsFile, RunLog
 from anima_pipe.hooks.saving import Saver
+from anima_pipe.hooks.smoothing import SmoothedLosses
 from anima_pipe.hooks.tracking import ProgressBar, StepNumbers
 from anima_pipe.hooks.train_state import StateSaver
 from anima_pipe.hooks.validation import HeldOut, ModelInUse, Report, Validation
@@ -40,6 +41,7 @@ class RunHooks:
     """The model with its adapter, not wrapped for several processes."""
     previews: Previews | None
     ema: Ema | None
+    losses: SmoothedLosses
     states: StateSaver
     steps_done: int
     """Where the run begins."""
@@ -64,14 +66,15 @@ class RunHooks:
             beside = replace(settings.save, name=f"{settings.save.name}-ema")
             hooks.append(Saver(self.adapter, beside, self.ema.in_place))
         hooks.append(Saver(self.adapter, settings.save))
-        hooks.append(StepNumbers(log, trainer.accelerator.device, memory=settings.logs.memory))
+        device, memory = trainer.accelerator.device, settings.logs.memory
+        hooks += [self.losses, StepNumbers(log, self.losses, device, memory=memory)]
         if self.previews:
             self.previews.show = log.pictures
             hooks.append(self.previews)
         steps, alarms = trainer.config.max_train_steps, settings.logs.alarms
-        hooks += [ProgressBar(steps), TimeLeft(steps), self.states]
+        hooks += [ProgressBar(steps, self.losses), TimeLeft(steps), self.states]
         # Behind the state: an alarm may end the run.
-        return [*hooks, LossAlarm(alarms), MemoryAlarm(alarms, trainer.accelerator.device)]
+        return [*hooks, LossAlarm(alarms), MemoryAlarm(alarms, device)]
 
     def _log(self) -> RunLog:
         """Return where numbers and pictures go, and start what shows them."""

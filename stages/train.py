@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from anima_pipe.dataset.survey import Survey
     from anima_pipe.hooks.ema import Ema
     from anima_pipe.hooks.previews import Previews
+    from anima_pipe.hooks.smoothing import SmoothedLosses
     from anima_pipe.hooks.train_state import Stateful, StateSaver
     from anima_pipe.kohya.training import TrainSettings
     from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
@@ -97,6 +98,7 @@ def train_together(
     """Fill the caches, plan, load, train and save."""
     from anima_pipe.files import make_folder
     from anima_pipe.hooks.ema import Ema
+    from anima_pipe.hooks.smoothing import SmoothedLosses
     from anima_pipe.hooks.tracking import loss_ends
     from anima_pipe.interrupts import stop_request
     from anima_pipe.kohya import building
@@ -124,7 +126,8 @@ def train_together(
     optimizer, rounding = building.prepare_optimizer(settings, adapter)
     trainer = prepare_trainer(settings, batches, module, optimizer, accelerator)
     ema = Ema(adapter, settings.ema_decay) if settings.ema_decay is not None else None
-    states = prepare_states(settings, trainer, adapter, ema, rounding)
+    losses = SmoothedLosses()
+    states = prepare_states(settings, trainer, adapter, ema, losses, rounding)
     needs = memory_needs(
         adapter,
         settings.optimizer.kind,
@@ -144,6 +147,7 @@ def train_together(
         module=module,
         previews=previews,
         ema=ema,
+        losses=losses,
         states=states,
         steps_done=steps_done,
         is_divided=divided is not None,
@@ -317,6 +321,7 @@ def prepare_states(
     trainer: Trainer,
     adapter: Adapter,
     ema: Ema | None,
+    losses: SmoothedLosses,
     rounding: StochasticRounding | None,
 ) -> StateSaver:
     """Return the hook that saves the run's state."""
@@ -331,6 +336,7 @@ def prepare_states(
         stateful["scaler"] = trainer.accelerator.scaler
     if ema is not None:
         stateful["ema"] = ema
+    stateful |= {"losses": losses, "trainer": trainer}
     identity = made_with(settings, trainer.batches, trainer.config.max_train_steps)
     parts = RunParts(adapter=adapter, stateful=stateful, made_with=identity)
     return StateSaver(parts, settings.states.config)
@@ -338,20 +344,24 @@ def prepare_states(
 
 def resume_if_asked(settings: TrainSettings, states: StateSaver, trainer: Trainer) -> int:
     """Put the saved state in place where one was named; return the steps done."""
-    from anima_pipe.hooks.train_state import resume
-    from anima_pipe.kohya.building import rated_groups
+    from anima_pipe.hooks.train_state import differences, resume
+    from anima_pipe.kohya.identity import changes_optimizer, changes_rates
+    from anima_pipe.optimizing.configured import Configured
 
     if settings.states.resume is None:
         return 0
-    allowed = settings.states.resume_allow
-    asked = trainer.optimizer_arguments(settings.optimizer.arguments)
-    done = resume(settings.states.resume, states.parts, allowed)
-    if "optimizer_args" in allowed:
-        trainer.set_optimizer_arguments(asked)
-    # network_args hold rates too: norm_lr, network_reg_lrs, loraplus_lr_ratio.
-    if any(name in ("learning_rate", "network_args") or name.endswith("_lr") for name in allowed):
-        groups = rated_groups(settings, states.parts.adapter)
-        trainer.set_learning_rates({group.name: group.learning_rate for group in groups})
+    configured = Configured(trainer.optimizer, type(trainer.plain_optimizer))
+    differing = differences(settings.states.resume, states.parts)
+    other = changes_optimizer(differing)
+    rates = other or changes_rates(differing)
+    afresh = ["optimizer"] * other + ["schedule"] * rates
+    done = resume(settings.states.resume, states.parts, settings.states.resume_allow, afresh)
+    if "optimizer_args" in differing:
+        configured.restore_arguments()
+    if rates:
+        configured.restore_rates(trainer.schedule, done)
+    if other:
+        warn("the optimizer begins afresh: what it had learned is of another kind")
     if done >= trainer.config.max_train_steps:
         raise ConfigError(
             f"state {settings.states.resume} is at step {done}, the run's last",

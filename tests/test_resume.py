@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from anima_pipe.adapters import Adapter, create_adapter, save_adapter
 from anima_pipe.dataset.batches import Batches
 from anima_pipe.dataset.plan import EMPTY_CAPTION, Plan, PlannedSample
 from anima_pipe.errors import CheckpointError, ConfigError
+from anima_pipe.hooks.ema import Ema
 from anima_pipe.hooks.train_state import (
     ADAPTER_FILE,
     DESCRIPTION,
@@ -200,6 +202,18 @@ def test_a_state_made_with_something_else_is_refused_unless_allowed(cache, tmp_p
     with pytest.raises(ConfigError, match="optimizer_type: AdamW then, SGD now"):
         resume(latest_state(tmp_path, "run"), other.parts)
     assert resume(latest_state(tmp_path, "run"), other.parts, ["optimizer_type"]) == STOP
+
+
+def test_an_average_that_the_state_does_not_have_begins_with_its_weights(cache, tmp_path):
+    Run(cache, tmp_path, stop_after=STOP).trainer.run()
+    other = Run(cache, tmp_path)
+    ema = Ema(other.adapter, 0.9)
+    untrained = {name: value.clone() for name, value in ema.averages.items()}
+    parts = replace(other.parts, stateful={**other.parts.stateful, "ema": ema})
+    resume(latest_state(tmp_path, "run"), parts)
+    weights = other.adapter.state_dict()
+    assert all(torch.equal(ema.averages[name], value) for name, value in weights.items())
+    assert not all(torch.equal(untrained[name], value) for name, value in weights.items())
 
 
 def _lose(name: str) -> Callable[[Path], object]:

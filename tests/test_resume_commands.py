@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -111,6 +112,8 @@ def test_a_state_of_other_options_is_refused_by_their_names(cached, whole, tmp_p
     ("name", "then", "now"),
     [
         ("optimizer_args", ["weight_decay=0.0"], ["weight_decay=50.0"]),
+        # Left out again, an argument has its default.
+        ("optimizer_args", ["weight_decay=50.0"], None),
         ("network_args", ["norm_lr=1e-3"], ["norm_lr=1e-5"]),
     ],
 )
@@ -123,6 +126,55 @@ def test_arguments_that_may_differ_take_effect(cached, tmp_path, name, then, now
         anima_pipe("train", **given, resume=state, resume_allow=[name]).ok()
         ended.append(data_of(tmp_path / "fox.safetensors"))
     assert ended[0] != ended[1]
+
+
+@pytest.fixture(scope="module")
+def halved(cached: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state behind two steps of a run whose rate is halved every two steps."""
+    folder = tmp_path_factory.mktemp("halved")
+    given = arguments(cached, folder, max_train_steps=2, save_every_n_steps=None)
+    anima_pipe("train", **given, **HALVING).ok()
+    return folder / "fox-state"
+
+
+HALVING: dict[str, object] = {
+    "lr_scheduler_type": "StepLR",
+    "lr_scheduler_args": ["step_size=2", "gamma=0.5"],
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "allowed", "rates"),
+    [
+        # As if the run had begun with it.
+        ({"lr_scheduler_args": ["step_size=1", "gamma=0.1"]}, ["lr_scheduler"], [2e-5, 2e-6]),
+        (
+            {"lr_scheduler_type": None, "lr_scheduler_args": None, "lr_scheduler": "linear"},
+            ["lr_scheduler", "max_train_steps"],
+            [1e-3, 5e-4],
+        ),
+        ({"learning_rate": 1e-2}, ["learning_rate"], [5e-3, 5e-3]),
+        ({"optimizer_type": "SGDNesterov"}, ["optimizer_type"], [1e-3, 1e-3]),
+        ({"ema_decay": 0.9}, ["ema_decay"], [1e-3, 1e-3]),
+        ({"mixed_precision": "fp16"}, ["mixed_precision"], [1e-3, 1e-3]),
+    ],
+)
+def test_what_may_differ_is_as_the_run_was_given_it(
+    cached, halved, tmp_path, changed, allowed, rates
+):
+    given = arguments(cached, tmp_path, max_train_steps=4, **{**HALVING, **changed})
+    given |= {"log_with": "tensorboard", "logging_dir": tmp_path / "logs"}
+    refused = anima_pipe("train", **given, resume=halved)
+    assert refused.code == 2
+    assert all(name in refused.said.partition("--resume_allow ")[2] for name in allowed)
+    resumed = anima_pipe("train", **given, resume=halved, resume_allow=allowed).ok()
+    assert ("begins afresh" in resumed.said) == ("optimizer_type" in changed)
+    assert [line["lr/linear"] for line in metrics(tmp_path)] == pytest.approx(rates, rel=1e-6)
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    (file,) = (folder / "logs").glob("*/metrics.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def test_a_state_goes_on_with_the_alphas_of_the_file_that_its_run_began_from(cached, tmp_path):

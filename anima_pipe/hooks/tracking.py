@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from anima_pipe.hooks.run_log import RunLog
+from anima_pipe.hooks.smoothing import SmoothedLosses
 from anima_pipe.memory import GIB, MemoryUse, memory_use
 from anima_pipe.records import Moment
 from anima_pipe.runtime import progress_bar
@@ -15,25 +15,6 @@ from anima_pipe.runtime import progress_bar
 if TYPE_CHECKING:
     import torch
     from tqdm import tqdm
-
-SMOOTHING = 0.98
-"""Share of the past in the smoothed loss."""
-
-
-class SmoothedLoss:
-    """An exponential mean of a loss, free of the bias of its start."""
-
-    def __init__(self) -> None:
-        self._sum = 0.0
-        self._weight = 0.0
-
-    def add(self, loss: float) -> float:
-        """Take in one step's loss, if it is a number; return the smoothed one."""
-        if not math.isfinite(loss):
-            return self._sum / self._weight if self._weight else loss
-        self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * loss
-        self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
-        return self._sum / self._weight
 
 
 class ProgressBar:
@@ -44,10 +25,10 @@ class ProgressBar:
 
     reads_weights = False
 
-    def __init__(self, total_steps: int) -> None:
+    def __init__(self, total_steps: int, losses: SmoothedLosses) -> None:
         self._total_steps = total_steps
         self._bar: tqdm[Any] | None = None
-        self._loss = SmoothedLoss()
+        self._losses = losses
 
     def due(self, moment: Moment) -> bool:  # noqa: ARG002 - at every moment alike
         """Tell that it always is."""
@@ -58,7 +39,7 @@ class ProgressBar:
         if self._bar is None:
             self._bar = progress_bar(self._total_steps, "step")
         if moment.loss is not None:
-            self._bar.set_postfix(epoch=moment.epoch, loss=f"{self._loss.add(moment.loss):.4f}")
+            self._bar.set_postfix(epoch=moment.epoch, loss=f"{self._losses.average.value:.4f}")
             self._bar.update()
 
     def close(self) -> None:
@@ -80,18 +61,20 @@ class StepNumbers:
 
     Args:
         log: Where they go.
+        losses: Smoothed, this step's included.
         device: Whose memory is looked at.
         memory: Whether memory is looked at.
     """
 
     reads_weights = False
 
-    def __init__(self, log: RunLog, device: torch.device, *, memory: bool) -> None:
+    def __init__(
+        self, log: RunLog, losses: SmoothedLosses, device: torch.device, *, memory: bool
+    ) -> None:
         self._log = log
+        self._losses = losses
         self._device = device
         self._memory = memory
-        self._loss = SmoothedLoss()
-        self._sigma_losses: defaultdict[str, SmoothedLoss] = defaultdict(SmoothedLoss)
 
     def due(self, moment: Moment) -> bool:
         """Tell whether there is a step to write of."""
@@ -99,7 +82,7 @@ class StepNumbers:
 
     def at(self, moment: Moment) -> None:
         """Log this step."""
-        numbers = {**self._losses(moment), **_rates(moment), **_speeds(moment)}
+        numbers = {**self._told(moment), **_rates(moment), **_speeds(moment)}
         if self._memory:
             numbers |= _memory(memory_use(self._device))
         self._log.numbers(moment.step, numbers)
@@ -108,15 +91,14 @@ class StepNumbers:
         """Close the log."""
         self._log.close()
 
-    def _losses(self, moment: Moment) -> dict[str, float]:
+    def _told(self, moment: Moment) -> dict[str, float]:
         assert moment.loss is not None
         smoothed = {
-            f"loss/sigma_{name}": self._sigma_losses[name].add(loss)
-            for name, loss in moment.sigma_losses.items()
+            f"loss/sigma_{name}": self._losses.by_sigma[name].value for name in moment.sigma_losses
         }
         return {
             "loss/current": moment.loss,
-            "loss/average": self._loss.add(moment.loss),
+            "loss/average": self._losses.average.value,
             **smoothed,
             "epoch": moment.epoch,
             "skipped_steps": moment.skipped_steps,

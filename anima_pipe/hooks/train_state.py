@@ -1,11 +1,11 @@
 """Everything a run needs to go on from a step to the bit as if it had never stopped.
 
 The order of samples and every random number are functions of the seed and the step, so no
-generator's state is part of it: the adapter, the optimizer, the schedule, fp16's scaler and the
-step are all there is. A state folder holds
+generator's state is part of it: the adapter, its average, the optimizer, the schedule, fp16's
+scaler, the smoothed losses and the step are all there is. A state folder holds
 
     adapter.safetensors   the trained tensors, as they train, by their names in an adapter file
-    optimizer.pt          torch.save of the states of optimizer, schedule and scaler
+    optimizer.pt          torch.save of the states of optimizer, schedule, scaler and so on
     train_state.json      the step, the epoch, and what the state was made with
 """
 
@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -39,6 +39,8 @@ ADAPTER_FILE: Final = "adapter.safetensors"
 OPTIMIZER_FILE: Final = "optimizer.pt"
 DESCRIPTION: Final = "train_state.json"
 SUFFIX: Final = "-state"
+ALWAYS_THERE: Final = ("optimizer", "schedule")
+"""Parts that every run has."""
 
 
 class Stateful(Protocol):
@@ -59,7 +61,7 @@ class RunParts:
 
     adapter: Adapter
     stateful: Mapping[str, Stateful]
-    """By name: optimizer, schedule and, under fp16, scaler."""
+    """By name: optimizer, schedule and, where the run has them, scaler, ema and others."""
     made_with: Mapping[str, str]
     """Everything that changes the mathematics of the run, by the names that users give it."""
 
@@ -161,13 +163,29 @@ def save_state(
         (unfinished / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
 
 
-def resume(folder: Path, parts: RunParts, allowed: Sequence[str] = ()) -> int:
+def differences(folder: Path, parts: RunParts) -> list[str]:
+    """Return the names in `made_with` in which a run differs from that of a state.
+
+    Raises:
+        CheckpointError: The folder is not a state.
+    """
+    saved: Mapping[str, str] = _read_description(folder)["made_with"]
+    now = parts.made_with
+    return [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
+
+
+def resume(
+    folder: Path, parts: RunParts, allowed: Sequence[str] = (), afresh: Collection[str] = ()
+) -> int:
     """Put a saved state into the parts of a run.
+
+    An average, a scaler or a count that the state's run did not have begins here.
 
     Args:
         folder: The state folder.
         parts: Of the run, freshly made.
         allowed: Names in `made_with` that may differ.
+        afresh: Names of parts that are left as they were made.
 
     Returns:
         The optimizer steps done.
@@ -177,12 +195,14 @@ def resume(folder: Path, parts: RunParts, allowed: Sequence[str] = ()) -> int:
         ConfigError: The state was made with something else.
     """
     description = _read_description(folder)
-    _refuse_difference(folder, description["made_with"], parts.made_with, allowed)
+    _refuse_difference(folder, parts, allowed)
     try:
         parts.adapter.load_state_dict(load_file(folder / ADAPTER_FILE))
-        states = torch.load(folder / OPTIMIZER_FILE, weights_only=True)
+        weights = parts.adapter.state_dict()
+        states = {"ema": weights, **torch.load(folder / OPTIMIZER_FILE, weights_only=True)}
         for name, part in parts.stateful.items():
-            part.load_state_dict(states[name])
+            if name not in afresh and (name in states or name in ALWAYS_THERE):
+                part.load_state_dict(states[name])
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"state {folder} cannot be used: {error}", "use another state, or start afresh"
@@ -263,13 +283,15 @@ def _read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def _refuse_difference(
-    folder: Path, saved: Mapping[str, str], now: Mapping[str, str], allowed: Sequence[str]
-) -> None:
+def _refuse_difference(folder: Path, parts: RunParts, allowed: Sequence[str]) -> None:
     # What belongs together is allowed together: "objective" stands for "objective.shift".
-    names = [name for name in {**saved, **now} if not {name, name.partition(".")[0]} & set(allowed)]
-    differing = [name for name in names if saved.get(name) != now.get(name)]
+    differing = [
+        name
+        for name in differences(folder, parts)
+        if not {name, name.partition(".")[0]} & set(allowed)
+    ]
     if differing:
+        saved, now = _read_description(folder)["made_with"], parts.made_with
         listed = "; ".join(f"{n}: {saved.get(n)} then, {now.get(n)} now" for n in differing)
         raise ConfigError(
             f"state {folder} was made with something else: {listed}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -67,6 +68,18 @@ def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> di
         **_versions(settings.optimizer.kind),
     }
     return {name: str(value) for name, value in facts.items()}
+
+
+def changes_rates(names: Iterable[str]) -> bool:
+    """Tell whether the learning rates differ where what goes by these names does."""
+    # network_args hold rates too: norm_lr, network_reg_lrs, loraplus_lr_ratio.
+    known = {"learning_rate", "network_args", "max_train_steps", "lr_scheduler"}
+    return any(name.partition(".")[0] in known or name.endswith("_lr") for name in names)
+
+
+def changes_optimizer(names: Iterable[str]) -> bool:
+    """Tell whether what an optimizer has learned of the run fits no longer."""
+    return bool({"optimizer_type", "full_bf16"} & set(names))
 
 
 def _fields(name: str, settings: DataclassInstance) -> dict[str, object]:

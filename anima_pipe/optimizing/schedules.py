@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -118,6 +119,15 @@ def create_schedule(optimizer: Optimizer, config: ScheduleConfig, total_steps: i
         raise ConfigError(
             f"lr_scheduler_args do not fit {named}: {error}", "correct lr_scheduler_args"
         ) from error
+
+
+def step_without_training(schedule: LRScheduler, steps: int = 1) -> None:
+    """Step a schedule where the optimizer took no step: in a step passed over, or to catch up."""
+    with warnings.catch_warnings():
+        # Before the optimizer's first step, torch takes the schedule for misplaced.
+        warnings.filterwarnings("ignore", "Detected call of", UserWarning)
+        for _ in range(steps):
+            schedule.step()
 
 
 def _function(kind: str) -> Callable[..., LRScheduler]:

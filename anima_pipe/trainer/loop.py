@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Protocol, runtime_checkable
 
@@ -74,7 +74,7 @@ class Trainer:
         self.accelerator = accelerator
         self.module = wrapped(accelerator, module)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
-        self._plain_optimizer = optimizer
+        self.plain_optimizer = optimizer
         self.schedule = schedule
         self.batches = batches
         self.config = config
@@ -83,7 +83,7 @@ class Trainer:
         self.losses: list[float] = []
         """Mean loss of every step that this trainer took."""
         self.skipped_steps = 0
-        """Steps that it passed over, for their loss or gradient was not finite."""
+        """Steps of the run passed over, for their loss or gradient was not finite."""
         self.moment: Moment | None = None
         """What the hooks were told last; None before the run."""
 
@@ -111,26 +111,13 @@ class Trainer:
             moment = self._tell(self._after(moment.step, window, outcome, waited, seconds))
         return moment
 
-    def optimizer_arguments(self, names: Iterable[str]) -> list[dict[str, Any]]:
-        """Return what each group of parameters has of arguments of the optimizer."""
-        wanted = [*names]
-        return [
-            {name: group[name] for name in wanted if name in group}
-            for group in self.optimizer.param_groups
-        ]
+    def state_dict(self) -> dict[str, Any]:
+        """Return what it counts over the whole of a run."""
+        return {"skipped_steps": self.skipped_steps}
 
-    def set_optimizer_arguments(self, arguments: Sequence[Mapping[str, Any]]) -> None:
-        """Train on with other arguments, of each group, than a state brought along."""
-        for group, asked in zip(self.optimizer.param_groups, arguments, strict=True):
-            group.update(asked)
-
-    def set_learning_rates(self, rates: Mapping[str, float]) -> None:
-        """Train on at other rates, by the names of the groups, from where the schedule is."""
-        groups = self.optimizer.param_groups
-        self.schedule.base_lrs = [rates[group["name"]] for group in groups]
-        for group, rate in zip(groups, self.schedule.base_lrs, strict=True):
-            factor = group["lr"] / group["initial_lr"] if group["initial_lr"] else 1.0
-            group["initial_lr"], group["lr"] = rate, rate * factor
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Count on from a state."""
+        self.skipped_steps = state_dict["skipped_steps"]
 
     def _start(self, steps_done: int) -> Moment:
         return Moment(
@@ -142,6 +129,7 @@ class Trainer:
             learning_rates=learning_rates(self.optimizer),
             grad_norm=None,
             samples=0,
+            skipped_steps=self.skipped_steps,
         )
 
     def _after(
@@ -174,7 +162,7 @@ class Trainer:
         self.moment = moment
         for hook in self.hooks:
             if hook.due(moment):
-                optimizer = self._plain_optimizer
+                optimizer = self.plain_optimizer
                 with averaged_weights(optimizer) if hook.reads_weights else nullcontext():
                     hook.at(moment)
         return moment

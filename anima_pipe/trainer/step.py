@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Final
@@ -25,6 +24,7 @@ from anima_pipe.objective.flow_loss import (
     velocity_target,
 )
 from anima_pipe.optimizing.optimizers import learning_rates
+from anima_pipe.optimizing.schedules import step_without_training
 from anima_pipe.records import Batch
 from anima_pipe.runtime import derive_seed, warn
 from anima_pipe.trainer.measures import Outcome, StepMeasures, group_norms
@@ -174,10 +174,7 @@ class TrainStep:
                 + "; on_nonfinite skip passes over such steps" * (not skips),
             )
         warn(f"{problem}: passed over{self._lower_scale()}, on {names}")
-        with warnings.catch_warnings():
-            # Where it is the very first step, torch takes the schedule for misplaced.
-            warnings.filterwarnings("ignore", "Detected call of", UserWarning)
-            self.schedule.step()
+        step_without_training(self.schedule)
 
     def _is_overflow(self, outcome: Outcome) -> bool:
         """Tell whether a gradient left fp16's range because the loss was scaled up too much.
