@@ -11,16 +11,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
+from fake_repository import COMMIT, RefusedError, Repositories
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REVISIONS = ("main", "master", COMMIT)
-LARGE = (".safetensors", ".model")
+LARGE = (".safetensors", ".model", ".tar")
 """Endings of files in large-file storage: told by SHA-256, served after a redirect."""
 
 
@@ -60,6 +61,11 @@ class FakeHub:
     url: str = ""
     released: threading.Event = field(default_factory=threading.Event)
     """Ends what stalls."""
+
+    @cached_property
+    def repositories(self) -> Repositories:
+        """The same files as repositories of datasets, which can be listed and committed to."""
+        return Repositories(files=self.files, url=self.url, large=LARGE)
 
     def add(self, repo: str, folder: str, path: Path) -> None:
         """Publish the files of a folder in a folder of a repository."""
@@ -135,6 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
             content = content[: len(content) // 2]
         self._answer(status, content, headers, kind)
 
+    def _json(self, said: object) -> None:
+        self._answer(200, json.dumps(said).encode(), {"Content-Type": "application/json"})
+
     def _answer(self, status: int, body: bytes, headers: dict[str, str], kind: str = "") -> None:
         self.send_response(status)
         for name, value in headers.items():
@@ -156,12 +165,26 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _HuggingFace(_Handler):
+    def do_POST(self) -> None:
+        self._serve()
+
+    def do_PUT(self) -> None:
+        self._serve()
+
     def _route(self, fault: Fault | None) -> None:
         path = unquote(urlsplit(self.path).path)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        repositories = self.hub.repositories
+        try:
+            said = repositories.answer(path, urlsplit(self.path).query, body)
+        except RefusedError as refused:
+            return self._refuse(*refused.args)
+        if said is not None:
+            return self._json(said)
         if path.startswith("/storage/"):
             content = next(c for c in self.hub.files.values() if sha256(c) in path)
             return self._content(content, {"ETag": '"of-the-storage"'}, fault)
-        resolved = re.fullmatch(r"/([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)", path)
+        resolved = re.fullmatch(r"/((?:datasets/)?[^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)", path)
         if resolved is None:
             return self._refuse(404)
         repo, revision, file = resolved.groups()
@@ -215,8 +238,8 @@ class _ModelScope(_Handler):
             for name, content in self.hub.files.items()
             if name.startswith(f"{repo}/")
         ]
-        body = {"Code": 200, "Data": {"Files": files, "TotalCount": len(files)}, "Success": True}
-        self._answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        data = {"Files": files, "TotalCount": len(files)}
+        self._json({"Code": 200, "Data": data, "Success": True})
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from anima_pipe.shards.places import (
     publish_manifest,
     refresh_manifest,
     require_writable,
+    shown_path,
 )
 
 if TYPE_CHECKING:
@@ -296,7 +297,7 @@ def _lines(folder: FolderStatistics) -> Iterator[str]:
 
 def _json(folder: FolderStatistics) -> dict[str, object]:
     return {
-        "folder": str(folder.folder),
+        "folder": shown_path(folder.folder.parent, folder.folder),
         **asdict(folder.identity),
         "shards": folder.shards,
         "samples": folder.samples,
@@ -312,7 +313,8 @@ def _json(folder: FolderStatistics) -> dict[str, object]:
 def _waste_line(waste: Waste) -> str:
     kept = len(waste.kept_rows)
     fate = f"keeps {kept} of {kept + waste.samples} samples" if kept else "goes"
-    return f"{waste.tar}: {fate}, {_size(waste.freed_bytes)} freed"
+    place = shown_path(waste.tar.parent.parent, waste.tar)
+    return f"{place}: {fate}, {_size(waste.freed_bytes)} freed"
 
 
 def _size(count: int) -> str:

@@ -59,6 +59,11 @@ def shown_place(cache_dir: Path) -> str:
     return mirror.shown if mirror else str(cache_dir)
 
 
+def shown_path(cache_dir: Path, path: Path) -> str:
+    """Return what the user calls something in a cache: where it is, not where its copy is."""
+    return f"{shown_place(cache_dir)}/{path.relative_to(cache_dir).as_posix()}"
+
+
 def refresh(cache_dir: Path) -> None:
     """Bring a mirror up to date; nothing is to be done for a folder.
 

@@ -10,7 +10,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +128,10 @@ class Remote:
 
         def put(path: str) -> None:
             storage = self._opened()[0]
-            storage.put_file(str(source), path)
+            if self._is_repository:
+                _commit(storage, source, path)
+            else:
+                storage.put_file(str(source), path)
             storage.invalidate_cache()
             arrived = storage.info(path)["size"]
             if arrived != length:
@@ -288,6 +291,24 @@ class Remote:
         return f"{self.shown}/{place}" if place else self.shown
 
 
+def _commit(storage: Any, source: Path, path: str) -> None:
+    """Upload a file to Hugging Face as one commit.
+
+    Its file system would first copy the file, and leave the copy behind when the upload fails.
+    """
+    from huggingface_hub import HfApi
+
+    place = storage.resolve_path(path)
+    HfApi(endpoint=storage.endpoint, token=storage.token).upload_file(
+        path_or_fileobj=source,
+        path_in_repo=place.path_in_repo,
+        repo_id=place.repo_id,
+        repo_type=place.repo_type,
+        revision=place.revision,
+        commit_message=f"Add {place.path_in_repo}",
+    )
+
+
 def _tried(act: Callable[[], _Result]) -> _Result:
     """Do something that may fail for a moment, several times if need be."""
     for attempt in range(ATTEMPTS - 1):
@@ -303,14 +324,27 @@ def _tried(act: Callable[[], _Result]) -> _Result:
     return act()
 
 
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it was raised from: some packages wrap what the storage said."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
 def _is_refusal(error: Exception) -> bool:
     """Tell whether the storage knows who asks, or wants to, and says no."""
-    answer = getattr(error, "response", None)
-    for holder, name in ((error, "status"), (error, "code"), (answer, "status_code")):
-        if str(getattr(holder, name, "")) in map(str, _REFUSED):
+    for cause in _causes(error):
+        answer = getattr(cause, "response", None)
+        for holder, name in ((cause, "status"), (cause, "code"), (answer, "status_code")):
+            if str(getattr(holder, name, "")) in map(str, _REFUSED):
+                return True
+        # botocore's NoCredentialsError, google.auth's DefaultCredentialsError
+        if isinstance(cause, PermissionError) or "Credentials" in type(cause).__name__:
             return True
-    # botocore's NoCredentialsError, google.auth's DefaultCredentialsError
-    return isinstance(error, PermissionError) or "Credentials" in type(error).__name__
+        if isinstance(cause, OSError) and str(cause).startswith("Forbidden"):  # gcsfs says it so
+            return True
+    return False
 
 
 def _remedy(error: Exception) -> str:
@@ -322,6 +356,7 @@ def _remedy(error: Exception) -> str:
 
 
 def _told(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    first = list(_causes(error))[-1]
+    lines = str(first).strip().splitlines()
     # What follows a question mark in an address may be secret.
-    return re.sub(r"\?[^\s'\")]+", "?...", lines[0]) if lines else type(error).__name__
+    return re.sub(r"\?[^\s'\")]+", "?...", lines[0]) if lines else type(first).__name__
