@@ -232,12 +232,13 @@ def _caches_in(place: Path | str, options: Resolved, findings: Findings) -> Iter
         return
     for kind in KINDS:
         for cache in sorted(folder.glob(f"{kind}-*")):
-            yield _cache(cache, kind, findings)
+            yield _cache(cache, place, kind, findings)
 
 
-def _cache(folder: Path, kind: Kind, findings: Findings) -> str:
+def _cache(folder: Path, place: Path | str, kind: Kind, findings: Findings) -> str:
     from anima_pipe.shards.contents import read_shards
     from anima_pipe.shards.folders import read_identity
+    from anima_pipe.shards.places import shown_path
 
     try:
         identity = read_identity(folder)
@@ -247,11 +248,11 @@ def _cache(folder: Path, kind: Kind, findings: Findings) -> str:
         return f"cannot be used: {error.problem}"
     samples = len({key for shard in shards for key in shard.keys})
     if samples:
-        findings.caches.setdefault(folder.parent, set()).add(kind)
+        findings.caches.setdefault(place, set()).add(kind)
     damage = f", {_counted(len(problems), 'problem')}" if problems else ""
     made_by = Path(identity.encoder_name).name
     held = f"{_counted(samples, 'sample')} in {_counted(len(shards), 'shard')}"
-    return f"{folder}: {held}, by {made_by}{damage}"
+    return f"{shown_path(folder.parent, folder)}: {held}, by {made_by}{damage}"
 
 
 def _self_check(device: str, findings: Findings) -> Iterator[str]:

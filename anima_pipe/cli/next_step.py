@@ -28,7 +28,7 @@ class Findings:
     """Remedies of what is there and cannot be used."""
     tokenizer_lacks: bool = False
     """Whether files of the tokenizer are missing, which would be fetched when needed."""
-    caches: dict[Path, set[Kind]] = field(default_factory=dict[Path, "set[Kind]"])
+    caches: dict[Path | str, set[Kind]] = field(default_factory=dict[Path | str, "set[Kind]"])
     """Which kinds of samples there are, by the folder that --cache_dir takes."""
 
 
