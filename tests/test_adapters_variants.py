@@ -16,6 +16,7 @@ from anima_pipe.adapters.tlora import TloraConfig, ranks_in_use
 from anima_pipe.comfy import apply_adapter, verify_export
 from anima_pipe.errors import ConfigError
 from anima_pipe.model import AnimaTransformer
+from anima_pipe.optimizing.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
 
 Q_PROJ = "blocks.0.self_attn.q_proj"
 
@@ -179,6 +180,41 @@ def test_rates_by_pattern_and_of_lora_plus_multiply(model):
     ups = {id(delta.up) for delta in adapter.deltas.values() if delta.rank}
     plus = {id(p) for name, g in groups.items() if name.endswith(" plus") for p in g.parameters}
     assert plus == ups
+
+
+def test_kohyas_ratio_of_lora_plus_for_the_transformer_wins(model):
+    both = create_adapter("lora", model, loraplus_lr_ratio=4, loraplus_unet_lr_ratio=8)
+    rates = {group.name: group.rate(1e-3) for group in both.groups()}
+    assert rates == pytest.approx({"linear": 1e-3, "linear plus": 8e-3, "norm": 1e-3})
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_decay_pulls_at_changes_alone_and_leaves_norms_and_magnitudes_where_they_are(model, dora):
+    rates = ".*self_attn.*=2e-5,.*mlp.*=1e-5"
+    adapter = create_adapter("lora", model, network_reg_lrs=rates, norm_lr=1e-4, use_dora=dora)
+    groups = [
+        ParameterGroup(
+            name=group.name,
+            parameters=group.parameters,
+            learning_rate=group.rate(0.1),
+            decays=group.decays,
+        )
+        for group in adapter.groups()
+    ]
+    trained = [
+        (path, name, parameter)
+        for path, delta in adapter.deltas.items()
+        for name, parameter in delta.trained().items()
+    ]
+    for _, _, parameter in trained:
+        parameter.data.fill_(1.0)
+        parameter.grad = torch.zeros_like(parameter)
+    create_optimizer(groups, OptimizerConfig(arguments={"weight_decay": 0.5})).step()
+    for path, name, parameter in trained:
+        pulled = bool((parameter < 1).all())
+        assert pulled == name.startswith(("lora_", "down", "up")), (path, name)
+        assert pulled or bool((parameter == 1).all())
+    assert any("dora" in name for _, name, _ in trained) == dora
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def test_anima_monitor_loss_spike_ratio_is_the_rise_that_is_told(cached: Cached,
     none = train(cached, tmp_path, max_train_steps=25, anima_monitor_loss_spike_ratio=0).ok()
 
     assert low.said.count("the loss rises") == 1
+    assert low.said.count("time left") == 1
     assert "the loss rises" not in none.said
 
 

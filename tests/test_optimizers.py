@@ -1,5 +1,6 @@
 """Optimizers by Kohya's names: built, stepped, and saved at the right point."""
 
+import importlib
 import sys
 
 import pytest
@@ -15,6 +16,7 @@ from anima_pipe.optimizing.optimizers import (
     create_optimizer,
     find_optimizer,
     learning_rates,
+    load_class,
 )
 from anima_pipe.optimizing.schedules import ScheduleConfig, create_schedule
 
@@ -64,6 +66,58 @@ def test_every_optimizer_lowers_a_loss(kind):
     train(optimizer, loss, 60)
     with averaged_weights(optimizer), torch.no_grad():
         assert loss().item() < before
+
+
+KOHYAS = {
+    "AdamW": "torch.optim AdamW",
+    "AdamW8bit": "bitsandbytes.optim AdamW8bit",
+    "PagedAdamW": "bitsandbytes.optim PagedAdamW",
+    "PagedAdamW8bit": "bitsandbytes.optim PagedAdamW8bit",
+    "PagedAdamW32bit": "bitsandbytes.optim PagedAdamW32bit",
+    "Lion": "lion_pytorch Lion",
+    "Lion8bit": "bitsandbytes.optim Lion8bit",
+    "PagedLion8bit": "bitsandbytes.optim PagedLion8bit",
+    "SGDNesterov": "torch.optim SGD",
+    "SGDNesterov8bit": "bitsandbytes.optim SGD8bit",
+    "DAdaptation": "dadaptation.experimental DAdaptAdamPreprint",
+    "DAdaptAdamPreprint": "dadaptation.experimental DAdaptAdamPreprint",
+    "DAdaptAdaGrad": "dadaptation DAdaptAdaGrad",
+    "DAdaptAdam": "dadaptation DAdaptAdam",
+    "DAdaptAdan": "dadaptation DAdaptAdan",
+    "DAdaptAdanIP": "dadaptation.experimental DAdaptAdanIP",
+    "DAdaptLion": "dadaptation DAdaptLion",
+    "DAdaptSGD": "dadaptation DAdaptSGD",
+    "Prodigy": "prodigyopt Prodigy",
+    "CAME": "came_pytorch CAME",
+    "Adafactor": "transformers.optimization Adafactor",
+    "RAdamScheduleFree": "schedulefree RAdamScheduleFree",
+    "AdamWScheduleFree": "schedulefree AdamWScheduleFree",
+    "SGDScheduleFree": "schedulefree SGDScheduleFree",
+    # The seed's, a class of torch.optim, and any by its full path.
+    "radam_schedulefree": "schedulefree RAdamScheduleFree",
+    "RMSprop": "torch.optim RMSprop",
+    "bitsandbytes.optim.AdEMAMix8bit": "bitsandbytes.optim AdEMAMix8bit",
+}
+
+
+@pytest.mark.parametrize(("kind", "expected"), KOHYAS.items())
+def test_every_name_is_the_class_that_kohya_takes(kind: str, expected: str):
+    module, name = expected.split()
+    spellings = [kind] if "." in kind else [kind, kind.lower(), kind.upper()]
+    for spelling in spellings:
+        found = load_class(find_optimizer(spelling))
+        assert found is getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("kind", ["SGDNesterov", "SGDNesterov8bit"])
+def test_nesterovs_momentum_is_kohyas_unless_another_is_set(kind: str):
+    def momentum(**arguments: object) -> float:
+        # bitsandbytes keeps a momentum as the first beta.
+        defaults = problem(0.1, kind, **arguments)[0].defaults
+        return defaults["betas"][0] if "betas" in defaults else defaults["momentum"]
+
+    assert momentum() == 0.9
+    assert momentum(momentum=0.5) == 0.5
 
 
 def test_names_are_found_in_any_case():

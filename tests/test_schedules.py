@@ -26,9 +26,10 @@ FUNCTIONS: dict[str, tuple[ScheduleConfig, Callable[..., LRScheduler], dict[str,
         {},
     ),
     "warmup": (
-        ScheduleConfig(kind="constant_with_warmup", warmup=0.25),
+        # 11.6 steps: Kohya leaves the rest out.
+        ScheduleConfig(kind="constant_with_warmup", warmup=0.29),
         optimization.get_constant_schedule_with_warmup,
-        {"num_warmup_steps": 10},
+        {"num_warmup_steps": 11},
     ),
     "linear": (
         ScheduleConfig(kind="linear", warmup=5),

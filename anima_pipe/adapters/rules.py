@@ -99,7 +99,8 @@ class Group:
     ratio: float
     """Multiplies the rate."""
     decays: bool
-    """Decay is for matrices; a norm's change is left to the gradient."""
+    """Decay is for matrices: a norm's change is left to the gradient, and so are DoRA's magnitudes,
+    which are those of the base itself and no change of them."""
 
     FASTER: ClassVar[str] = " plus"
     """What stands behind the name of the tensors that LoRA+ trains faster."""
@@ -115,8 +116,8 @@ def group_parameters(
     """Sort the trained tensors by learning rate and decay.
 
     The groups are called "linear" and "norm", after them the name of the part or the number of the
-    pattern that gave the rate, and " plus" for those that LoRA+ trains faster. A pattern wins over
-    norm_lr, and that over a part.
+    pattern that gave the rate, " dora" for DoRA's magnitudes, and " plus" for those that LoRA+
+    trains faster. A pattern wins over norm_lr, and that over a part.
 
     Raises:
         ConfigError: A pattern is the path of no trained module, or a part that is to be trained
@@ -142,13 +143,14 @@ def group_parameters(
         place = delta.group if pattern is None else f"{delta.group} {names[pattern]}"
         plus = delta.faster if isinstance(delta, LinearDelta) and rules.ratio != 1 else ()
         for name, parameter in delta.trained().items():
-            called = place + (Group.FASTER if name in plus else "")
+            is_magnitude = name == "dora_scale"
+            called = place + " dora" * is_magnitude + (Group.FASTER if name in plus else "")
             group = Group(
                 name=called,
                 parameters=[],
                 own_rate=own_rate,
                 ratio=rules.ratio if name in plus else 1.0,
-                decays=delta.group != "norm",
+                decays=delta.group != "norm" and not is_magnitude,
             )
             groups.setdefault(called, group).parameters.append(parameter)
     return list(groups.values())

@@ -162,7 +162,8 @@ _OPTIMIZER: Final = group(
     ),
     *refused(
         "it is no option of Kohya's",
-        "write the share into lr_warmup_steps, for example lr_warmup_steps = 0.05",
+        "write the share into lr_warmup_steps, for example lr_warmup_steps = 0.05; schedule-free "
+        "optimizers take neither",
         number("lr_warmup_ratio", "Share of the run over which the rate rises.", default=0),
     ),
     *refused(
