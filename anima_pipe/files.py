@@ -97,10 +97,12 @@ def remove_left_behind(folder: Path) -> None:
 
 def is_left_behind(path: Path) -> bool:
     """Tell whether the writer of a temporary file is dead: by its name, else by its age."""
+    writer = re.search(r"\.([0-9a-f]{6})-(\d+)\.[0-9a-f]{8}\.tmp$", path.name)
+    if writer is None:
+        return False  # somebody else's
     if time.time() - path.stat().st_mtime > ABANDONED_AFTER_SECONDS:
         return True
-    writer = re.search(r"\.([0-9a-f]{6})-(\d+)\.[0-9a-f]{8}\.tmp$", path.name)
-    return bool(writer) and writer[1] == _host_mark() and not process_exists(int(writer[2]))
+    return writer[1] == _host_mark() and not process_exists(int(writer[2]))
 
 
 def process_exists(pid: int) -> bool:

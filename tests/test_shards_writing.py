@@ -301,6 +301,23 @@ def test_small_files_of_dead_writers_are_removed_from_all_folders(tmp_path, aliv
     assert len(list(tmp_path.rglob(".*.tmp"))) == (2 if alive else 0)
 
 
+def test_nothing_of_others_is_removed_where_the_cache_is_among_other_folders(tmp_path):
+    write(tmp_path, [1])
+    (tmp_path / "text-encoder").mkdir()
+    (tmp_path / "scan").mkdir()
+    others = [
+        tmp_path / "text-encoder" / "model.safetensors.index.json",
+        tmp_path / "text-encoder" / ".download.tmp",
+        tmp_path / "text-encoder" / "a.tar.elsewhere.1.unfinished",
+        tmp_path / "scan" / ".page.tmp",
+    ]
+    for path in others:
+        path.touch()
+        os.utime(path, (time.time() - 2 * DAY, time.time() - 2 * DAY))
+    tidy(tmp_path)
+    assert all(path.exists() for path in others)
+
+
 def test_two_writers_in_one_process_do_not_disturb_each_other(tmp_path):
     with (
         LatentWriter(tmp_path, FINGERPRINT, "fp16", "vae") as one,

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from anima_pipe.files import remove_left_behind
 from anima_pipe.records import T5_LIMIT
-from anima_pipe.shards.folders import Kind, find_folder
+from anima_pipe.shards.folders import DESCRIPTION, Kind, find_folder
 from anima_pipe.shards.index import INDEX_SUFFIX, Problem, ShardIndex, index_path, load_index
 from anima_pipe.shards.mirror import mirror_at
 from anima_pipe.shards.packed_keys import KeySet
@@ -99,10 +100,14 @@ def _damaged(folder: Path, shard: ShardIndex) -> Iterator[Problem]:
 
 
 def tidy(cache_dir: Path) -> None:
-    """Remove what dead writers left in a cache, and the sidecars of shards that are gone."""
-    if not cache_dir.is_dir():
-        return
-    for folder in (path for path in cache_dir.iterdir() if path.is_dir()):
+    """Remove what dead writers left in a cache, and the sidecars of shards that are gone.
+
+    Of the folders in `cache_dir` only those of encoders are touched, and that of scans: others are
+    somebody else's.
+    """
+    remove_left_behind(cache_dir / "scan")
+    folders = (path for kind in TENSORS for path in cache_dir.glob(f"{kind}-*"))
+    for folder in (path for path in folders if (path / DESCRIPTION).is_file()):
         remove_abandoned(folder)
         # A mirror has sidecars of shards that it has not fetched.
         for tar in () if mirror_at(cache_dir) else _lost_shards(folder):
