@@ -70,13 +70,29 @@ def test_a_launch_with_deepspeed_is_refused_before_anything_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_adapter_in_bf16_is_refused_to_several_processes(
-    tmp_path: Path, cached: dict[str, object], monkeypatch
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (
+            {"full_bf16": True, "mixed_precision": "bf16"},
+            "full_bf16 is set, but 2 processes were started",
+        ),
+        (
+            {"ddp_static_graph": True, "gradient_accumulation_steps": 2},
+            "ddp_static_graph is set, and so is gradient_accumulation_steps",
+        ),
+    ],
+)
+def test_what_several_processes_cannot_share_is_refused_before_anything_is_loaded(
+    given: dict[str, object],
+    problem: str,
+    tmp_path: Path,
+    cached: dict[str, object],
+    monkeypatch,
 ):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    given = {"full_bf16": True, "mixed_precision": "bf16", "output_dir": tmp_path / "out"}
-    refused = anima_pipe("train", **cached, **given)
-    assert_one_error(refused, "full_bf16 is set, but 2 processes were started")
+    refused = anima_pipe("train", output_dir=tmp_path / "out", **cached, **given)
+    assert_one_error(refused, problem)
     assert not (tmp_path / "out").exists()
 
 

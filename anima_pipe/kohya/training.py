@@ -144,6 +144,13 @@ def process_config(options: Resolved) -> ProcessConfig:
             f"full_bf16 is set, but {processes} processes were started: it is for one",
             "remove full_bf16; mixed_precision bf16 keeps the frozen weights in bf16 all the same",
         )
+    accumulates = options.value("gradient_accumulation_steps") > 1
+    if options.value("ddp_static_graph") and accumulates and processes > 1:
+        raise ConfigError(
+            "ddp_static_graph is set, and so is gradient_accumulation_steps: not every backward "
+            "pass exchanges gradients",
+            "remove ddp_static_graph, or raise train_batch_size instead",
+        )
     minutes: int = options.value("ddp_timeout") or 0
     return ProcessConfig(
         timeout=timedelta(minutes=minutes) if minutes else PATIENCE,
