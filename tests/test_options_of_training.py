@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -299,14 +300,15 @@ def test_save_format_names_the_tensors(style: str, key: str, cached: Cached, tmp
     assert key in tensors_of(train(cached, tmp_path, save_format=style))
 
 
-def test_logs_go_where_logging_dir_and_log_prefix_say(cached: Cached, tmp_path: Path):
-    values = {"logging_dir": tmp_path / "curves", "log_prefix": "try"}
+@pytest.mark.parametrize("prefix", ["try", "try_"])
+def test_logs_go_where_logging_dir_and_log_prefix_say(prefix: str, cached: Cached, tmp_path: Path):
+    values = {"logging_dir": tmp_path / "curves", "log_prefix": prefix}
     train(cached, tmp_path / "logged", log_with="tensorboard", **values)
     (log,) = (tmp_path / "curves").iterdir()
     shutil.rmtree(tmp_path / "curves")
     train(cached, tmp_path / "silent", log_with="none", **values)
 
-    assert log.name.startswith("try_")
+    assert re.fullmatch(r"try_\d{8}_\d{6}", log.name)
     assert not (tmp_path / "curves").exists()
 
 

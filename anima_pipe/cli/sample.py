@@ -142,6 +142,7 @@ def _model_options(given: dict[str, Any]) -> Resolved:
         written = {n: item for n, item in options.written.items() if n != "llm_adapter_path"}
         options = replace(options, written=written)
     options = with_recorded_models(options, *MODEL_OPTIONS)
+    options = replace(options, command="sample")
     options.require(*MODEL_OPTIONS)
     return options
 

@@ -99,7 +99,9 @@ def _log_folder(options: Resolved, resumed: Path | None) -> Path:
     same_run = resumed and resumed.absolute().parent == options.value("output_dir").absolute()
     if before and same_run and before.parent == logs.absolute() and before.name.startswith(name):
         return before
-    return logs / f"{name}_{time.strftime('%Y%m%d_%H%M%S')}"
+    # Kohya's prefixes bring their own separator.
+    between = "" if name.endswith(("_", "-")) else "_"
+    return logs / f"{name}{between}{time.strftime('%Y%m%d_%H%M%S')}"
 
 
 def _tracker_arguments(options: Resolved) -> Mapping[str, Mapping[str, Any]]:
