@@ -92,7 +92,7 @@ def test_the_facts_of_a_run_are_there_by_kohyas_names(written: Path):
             "ss_v2": "False",
             "ss_num_validation_images": "0",
             "ss_validation_split": "0.0",
-            "ss_max_validation_steps": "None",
+            "ss_validation_seed": "0",
             "ss_color_aug": "False",
             "ss_flip_aug": "False",
             "ss_random_crop": "False",

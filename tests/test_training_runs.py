@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from anima_pipe.cli.main import main
+from anima_pipe.drawing.sheets import ROW_LABEL
 
 Cached = dict[str, object]
 
@@ -235,6 +236,21 @@ def test_the_contact_sheet_of_a_resumed_run_is_that_of_one_in_one_go(
 
     sheet, whole = (folder / "sample" / "fox.png" for folder in (tmp_path, shown[0] / "out"))
     assert sheet.read_bytes() == whole.read_bytes()
+
+
+def test_pictures_of_other_prompts_are_not_on_the_sheet_of_a_resumed_run(
+    cached: Cached, tmp_path: Path
+):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("fox --w 64 --h 64 --s 1 --l 1\n")
+    drawing = {"sample_prompts": prompts, "sample_every_n_steps": 1}
+    train(cached, tmp_path, **drawing, max_train_steps=1, save_state=True)
+    prompts.write_text("wolf --w 64 --h 64 --s 1 --l 1\n")
+    train(cached, tmp_path, **drawing, resume="latest")
+
+    one = picture_in(tmp_path / "sample" / "fox_000002_00.png")
+    sheet = picture_in(tmp_path / "sample" / "fox.png")
+    assert sheet.width < ROW_LABEL + 3 * one.width
 
 
 def test_a_picture_drawn_afterwards_is_the_runs_last_preview(

@@ -72,11 +72,7 @@ class Previews:
         cells: list[Image.Image] = []
         for number, encoded in enumerate(self.prompts):
             picture = self.painter.draw(encoded)
-            save_picture(
-                picture,
-                self._path(moment.step, number),
-                parameters_text(encoded.prompt, self.config.model),
-            )
+            save_picture(picture, self._path(moment.step, number), self._parameters(encoded))
             self.show(moment.step, {f"sample/{number:02d}": picture})
             cells.append(cell_of(picture))
         self._columns[moment.step] = cells
@@ -89,15 +85,25 @@ class Previews:
         return self.config.folder / f"{self.config.name}_{step:06d}_{number:02d}.png"
 
     def _drawn_before(self, now: int) -> dict[int, list[Image.Image]]:
-        """Return the cells of earlier steps, of those that have a picture of every prompt."""
+        """Return the cells of earlier steps, of those that have a picture of every prompt.
+
+        A picture of a prompt that was another one then, or had other settings, is none of it.
+        """
         name = re.compile(re.escape(self.config.name) + r"_(\d{6,})_00\.png")
         found = [name.fullmatch(path.name) for path in self.config.folder.glob("*_00.png")]
         columns: dict[int, list[Image.Image]] = {}
         for step in sorted(int(match[1]) for match in found if match):
-            paths = [self._path(step, number) for number in range(len(self.prompts))]
-            if step < now and all(path.exists() for path in paths):
-                columns[step] = [_read_cell(path) for path in paths]
+            drawn = [
+                _read_cell(self._path(step, number), self._parameters(encoded))
+                for number, encoded in enumerate(self.prompts)
+            ]
+            cells = [cell for cell in drawn if cell]
+            if step < now and len(cells) == len(drawn):
+                columns[step] = cells
         return columns
+
+    def _parameters(self, encoded: EncodedPrompt) -> str:
+        return parameters_text(encoded.prompt, self.config.model)
 
 
 class DrawingAlong:
@@ -125,6 +131,10 @@ class DrawingAlong:
             self.previews.painter.denoise(encoded)
 
 
-def _read_cell(path: Path) -> Image.Image:
+def _read_cell(path: Path, parameters: str) -> Image.Image | None:
+    """Return the cell of a picture, if there is one that was drawn with these parameters."""
+    if not path.exists():
+        return None
     with Image.open(path) as picture:
-        return cell_of(picture.convert("RGB"))
+        is_same = picture.info.get("parameters") == parameters
+        return cell_of(picture.convert("RGB")) if is_same else None

@@ -87,6 +87,7 @@ MIRRORED: Final = [
     "face_crop_aug_range",
     "prior_loss_weight",
     "scale_weight_norms",
+    "ema_decay",
     "loss_type",
     "huber_c",
     "huber_scale",
@@ -102,9 +103,6 @@ MIRRORED: Final = [
     "max_timestep",
     "validation_seed",
     "validation_split",
-    "max_validation_steps",
-    "validate_every_n_epochs",
-    "validate_every_n_steps",
     "resize_interpolation",
     "llm_adapter_lr",
     "self_attn_lr",
@@ -113,7 +111,10 @@ MIRRORED: Final = [
     "mod_lr",
     "training_comment",
 ]
-"""Options whose values are facts under the same name."""
+"""Options whose values are facts under the same name.
+
+Of Kohya's, when validation is due is left out: looking on changes nothing in the file.
+"""
 
 SPEC_TEXTS: Final = (
     "author",
