@@ -117,6 +117,7 @@ def test_nesterovs_momentum_is_kohyas_unless_another_is_set(kind: str):
         return defaults["betas"][0] if "betas" in defaults else defaults["momentum"]
 
     assert momentum() == 0.9
+    assert problem(0.1, kind)[0].defaults.get("nesterov", True)
     assert momentum(momentum=0.5) == 0.5
 
 

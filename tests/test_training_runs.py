@@ -303,6 +303,7 @@ def test_a_run_says_what_it_will_do_before_it_does_it(shown: tuple[Path, Ended])
     plan = said[: said.index("loss=")]
     assert "images      6, 6 visits per epoch" in plan
     assert "batches     4 per epoch" in plan
+    assert ", 4 per epoch: " in plan
     assert "buckets     128x128 (5), 96x160 (1)" in plan
     assert f"tokenizer   {MODEL['t5_tokenizer_dir']}" in plan
     assert "seed 1" in plan

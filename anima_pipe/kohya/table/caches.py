@@ -45,7 +45,8 @@ CACHES: Final[tuple[Option, ...]] = group(
     ),
     integer(
         "max_data_loader_n_workers",
-        "Processes that decode pictures; 0: none beside the main one.",
+        "Processes that decode pictures for the caches; 0: none beside the main one. Training "
+        "reads its batches where they lie in the caches, and needs none.",
         default=8,
         minimum=0,
         aliases=("num_workers",),

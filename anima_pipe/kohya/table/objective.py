@@ -198,6 +198,10 @@ _NOISE_AND_LOSS: Final = group(
         flag("debiased_estimation_loss", "Weight the loss by the schedule's noise."),
         number("min_snr_gamma", "Limit of the weight by signal to noise.", asks_nothing=(0,)),
         number("v_pred_like_loss", "Share of a v-prediction loss.", asks_nothing=(0,)),
+    ),
+    *refused(
+        "noise_offset is the same for all latents here",
+        "remove it; noise_offset alone, or noise_offset_random_strength beside it, is honoured",
         number("adaptive_noise_scale", "Adapts noise_offset to the latent.", asks_nothing=(0,)),
     ),
 )
