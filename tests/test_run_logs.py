@@ -6,8 +6,10 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 import urllib.request
@@ -15,7 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import MODEL, TRAINING, Ended, anima_pipe, assert_one_error, options, run_apart
+from commands import (
+    MODEL,
+    ROOT,
+    TRAINING,
+    Ended,
+    anima_pipe,
+    assert_one_error,
+    options,
+    run_apart,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from anima_pipe.hooks.run_log import MetricsFile
@@ -252,12 +263,27 @@ def _runs_shown(address: str, patience_seconds: float = 60) -> str:
             time.sleep(0.3)
 
 
-def test_a_run_that_is_watched_resumes_to_the_bytes_of_one_that_is_not(
+@pytest.mark.slow
+def test_a_run_that_is_watched_and_killed_resumes_to_the_bytes_of_one_that_is_neither(
     cached: Cached, tmp_path: Path
 ):
-    """Validation, previews, logs and alarms before and behind the resumption change nothing."""
+    """Validation, previews, logs, alarms and kill -9 change neither the weights nor the log."""
+    # A cache of its own: its captions have variants.
+    shutil.copytree(str(cached["cache_dir"]), tmp_path / "cache")
     (tmp_path / "prompts.txt").write_text("fox --w 64 --h 64 --s 1 --l 1\n")
-    plain = {"validation_split": 0.3, "network_dropout": 0.1, "max_train_steps": 5}
+    plain = {
+        **cached,
+        "cache_dir": tmp_path / "cache",
+        "caption_variants": 2,
+        "shuffle_caption": True,
+        "validation_split": 0.3,
+        "network_dropout": 0.1,
+        "gradient_accumulation_steps": 2,
+        # Metadata tell how often a run is validated.
+        "no_metadata": True,
+        "ema_decay": 0.9,
+        "max_train_steps": 5,
+    }
     watched = {
         **plain,
         "validate_every_n_steps": 1,
@@ -266,16 +292,41 @@ def test_a_run_that_is_watched_resumes_to_the_bytes_of_one_that_is_not(
         "save_state": True,
         "save_every_n_steps": 2,
     }
-    alone = {"log_with": "none", "validate_every_n_steps": 100}
-    train(cached, tmp_path / "alone", **plain, **alone).ok()
-    first = {**watched, "max_train_steps": 4}
-    train(cached, tmp_path / "watched", **first).ok()
-    state = tmp_path / "watched" / "out" / "fox-step00000002-state"
-    train(cached, tmp_path / "watched", **watched, resume=state).ok()
+    train(plain, tmp_path / "alone", validate_every_n_steps=100).ok()
+    folder = tmp_path / "watched"
+    _killed_behind(folder / "out" / "fox-step00000002-state", watched, folder)
+    resumed = train(watched, folder, resume="latest").ok()
+    assert "resumed   at step " in resumed.said
 
-    files = [tmp_path / name / "out" / "fox.safetensors" for name in ("alone", "watched")]
-    assert files[0].read_bytes() == files[1].read_bytes()
-    validated = [
-        line["step"] for line in metrics(tmp_path / "watched") if "validation/loss" in line
-    ]
-    assert validated == [0, 1, 2, 3, 4, 5]
+    for name in ("fox.safetensors", "fox-ema.safetensors"):
+        files = [tmp_path / run / "out" / name for run in ("alone", "watched")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    steps = [1, 2, 3, 4, 5]
+    lines = [line for line in metrics(folder) if "loss/current" in line]
+    assert [line["step"] for line in lines] == steps
+    events = events_of(only(folder / "logs"))
+    assert [event.step for event in events.Scalars("loss/current")] == steps
+    validated = [line["step"] for line in metrics(folder) if "validation/loss" in line]
+    assert validated == [0, *steps]
+    uninterrupted = [line for line in metrics(tmp_path / "alone") if "loss/current" in line]
+    for told, expected in zip(lines, uninterrupted, strict=True):
+        losses = [name for name in expected if name.startswith("loss/")]
+        assert [told[name] for name in losses] == [expected[name] for name in losses]
+
+
+def _killed_behind(state: Path, given: Cached, folder: Path) -> None:
+    """Train in a process of its own, and kill it once there is a state."""
+    own = {**MODEL, **TRAINING, "device": "cpu", "max_data_loader_n_workers": 0, **given}
+    own |= {"output_dir": folder / "out", "logging_dir": folder / "logs"}
+    own |= {"log_with": "tensorboard"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "anima_pipe.cli", "train", *options(**own)],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    )
+    while not state.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (folder / "out" / "fox.safetensors").exists()

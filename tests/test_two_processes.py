@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,6 +193,49 @@ def test_two_processes_limit_norms_and_ranks_as_one_does(cached: dict[str, objec
     for name in [name for name in found if name.endswith("lora_B.weight")]:
         down = found[name.replace("lora_B", "lora_A")]
         assert (found[name] @ down).norm() / len(down) <= 0.01 * (1 + 1e-4), name
+
+
+@pytest.mark.slow
+def test_two_processes_pass_over_a_step_that_one_of_them_cannot_take(
+    cached: dict[str, object], dataset: Path, tmp_path: Path
+):
+    # One picture of six, whose loss is infinite: the other process has a sound one in that step.
+    (folder,) = re.findall(r"image_dir = (.*)", dataset.read_text())
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    first = min(Path(json.loads(folder)).glob("*.txt"))
+    for path in Path(json.loads(folder)).glob(f"{first.stem}.*"):
+        shutil.copy(path, apart)
+    broken = tmp_path / "broken.toml"
+    text = dataset.read_text().replace("batch_size = 2", "batch_size = 1")
+    subset = f"[[datasets.subsets]]\nimage_dir = {json.dumps(str(apart))}\nloss_weight = 1e39\n"
+    broken.write_text(f"{text}{subset}")
+    shared = {
+        **cached,
+        "dataset_config": broken,
+        "max_train_steps": 4,
+        "on_nonfinite": "skip",
+    }
+    given = {**MODEL, **TRAINING, **shared, "device": "cpu", "output_dir": tmp_path / "two"}
+    summary = tmp_path / "summary.json"
+    two = run_apart(*LAUNCH, *options(**given, summary_json=summary), summary=summary).ok()
+    one = anima_pipe(
+        "train",
+        tmp_path / "one.json",
+        output_dir=tmp_path / "one",
+        gradient_accumulation_steps=2,
+        **shared,
+    ).ok()
+
+    for ended in (two, one):
+        assert ended.summary is not None
+        assert ended.summary["skipped_steps"] == 1
+    # Both name the pictures of both.
+    (said, expected) = (re.findall(r"passed over, on (.*)", ended.said) for ended in (two, one))
+    assert sorted(said[0].split(", ")) == sorted(expected[0].split(", "))
+    assert len(said[0].split(", ")) == 2
+    found, wanted = tensors_of(two), tensors_of(one)
+    assert all(torch.allclose(found[n], wanted[n], rtol=1e-3, atol=1e-5) for n in wanted)
 
 
 @pytest.mark.slow
