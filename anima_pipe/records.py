@@ -209,6 +209,9 @@ class Skipped:
     name: str
     reason: str
 
+    def __str__(self) -> str:
+        return self.reason if self.name in self.reason else f"{self.name}: {self.reason}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreviewPrompt:

@@ -49,14 +49,14 @@ def report_fill(what: str, summary: FillSummary, rank: Rank = ALONE) -> None:
 def report_long(texts: Sequence[Skipped]) -> None:
     """List texts that are longer than what the model was made for, and are kept whole."""
     if texts:
-        _list(f"kept whole, over {T5_LIMIT} T5 tokens ({len(texts)}):", _named(texts))
+        _list(f"kept whole, over {T5_LIMIT} T5 tokens ({len(texts)}):", texts)
 
 
 def report_overlap(pictures: Sequence[Skipped]) -> None:
     """List pictures that are held out for validation and trained on nevertheless."""
     if pictures:
         heading = f"held out for validation, but trained on elsewhere ({len(pictures)}):"
-        _list(heading, _named(pictures))
+        _list(heading, pictures)
         warn(
             "the validation loss is too low by them; give every subset that lists them the same "
             "validation_split and validation_seed, or keep them in a folder of their own"
@@ -66,7 +66,7 @@ def report_overlap(pictures: Sequence[Skipped]) -> None:
 def report_problems(problems: Sequence[Problem]) -> None:
     """List what is wrong in a cache."""
     if problems:
-        _list(f"wrong in the cache ({len(problems)}):", list(map(str, problems)))
+        _list(f"wrong in the cache ({len(problems)}):", problems)
 
 
 def report_skipped(skipped: Sequence[Skipped], *, strict: bool) -> None:
@@ -81,7 +81,7 @@ def report_skipped(skipped: Sequence[Skipped], *, strict: bool) -> None:
     """
     if not skipped:
         return
-    _list(f"left out {len(skipped)}:", _named(skipped))
+    _list(f"left out {len(skipped)}:", skipped)
     if strict:
         raise DataError(
             f"{len(skipped)} pictures or captions could not be used",
@@ -97,7 +97,7 @@ def report_uncaptioned(pictures: Sequence[Skipped], *, strict: bool) -> None:
     """
     if not pictures:
         return
-    _list(f"{counted(len(pictures), 'picture')} without a caption:", _named(pictures))
+    _list(f"{counted(len(pictures), 'picture')} without a caption:", pictures)
     if strict:
         raise DataError(
             f"{counted(len(pictures), 'picture')} without a caption",
@@ -171,13 +171,7 @@ def _adapter_lines(rows: Sequence[TableRow]) -> list[str]:
     return [head, *body, f"{'in all':<{width}}  {'':<6} {'':>5} {'':>8} {total:>12,}"]
 
 
-def _named(items: Sequence[Skipped]) -> list[str]:
-    return [
-        item.reason if item.name in item.reason else f"{item.name}: {item.reason}" for item in items
-    ]
-
-
-def _list(heading: str, items: Sequence[str]) -> None:
+def _list(heading: str, items: Sequence[object]) -> None:
     lines = [f"  {item}" for item in items[:NAMED]]
     if len(items) > NAMED:
         lines.append(f"  ... and {len(items) - NAMED} more")

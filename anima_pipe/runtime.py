@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import sys
@@ -20,7 +21,10 @@ SECONDS_BETWEEN_LINES: Final = 30.0
 """Of a progress bar in a log."""
 
 SAID_BEFORE: Final = "ANIMA_PIPE_SAID_BEFORE"
-"""The environment's variable of warnings that a command's parent has said, a line each."""
+"""The environment's variable that names a file of warnings said so far, each in JSON on a line.
+
+A command that starts others makes it, so that they do not repeat each other.
+"""
 
 LOGGER: Final = logging.getLogger("anima_pipe")
 
@@ -115,10 +119,21 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """Tell the user something that deserves a look, without stopping.
 
-    What the command that started this one has said is not said again.
+    What has been said already, here or by a stage before this one, is not said again.
     """
-    if message not in os.environ.get(SAID_BEFORE, "").split("\n"):
-        LOGGER.warning("warning: %s", message)
+    if (said := os.environ.get(SAID_BEFORE)) and not _note_said(Path(said), message):
+        return
+    LOGGER.warning("warning: %s", message)
+
+
+def _note_said(file: Path, message: str) -> bool:
+    """Note a warning; return whether it is new."""
+    line = json.dumps(message)
+    if file.is_file() and line in file.read_text(encoding="utf-8").splitlines():
+        return False
+    with file.open("a", encoding="utf-8") as notes:
+        notes.write(f"{line}\n")
+    return True
 
 
 def progress_bar(total: int, unit: str, label: str | None = None) -> tqdm[Any]:

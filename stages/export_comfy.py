@@ -13,6 +13,9 @@ from anima_pipe.cli.stage_command import stage_command
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.runtime import say
 
+READERS = {"comfy": "ComfyUI", "diffusers": "diffusers", "kohya": "sd-scripts"}
+"""Who reads a style."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSummary:
@@ -35,18 +38,19 @@ def run(options: Resolved) -> ExportSummary:
     from anima_pipe.comfy import export_adapter
     from anima_pipe.runtime import torch_dtype
 
+    style: str = options.value("save_format")
     precision: str | None = options.value("save_precision")
     export = export_adapter(
         options.value("input"),
         options.value("output"),
-        style=options.value("save_format"),
+        style=style,
         dtype=torch_dtype(precision) if precision else None,
         drop_norms=options.value("drop_norms"),
         allow_unmatched=options.value("allow_unmatched"),
     )
     say(
-        f"exported  {export.path}: {export.keys} tensors, as {options.value('save_format')} reads "
-        f"them; largest difference from what was trained {export.largest_difference:.1e}"
+        f"exported  {export.path}: {export.keys} tensors, as {READERS[style]} reads them; "
+        f"largest difference from what was trained {export.largest_difference:.1e}"
     )
     return ExportSummary(
         output=str(export.path),

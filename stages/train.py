@@ -345,7 +345,7 @@ def prepare_states(
 def resume_if_asked(settings: TrainSettings, states: StateSaver, trainer: Trainer) -> int:
     """Put the saved state in place where one was named; return the steps done."""
     from anima_pipe.hooks.train_state import differences, resume
-    from anima_pipe.kohya.identity import changes_optimizer, changes_rates
+    from anima_pipe.kohya.identity import changes_arguments, changes_optimizer, changes_rates
     from anima_pipe.optimizing.configured import Configured
 
     if settings.states.resume is None:
@@ -356,7 +356,7 @@ def resume_if_asked(settings: TrainSettings, states: StateSaver, trainer: Traine
     rates = other or changes_rates(differing)
     afresh = ["optimizer"] * other + ["schedule"] * rates
     done = resume(settings.states.resume, states.parts, settings.states.resume_allow, afresh)
-    if "optimizer_args" in differing:
+    if changes_arguments(differing):
         configured.restore_arguments()
     if rates:
         configured.restore_rates(trainer.schedule, done)

@@ -77,6 +77,25 @@ def test_info_is_a_table_with_kind_rank_alpha_and_norm(tmp_path):
     assert row[6] == "3"
 
 
+def test_info_shows_the_beginning_of_long_metadata_and_json_all_of_it(tmp_path):
+    path = adapter_file(tmp_path / "a.safetensors", "dora-rows")
+    long = json.dumps({f"tag {number}": 1 for number in range(500)})
+    save_file(load_file(path), path, metadata={"ss_tag_frequency": long, "ss_seed": "42"})
+
+    (line,) = (line for line in run("info", path).stdout.splitlines() if "ss_tag" in line)
+
+    assert '{"tag 0": 1, "tag 1"' in line
+    assert f"({len(long):,} letters; --json shows them all)" in line
+    assert len(line) < 160
+    assert json.loads(run("info", path, "--json").stdout)["metadata"]["ss_tag_frequency"] == long
+
+
+def test_a_file_that_is_not_there_is_told_in_one_short_line(tmp_path):
+    result = run("info", tmp_path / "gone.safetensors")
+
+    assert f"error: {tmp_path / 'gone.safetensors'} does not exist\n" in result.output
+
+
 def test_convert_writes_another_style_that_loads_the_same(tmp_path):
     path, converted = adapter_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
 
@@ -233,7 +252,7 @@ def test_extracting_says_what_no_adapter_can_express(tmp_path, base):
         *("--output", tmp_path / "found.safetensors", "--rank", 1),
     )
 
-    assert "1 tensors differ and are in no adapter: llm_adapter.out_proj.bias" in ended.stderr
+    assert "1 tensor differing, and in no adapter: llm_adapter.out_proj.bias" in ended.stderr
     assert ended.exit_code == 0
 
 

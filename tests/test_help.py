@@ -35,6 +35,21 @@ def test_the_overview_names_every_command(command: str):
     assert f"\n  {command} " in help_of()
 
 
+@pytest.mark.parametrize("group", ["cache", "config"])
+def test_the_overview_of_a_group_cuts_no_sentence(group: str):
+    listed = help_of(group).partition("Commands:\n")[2].splitlines()
+
+    assert len(listed) >= 3
+    assert all(line.endswith(".") and not line.endswith("...") for line in listed)
+
+
+def test_the_caches_options_may_be_written_with_dashes_and_are_listed_once():
+    written = CliRunner().invoke(main, ["cache", "stats", "--cache-dir", "nowhere"])
+
+    assert "there is no cache in nowhere" in written.output
+    assert "--cache-dir" not in help_of("cache", "stats")
+
+
 def test_a_stages_table_keeps_its_labels_in_a_column():
     lines = help_of("train").splitlines()
 

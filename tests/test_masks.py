@@ -274,7 +274,7 @@ def test_pictures_without_a_mask_are_an_error_that_names_them(pictures, tmp_path
     gone = min((tmp_path / "masks").iterdir())
     gone.unlink()
     ended = anima_pipe("cache-latents", **options)
-    assert_one_error(ended, "1 of 6 pictures have no mask", gone.stem)
+    assert_one_error(ended, "1 of 6 pictures without a mask", gone.stem)
 
 
 def test_a_mask_of_another_size_leaves_its_picture_out(pictures, tmp_path):

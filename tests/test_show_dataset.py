@@ -68,6 +68,24 @@ def test_every_visit_of_the_first_epoch_is_shown_and_nothing_done(dataset: Path,
     assert files_in(tmp_path) == {"summary.json"}
 
 
+def test_steps_are_counted_as_the_processes_of_a_launch_take_them(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    lines = run(dataset, tmp_path, debug_dataset=True).printed.splitlines()
+
+    assert [line.split(":")[0] for line in lines] == [f"step {n}" for n in (1, 2) for _ in "abcd"]
+
+
+def test_an_offset_that_nothing_takes_is_warned_of_and_not_shown(dataset: Path, tmp_path: Path):
+    shown = run(dataset, tmp_path, debug_dataset=True, timestep_sampling="uniform")
+
+    assert "noise shift" not in shown.printed
+    assert "timestep_sampling.offset has no effect beside" in shown.said
+
+
 def test_what_is_shown_grows_with_a_token_warmup(dataset: Path, tmp_path: Path):
     one, all_of_it = (
         run(dataset, tmp_path, debug_dataset=True, gradient_accumulation_steps=n).printed

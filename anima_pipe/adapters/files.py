@@ -217,6 +217,8 @@ def read_adapter_file(
                 metadata=file.metadata() or {},
                 allow_unmatched=allow_unmatched,
             )
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist", "correct the path") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} cannot be read: {error}", "give a whole .safetensors file of an adapter"

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 SETTINGS: dict[str, Any] = {
     "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 }
+SHOWN_LETTERS = 66
+"""Of a value of the metadata: a hash and a little more."""
+
 STYLES = ("comfy", "kohya", "diffusers")
+
+PRECISIONS = ("fp32", "fp16", "bf16", "float")
 
 _input = click.option(
     "--input", "source", type=click.Path(path_type=Path), required=True, help="An adapter file."
@@ -34,18 +39,21 @@ _style = click.option(
     "--save_format",
     type=click.Choice(STYLES),
     default="comfy",
-    show_default=True,
-    help="Whose names the tensors get.",
+    metavar="NAME",
+    help="Names of the tensors: ComfyUI's, diffusers' or Kohya's. "
+    "[comfy | diffusers | kohya; default comfy]",
 )
 _precision = click.option(
     "--save_precision",
-    type=click.Choice(["fp32", "fp16", "bf16", "float"]),
-    help="Dtype of the tensors. [default: the finest of the input]",
+    type=click.Choice(PRECISIONS),
+    metavar="NAME",
+    help="Precision of the tensors. [float | fp16 | bf16; default: the finest of the input]",
 )
-_rank = click.option("--rank", type=int, help="The largest rank of a layer.")
+_rank = click.option("--rank", type=int, metavar="N", help="The largest rank of a layer.")
 _energy = click.option(
     "--energy",
     type=float,
+    metavar="X",
     help="Share of each layer's squared norm to keep, such as 0.99; the rank follows.",
 )
 
@@ -118,9 +126,7 @@ def convert(
             drop_norms=drop_norms,
             allow_unmatched=allow_unmatched,
         )
-        click.echo(
-            f"{output}: {export.keys} tensors, largest difference {export.largest_difference:.1e}"
-        )
+        click.echo(f"{output}: {export.keys} tensors; {_read_back(export.largest_difference)}")
         return 0
 
     sys.exit(ending_of(work))
@@ -203,14 +209,16 @@ def resize(
 @_style
 @click.option(
     "--save_precision",
-    type=click.Choice(["fp32", "fp16", "bf16", "float"]),
+    type=click.Choice(PRECISIONS),
     default="bf16",
-    show_default=True,
-    help="Dtype of the tensors.",
+    metavar="NAME",
+    help="Precision of the tensors. [float | fp16 | bf16; default bf16]",
 )
 @_rank
 @_energy
-@click.option("--lokr_factor", type=int, help="Give LoKr of whole factors, with this factor.")
+@click.option(
+    "--lokr_factor", type=int, metavar="N", help="Give LoKr of whole factors, with this factor."
+)
 def extract(
     base: Path,
     tuned: Path,
@@ -228,13 +236,13 @@ def extract(
         from anima_pipe.adapters.extract import extract_adapter
         from anima_pipe.adapters.files import DEPTHS_KEY
         from anima_pipe.comfy import write_verified
-        from anima_pipe.runtime import torch_dtype, warn
+        from anima_pipe.runtime import counted, torch_dtype, warn
 
         size = Size(rank=1) if lokr_factor else Size(rank=rank, energy=energy)
         found = extract_adapter(base, tuned, size, lokr_factor=lokr_factor)
         if found.left_out:
             warn(
-                f"{len(found.left_out)} tensors differ and are in no adapter: "
+                f"{counted(len(found.left_out), 'tensor')} differing, and in no adapter: "
                 f"{', '.join(found.left_out[:5])}"
             )
         if not found.deltas:
@@ -264,9 +272,16 @@ def _write(
     ranks = sorted({delta.rank for delta in deltas.values() if delta.rank is not None})
     click.echo(
         f"{output}: {len(deltas)} modules, ranks {', '.join(map(str, ranks))}, "
-        f"{export.keys} tensors, largest difference {export.largest_difference:.1e}"
+        f"{export.keys} tensors; {_read_back(export.largest_difference)}"
     )
     return 0
+
+
+def _read_back(difference: float) -> str:
+    """Say what came of reading a written file and comparing it."""
+    return (
+        f"read back, it differs by {difference:.1e} at most" if difference else "read back, equal"
+    )
 
 
 def _read(path: Path, allow_unmatched: bool) -> tuple[AdapterFile, dict[str, Delta]]:
@@ -308,11 +323,20 @@ def _overview(facts: Mapping[str, Any]) -> list[str]:
         "parameters": f"{facts['parameters']:,}",
     }
     width = max(map(len, facts["metadata"]), default=0)
-    metadata = [f"  {key:<{width}}  {value}" for key, value in facts["metadata"].items()]
+    metadata = [
+        f"  {key:<{width}}  {_shortened(value)}" for key, value in facts["metadata"].items()
+    ]
     return [
         *(f"{label:<12}{fact}" for label, fact in labelled.items()),
         *(["", "metadata", *metadata] if metadata else []),
     ]
+
+
+def _shortened(value: str) -> str:
+    """Return the beginning of what would fill a screen: the tags of a dataset, its buckets."""
+    if len(value) <= SHOWN_LETTERS:
+        return value
+    return f"{value[:SHOWN_LETTERS]}... ({len(value):,} letters; --json shows them all)"
 
 
 def _table(rows: list[ContentsRow]) -> list[str]:

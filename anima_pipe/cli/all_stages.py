@@ -11,9 +11,10 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from anima_pipe import demo
@@ -34,6 +35,11 @@ STAGES = ("fetch-tokenizer", "cache-latents", "encode-text", "train")
 
 OUTPUT = Path("output")
 """Where results go that nothing else is said of, each in a folder of its own."""
+
+ECHO_WIDTH = 100
+"""Of the lines that show a stage's command."""
+BREAK = " \\"
+"""What a shell takes for a line that goes on."""
 
 FIRST_LOOK_PROMPTS = 4
 FIRST_LOOK_SETTINGS = {"width": 256, "height": 256, "sample_steps": 8, "scale": 1}
@@ -59,13 +65,15 @@ class StageFailedError(PipeError):
 def run(options: Resolved) -> AllSummary:
     """Run the five stages; stop at the first that fails."""
     given = with_defaults(options)
-    said = _said_of_the_dataset(options)
     folder = Path(str(given["output_dir"]))
-    summaries = {name: _run_stage(name, given, folder, said) for name in STAGES}
-    trained = _trained_file(summaries["train"])
-    output = folder / "comfyui" / trained.name
-    exported = {**given, "input": trained, "output": output}
-    summaries["export-comfy"] = _run_stage("export-comfy", exported, folder, said)
+    with TemporaryDirectory() as notes:
+        said = Path(notes) / "said"
+        said.write_text("".join(f"{json.dumps(text)}\n" for text in _warnings(options)))
+        summaries = {name: _run_stage(name, given, folder, said) for name in STAGES}
+        trained = _trained_file(summaries["train"])
+        output = folder / "comfyui" / trained.name
+        exported = {**given, "input": trained, "output": output}
+        summaries["export-comfy"] = _run_stage("export-comfy", exported, folder, said)
     summary = AllSummary(output=str(output), output_bytes=output.stat().st_size, stages=summaries)
     _report(summary)
     return summary
@@ -151,8 +159,8 @@ def _noted(options: Resolved, name: str) -> object:
     return None if options.given(name) else options.value(name)
 
 
-def _said_of_the_dataset(options: Resolved) -> tuple[str, ...]:
-    """Say what deserves a look in the dataset, once for all stages; return all that was said."""
+def _warnings(options: Resolved) -> tuple[str, ...]:
+    """Say what deserves a look in the dataset; return it with what was said of the options."""
     from anima_pipe.kohya.inspection import DATASETS
     from anima_pipe.kohya.settings import examine_datasets
 
@@ -163,28 +171,28 @@ def _said_of_the_dataset(options: Resolved) -> tuple[str, ...]:
     return (*options.warnings, *warnings)
 
 
-def _run_stage(name: str, given: Given, folder: Path, said: Sequence[str]) -> dict[str, Any]:
+def _run_stage(name: str, given: Given, folder: Path, said: Path) -> dict[str, Any]:
     """Run one stage with the options that it takes; return its summary.
 
     Args:
         name: Of the stage.
         given: Options, from which it takes its own.
         folder: Of the results.
-        said: Warnings that it need not repeat.
+        said: File of the warnings that it need not repeat.
 
     Raises:
         StageFailedError: It ended with an error.
-        KeyboardInterrupt: It was interrupted.
+        SystemExit: It was interrupted, which it has said itself.
     """
     summary_file = folder / "summaries" / f"{name}.json"
+    say(f"\n{shown_command(name, given)}")
     arguments = [name, *command_line(name, {**given, "summary_json": summary_file})]
-    say(f"\n$ anima-pipe {shlex.join(arguments)}")
     # The arguments are the user's own, handed on without a shell.
     program = [sys.executable, "-m", "anima_pipe.cli"]
-    environment = {**os.environ, SAID_BEFORE: "\n".join(said)}
+    environment = {**os.environ, SAID_BEFORE: str(said)}
     code = _ending_of(subprocess.Popen([*program, *arguments], env=environment))  # noqa: S603
     if code == INTERRUPTED:
-        raise KeyboardInterrupt
+        sys.exit(INTERRUPTED)
     if code != 0:
         raise StageFailedError(
             f"stage {name} failed",
@@ -205,14 +213,39 @@ def _ending_of(stage: subprocess.Popen[bytes]) -> int:
             continue
 
 
+def shown_command(name: str, given: Given) -> str:
+    """Return a stage's command as one would type it, broken between options where it is long.
+
+    Paths below the working folder are shown from there.
+    """
+    near = {key: _from_here(value) for key, value in given.items()}
+    lines = [f"$ anima-pipe {name}"]
+    for piece in map(shlex.join, _pieces(name, near)):
+        if len(lines[-1]) + len(piece) < ECHO_WIDTH - len(BREAK):
+            lines[-1] += f" {piece}"
+        else:
+            lines.append(f"      {piece}")
+    return f"{BREAK}\n".join(lines)
+
+
+def _from_here(value: object) -> object:
+    """Return a path as it is called in the working folder, and anything else as it is."""
+    if not isinstance(value, Path) or not value.is_relative_to(Path.cwd()):
+        return value
+    return value.relative_to(Path.cwd())
+
+
 def command_line(name: str, given: Given) -> list[str]:
     """Write out the options that a stage takes, as one would type them."""
-    arguments: list[str] = []
+    return [argument for piece in _pieces(name, given) for argument in piece]
+
+
+def _pieces(name: str, given: Given) -> Iterator[list[str]]:
+    """Yield each option that a stage takes, with its value."""
     for option in options_of(name):
         for spelling in option.spellings:
             if (value := given.get(spelling)) is not None:
-                arguments += _typed(option, spelling, value)
-    return arguments
+                yield _typed(option, spelling, value)
 
 
 def _typed(option: Option, spelling: str, value: object) -> list[str]:

@@ -38,7 +38,14 @@ PROBLEMS_FOUND = 1
 """Exit code of `verify`."""
 
 
-@click.group("cache", help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
+SETTINGS: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    # --cache-dir is --cache_dir, and so for all of them.
+    "token_normalize_func": lambda token: token.replace("-", "_"),
+}
+
+
+@click.group("cache", help=__doc__, context_settings=SETTINGS)
 def command() -> None:
     """Group the four."""
 
@@ -48,14 +55,12 @@ def _of_cache(work: Callable[..., None]) -> Callable[..., None]:
 
     @click.option(
         "--cache_dir",
-        "--cache-dir",
         default="cache",
         show_default=True,
         help="The cache folder, or its address: s3://, gs://, hf://, https://.",
     )
     @click.option(
         "--cache_mirror_dir",
-        "--cache-mirror-dir",
         type=click.Path(path_type=Path),
         help="Where an address has its mirror. [default: in the user's cache folder]",
     )
@@ -67,7 +72,7 @@ def _of_cache(work: Callable[..., None]) -> Callable[..., None]:
     return with_cache
 
 
-@command.command("stats")
+@command.command("stats", short_help="How much is in a cache.")
 @_of_cache
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def stats(cache: Callable[[], Path], *, as_json: bool) -> None:
@@ -86,18 +91,17 @@ def stats(cache: Callable[[], Path], *, as_json: bool) -> None:
     sys.exit(ending_of(work))
 
 
-@command.command("verify")
+@command.command("verify", short_help="Read every sample, compare its checksum.")
 @_of_cache
 @click.option("--reencode", type=int, metavar="N", help="Also encode N samples again, and compare.")
 @click.option(
     "--config_file",
-    "--config-file",
     help="train_args.toml that names the encoders and the dataset of --reencode.",
 )
-@click.option("--dataset_config", "--dataset-config", help="Where the pictures are.")
+@click.option("--dataset_config", help="Where the pictures are.")
 @click.option("--vae", help="What made the latents.")
 @click.option("--qwen3", help="What made the texts, with --t5_tokenizer_dir.")
-@click.option("--t5_tokenizer_dir", "--t5-tokenizer-dir", help="Folder of the T5 tokenizer.")
+@click.option("--t5_tokenizer_dir", help="Folder of the T5 tokenizer.")
 @click.option("--device", help="Where to encode: auto, cpu, cuda, cuda:1, mps.")
 def verify(
     cache: Callable[[], Path], reencode: int | None, config_file: str | None, **given: str | None
@@ -120,14 +124,13 @@ def verify(
     sys.exit(ending_of(work))
 
 
-@command.command("gc")
+@command.command("gc", short_help="Remove what none of some datasets needs.")
 @click.argument(
     "files", nargs=-1, required=True, metavar="FILES...", type=click.Path(path_type=Path)
 )
 @_of_cache
 @click.option(
     "--config_file",
-    "--config-file",
     type=click.Path(path_type=Path),
     help="train_args.toml whose options fill the gaps of the datasets.",
 )
@@ -177,7 +180,7 @@ def collect(
     sys.exit(ending_of(work))
 
 
-@command.command("manifest")
+@command.command("manifest", short_help="List a cache's files, for reading over http.")
 @_of_cache
 def manifest(cache: Callable[[], Path]) -> None:
     """Write the list of a cache's files, by which it can be read over http.
@@ -254,8 +257,8 @@ def _needed(datasets: Iterable[Resolved], cache_dir: Path) -> dict[Kind, set[str
         if survey.skipped:
             first = survey.skipped[0]
             raise DataError(
-                f"{len(survey.skipped)} pictures cannot be read, so what they need is not known; "
-                f"the first: {first.name}: {first.reason}",
+                f"{counted(len(survey.skipped), 'picture')} cannot be used, so that what "
+                f"the dataset needs is not known; the first: {first}",
                 "mend or remove them: nothing has been removed from the cache",
             )
         needed["latents"].update(survey.latents)

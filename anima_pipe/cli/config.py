@@ -23,7 +23,11 @@ def command() -> None:
     """Group the three."""
 
 
-@command.command("explain", context_settings={"ignore_unknown_options": True})
+@command.command(
+    "explain",
+    short_help="What an option or a key of dataset.toml does.",
+    context_settings={"ignore_unknown_options": True},
+)
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
 def explain_keys(keys: Sequence[str]) -> None:
     """Say what an option or a key of dataset.toml does, takes and defaults to."""
@@ -35,7 +39,7 @@ def explain_keys(keys: Sequence[str]) -> None:
     sys.exit(ending_of(work))
 
 
-@command.command("check")
+@command.command("check", short_help="All that is wrong with files, before a run.")
 @click.argument("files", nargs=-1, required=True, metavar="FILES...", type=click.Path())
 def check(files: Sequence[str]) -> None:
     """Find everything that is wrong with files of options, datasets and sample prompts.
@@ -57,7 +61,7 @@ def check(files: Sequence[str]) -> None:
     sys.exit(ending_of(work))
 
 
-@command.command("schema")
+@command.command("schema", short_help="The JSON Schema of a file, for editors.")
 @click.argument("file", type=click.Choice([*SCHEMAS]), default="train_args", metavar="[FILE]")
 def schema(file: str) -> None:
     """Print the JSON Schema of train_args (the default) or dataset, for editors."""

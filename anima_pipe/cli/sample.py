@@ -44,16 +44,24 @@ if TYPE_CHECKING:
     help=help_text(__doc__),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.option("--config_file", help="train_args.toml that names the model's files, and prompts.")
-@click.option("--pretrained_model_name_or_path", help="The transformer.")
-@click.option("--llm_adapter_path", help="The text adapter, where it is a file of its own.")
-@click.option("--vae", help="The VAE.")
-@click.option("--qwen3", help="Qwen3, a folder or a file.")
-@click.option("--t5_tokenizer_dir", help="Folder of the T5 tokenizer.")
-@click.option("--demo", "on_demo", is_flag=True, help="Draw with the embedded tiny model.")
-@click.option("--device", help="Where to compute: auto, cpu, cuda, cuda:1, mps.")
 @click.option(
-    "--mixed_precision", help="no, fp16 or bf16. [default: bf16 on a GPU, else no, which is fp32]"
+    "--config_file",
+    metavar="PATH",
+    help="train_args.toml that names the model's files, and prompts.",
+)
+@click.option("--pretrained_model_name_or_path", metavar="PATH", help="The transformer.")
+@click.option(
+    "--llm_adapter_path", metavar="PATH", help="The text adapter, where it is a file of its own."
+)
+@click.option("--vae", metavar="PATH", help="The VAE.")
+@click.option("--qwen3", metavar="PATH", help="Qwen3, a folder or a file.")
+@click.option("--t5_tokenizer_dir", metavar="PATH", help="Folder of the T5 tokenizer.")
+@click.option("--demo", "on_demo", is_flag=True, help="Draw with the embedded tiny model.")
+@click.option("--device", metavar="NAME", help="Where to compute: auto, cpu, cuda, cuda:1, mps.")
+@click.option(
+    "--mixed_precision",
+    metavar="NAME",
+    help="no, fp16 or bf16. [default: bf16 on a GPU, else no, which is fp32]",
 )
 @click.option(
     "--adapter",
@@ -69,14 +77,14 @@ if TYPE_CHECKING:
     metavar="TEXT",
     help="A prompt, with settings behind it as in sample_prompts; may be given several times.",
 )
-@click.option("--sample_prompts", help="File of prompts: .txt, .toml or .json.")
-@click.option("--negative", help="Negative prompt, where a prompt says none.")
-@click.option("--width", help="In pixels, where a prompt says none. [default: 1024]")
-@click.option("--height", help="In pixels, where a prompt says none. [default: 1024]")
-@click.option("--steps", help="Euler steps. [default: 30]")
-@click.option("--cfg", help="Classifier-free guidance; 1: none. [default: 4]")
-@click.option("--seed", help="Of the noise. [default: 0]")
-@click.option("--shift", help="Shift of the noise levels. [default: 3]")
+@click.option("--sample_prompts", metavar="PATH", help="File of prompts: .txt, .toml or .json.")
+@click.option("--negative", metavar="TEXT", help="Negative prompt, where a prompt says none.")
+@click.option("--width", metavar="N", help="In pixels, where a prompt says none. [default: 1024]")
+@click.option("--height", metavar="N", help="In pixels, where a prompt says none. [default: 1024]")
+@click.option("--steps", metavar="N", help="Euler steps. [default: 30]")
+@click.option("--cfg", metavar="X", help="Classifier-free guidance; 1: none. [default: 4]")
+@click.option("--seed", metavar="N", help="Of the noise. [default: 0]")
+@click.option("--shift", metavar="X", help="Shift of the noise levels. [default: 3]")
 @click.option(
     "--xy",
     nargs=2,
@@ -84,8 +92,20 @@ if TYPE_CHECKING:
     help="A sheet per prompt: columns, then rows. An axis is adapter=FILE,FILE (or none, or a "
     "pattern with *), strength=0,0.5,1, or values of seed, cfg, steps, shift.",
 )
-@click.option("--output_dir", default="samples", show_default=True, help="Folder of the pictures.")
-@click.option("--output_name", default="sample", show_default=True, help="Start of their names.")
+@click.option(
+    "--output_dir",
+    metavar="PATH",
+    default="samples",
+    show_default=True,
+    help="Folder of the pictures.",
+)
+@click.option(
+    "--output_name",
+    metavar="NAME",
+    default="sample",
+    show_default=True,
+    help="Start of their names.",
+)
 def command(
     adapters: tuple[str, ...],
     lines: tuple[str, ...],

@@ -43,12 +43,14 @@ def show_dataset(options: Resolved) -> ShownDataset:
     from anima_pipe.dataset.pictures import find_pictures
     from anima_pipe.dataset.plan import describe, make_plan
     from anima_pipe.dataset.survey import survey_pictures
+    from anima_pipe.kohya.objective import warn_of_idle_offsets
     from anima_pipe.kohya.settings import cache_settings, dataset_configs
     from anima_pipe.report import report_skipped
     from anima_pipe.shards.keys import text_key
 
+    datasets = dataset_configs(options)
     survey = survey_pictures(
-        find_pictures(dataset_configs(options)),
+        find_pictures(datasets),
         caption_variants=options.value("caption_variants"),
         crop_variants=options.value("crop_variants"),
         cache_dir=cache_settings(options).folder,
@@ -59,6 +61,7 @@ def show_dataset(options: Resolved) -> ShownDataset:
     plan = make_plan(survey, survey.latents, captions, survey.masks, seed=seed)
     # Every process of a launch has the same to show.
     if launched_rank().number == 0:
+        warn_of_idle_offsets(options, datasets)
         report_skipped(survey.skipped, strict=options.value("strict"))
         say("\n".join([*describe(plan), f"seed        {seed}"]))
         for line in _lines(plan, survey, captions, options):
@@ -74,17 +77,22 @@ def show_dataset(options: Resolved) -> ShownDataset:
 def _lines(
     plan: Plan, survey: Survey, captions: dict[str, str], options: Resolved
 ) -> Iterator[str]:
-    accumulation: int = options.value("gradient_accumulation_steps")
-    per_epoch = -(-plan.batches_per_epoch() // accumulation)
+    from anima_pipe.kohya.objective import takes_offsets
+
+    # As in training: every process brings so many batches to a step.
+    per_step = launched_rank().processes * options.value("gradient_accumulation_steps")
+    per_epoch = -(-plan.batches_per_epoch() // per_step)
     epochs: int | None = options.value("max_train_epochs")
     steps: int = epochs * per_epoch if epochs else options.value("max_train_steps")
+    shifts = takes_offsets(options)
     for number, batch in enumerate(plan.epoch(0)):
-        step = number // accumulation
+        step = number // per_step
         for visit in batch:
-            yield f"step {step + 1}: {_line(visit.at_step(step, steps), survey, captions)}"
+            shown = visit.at_step(step, steps)
+            yield f"step {step + 1}: {_line(shown, survey, captions, shifts=shifts)}"
 
 
-def _line(visit: Visit, survey: Survey, captions: dict[str, str]) -> str:
+def _line(visit: Visit, survey: Survey, captions: dict[str, str], *, shifts: bool) -> str:
     latent = survey.latents[visit.latent]
     (width, height), (left, top) = latent.choice.bucket, latent.choice.crop
     of_width, of_height = latent.choice.resized
@@ -93,6 +101,6 @@ def _line(visit: Visit, survey: Survey, captions: dict[str, str]) -> str:
         *(["mirrored"] if latent.flipped else []),
         *(["masked"] if visit.mask else []),
         *([f"loss weight {visit.loss_weight:g}"] if visit.loss_weight != 1 else []),
-        *([f"noise shift {visit.sigma_offset:g}"] if visit.sigma_offset else []),
+        *([f"noise shift {visit.sigma_offset:g}"] if shifts and visit.sigma_offset else []),
     ]
     return f"{visit.name} ({', '.join(facts)}) {captions[visit.text]!r}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -47,9 +47,9 @@ def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> di
         "scale_weight_norms": settings.model.scale_weight_norms,
         "dataset": _plan_digest(batches.plan),
         "network_module": settings.model.adapter_kind,
-        "network_args": dict(sorted(settings.model.adapter_arguments.items())),
+        **_each("network_args", settings.model.adapter_arguments),
         "optimizer_type": settings.optimizer.kind.lower(),
-        "optimizer_args": dict(sorted(settings.optimizer.arguments.items())),
+        **_each("optimizer_args", settings.optimizer.arguments),
         "learning_rate": settings.learning_rate,
         **{f"{part.name}_lr": part.rate for part in settings.part_rates},
         **_fields("lr_scheduler", schedule),
@@ -77,9 +77,19 @@ def changes_rates(names: Iterable[str]) -> bool:
     return any(name.partition(".")[0] in known or name.endswith("_lr") for name in names)
 
 
+def changes_arguments(names: Iterable[str]) -> bool:
+    """Tell whether the optimizer's arguments differ where what goes by these names does."""
+    return any(name.startswith("optimizer_args.") for name in names)
+
+
 def changes_optimizer(names: Iterable[str]) -> bool:
     """Tell whether what an optimizer has learned of the run fits no longer."""
     return bool({"optimizer_type", "full_bf16"} & set(names))
+
+
+def _each(name: str, arguments: Mapping[str, object]) -> dict[str, object]:
+    """Return arguments, each under name.argument, so that the one that differs is told."""
+    return {f"{name}.{key}": value for key, value in sorted(arguments.items())}
 
 
 def _fields(name: str, settings: DataclassInstance) -> dict[str, object]:

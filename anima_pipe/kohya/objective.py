@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from anima_pipe.dataset.config import DatasetConfig
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rules import SEED_SHIFT
 from anima_pipe.objective.flow_loss import WEIGHTINGS, LossConfig, ObjectiveConfig
 from anima_pipe.objective.noise import NoiseConfig
 from anima_pipe.objective.sigmas import SigmaConfig
+from anima_pipe.runtime import warn
 
 TIMESTEPS = 1000
 """Kohya's timesteps of sigma 1."""
@@ -48,8 +52,23 @@ def _sigmas(options: Resolved) -> SigmaConfig:
         shift_by_size=sampling == "flux_shift",
         lowest=0.0 if lowest is None else lowest / TIMESTEPS,
         highest=1.0 if highest is None else highest / TIMESTEPS,
-        takes_offsets=sampling in TAKES_OFFSETS,
+        takes_offsets=takes_offsets(options),
     )
+
+
+def takes_offsets(options: Resolved) -> bool:
+    """Tell whether noise levels are drawn in a way that a subset's offset moves."""
+    return options.value("timestep_sampling") in TAKES_OFFSETS
+
+
+def warn_of_idle_offsets(options: Resolved, datasets: Iterable[DatasetConfig]) -> None:
+    """Say so where subsets have offsets of their noise levels that nothing takes."""
+    subsets = [subset for dataset in datasets for subset in dataset.subsets]
+    if not takes_offsets(options) and any(subset.sigma_offset for subset in subsets):
+        warn(
+            "custom_attributes.timestep_sampling.offset has no effect beside this "
+            f"timestep_sampling; it acts beside {', '.join(TAKES_OFFSETS)}"
+        )
 
 
 def _noise(options: Resolved) -> NoiseConfig:

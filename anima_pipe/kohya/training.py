@@ -22,7 +22,7 @@ from anima_pipe.hooks.train_state import state_seed
 from anima_pipe.hooks.validation import ValidationConfig
 from anima_pipe.kohya import settings
 from anima_pipe.kohya.logs import LogSettings, log_settings
-from anima_pipe.kohya.objective import TAKES_OFFSETS, objective_config
+from anima_pipe.kohya.objective import objective_config, warn_of_idle_offsets
 from anima_pipe.kohya.optimizer import optimizer_config
 from anima_pipe.kohya.outputs import (
     PreviewSettings,
@@ -38,7 +38,7 @@ from anima_pipe.kohya.schedule import schedule_config
 from anima_pipe.objective.flow_loss import ObjectiveConfig
 from anima_pipe.optimizing.optimizers import OptimizerConfig
 from anima_pipe.optimizing.schedules import ScheduleConfig
-from anima_pipe.runtime import launched_rank, torch_dtype, warn
+from anima_pipe.runtime import launched_rank, torch_dtype
 from anima_pipe.trainer.processes import PATIENCE, ProcessConfig
 
 
@@ -188,7 +188,7 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
     states = state_settings(options)
     data = _data(options)
     objective = objective_config(options)
-    _warn_of_idle_offsets(data, objective)
+    warn_of_idle_offsets(options, data.datasets)
     seed: int | None = options.value("seed")
     if seed is None:
         seed = state_seed(states.resume) if states.resume else drawn_seed
@@ -238,15 +238,6 @@ def _data(options: Resolved) -> DataSettings:
         rehash=options.value("rehash"),
         strict=options.value("strict"),
     )
-
-
-def _warn_of_idle_offsets(data: DataSettings, objective: ObjectiveConfig) -> None:
-    subsets = [subset for dataset in data.datasets for subset in dataset.subsets]
-    if not objective.sigmas.takes_offsets and any(subset.sigma_offset for subset in subsets):
-        warn(
-            "custom_attributes.timestep_sampling.offset has no effect beside this "
-            f"timestep_sampling; it acts beside {', '.join(TAKES_OFFSETS)}"
-        )
 
 
 def _validation(options: Resolved, data: DataSettings) -> ValidationConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from anima_pipe.errors import DataError
 from anima_pipe.records import ImageFile
+from anima_pipe.runtime import counted
 from anima_pipe.source.images import image_names
 
 NAMED = 3
@@ -30,7 +31,8 @@ def find_masks(folder: Path, pictures: Sequence[str]) -> list[str]:
     if without:
         first = ", ".join(without[:NAMED]) + (", ..." if len(without) > NAMED else "")
         raise DataError(
-            f"{len(without)} of {len(pictures)} pictures have no mask in {folder}: {first}",
+            f"{len(without)} of {counted(len(pictures), 'picture')} without a mask in {folder}: "
+            f"{first}",
             "add a mask of the same name for each (all white: everything counts), or correct "
             "conditioning_data_dir",
         )

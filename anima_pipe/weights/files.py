@@ -57,10 +57,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
                 raise _not_safetensors(path, file.read(64))
             header = start + file.read(max(0, header_bytes - len(start)))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist", "Check the path.") from error
+        raise CheckpointError(f"{path} does not exist", "correct the path") from error
     except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be read: {error.strerror}", "Check its permissions and its disk."
+            f"{path} cannot be read: {error.strerror}", "check its permissions and its disk"
         ) from error
     if 8 + header_bytes > file_bytes:
         raise _truncated(path, 8 + header_bytes, file_bytes)
