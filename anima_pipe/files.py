@@ -47,7 +47,7 @@ def published(path: Path) -> Generator[Path]:
     Raises:
         OutputError: The folder cannot be made or written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{_writer()}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         with refusals_named(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +85,11 @@ def published_folder(folder: Path) -> Generator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def temporary_name(name: str) -> str:
+    """Return a name for a file that is being written, which says by whom; see `is_left_behind`."""
+    return f".{name}.{_writer()}.{uuid.uuid4().hex[:8]}.tmp"
 
 
 def remove_left_behind(folder: Path) -> None:

@@ -9,7 +9,6 @@ import errno
 import os
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from anima_pipe.errors import CacheError, OutputError, PipeError
-from anima_pipe.files import put_in_place
+from anima_pipe.files import put_in_place, temporary_name
 from anima_pipe.shards.addresses import (
     OBJECT_STORES,
     filesystem,
@@ -247,7 +246,7 @@ class Remote:
         storage = self._opened()[0]
         folder, _, name = path.rpartition("/")
         storage.makedirs(folder, exist_ok=True)
-        temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
+        temporary = f"{folder}/{temporary_name(name)}"
         try:
             put(temporary)
             if self.folder:
