@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from anima_pipe.cli.stage_command import stage_command
-from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.runtime import Rank, counted, say, warn
 
@@ -99,10 +98,10 @@ def train_together(
     from anima_pipe.files import make_folder
     from anima_pipe.hooks.ema import Ema
     from anima_pipe.hooks.smoothing import SmoothedLosses
-    from anima_pipe.hooks.tracking import loss_ends
     from anima_pipe.interrupts import stop_request
     from anima_pipe.kohya import building
     from anima_pipe.kohya.metadata import described
+    from anima_pipe.kohya.resuming import resume_if_asked
     from anima_pipe.kohya.training import train_settings, with_save_ratio
     from anima_pipe.memory_needs import largest_batch, memory_explained, memory_needs
     from anima_pipe.model import TextConditionedTransformer
@@ -159,6 +158,20 @@ def train_together(
     ):
         end = trainer.run(steps_done)
     report_end(settings, trainer, end, previews)
+    return summary_of(settings, trainer, end, states, previews, started)
+
+
+def summary_of(
+    settings: TrainSettings,
+    trainer: Trainer,
+    end: Moment,
+    states: StateSaver,
+    previews: Previews | None,
+    started: float,
+) -> TrainSummary:
+    """Return what a run came to; `started` is of the monotonic clock."""
+    from anima_pipe.hooks.tracking import loss_ends
+
     ends = loss_ends(trainer.losses)
     return TrainSummary(
         steps=end.step,
@@ -340,35 +353,6 @@ def prepare_states(
     identity = made_with(settings, trainer.batches, trainer.config.max_train_steps)
     parts = RunParts(adapter=adapter, stateful=stateful, made_with=identity)
     return StateSaver(parts, settings.states.config)
-
-
-def resume_if_asked(settings: TrainSettings, states: StateSaver, trainer: Trainer) -> int:
-    """Put the saved state in place where one was named; return the steps done."""
-    from anima_pipe.hooks.train_state import differences, resume
-    from anima_pipe.kohya.identity import changes_arguments, changes_optimizer, changes_rates
-    from anima_pipe.optimizing.configured import Configured
-
-    if settings.states.resume is None:
-        return 0
-    configured = Configured(trainer.optimizer, type(trainer.plain_optimizer))
-    differing = differences(settings.states.resume, states.parts)
-    other = changes_optimizer(differing)
-    rates = other or changes_rates(differing)
-    afresh = ["optimizer"] * other + ["schedule"] * rates
-    done = resume(settings.states.resume, states.parts, settings.states.resume_allow, afresh)
-    if changes_arguments(differing):
-        configured.restore_arguments()
-    if rates:
-        configured.restore_rates(trainer.schedule, done)
-    if other:
-        warn("the optimizer begins afresh: what it had learned is of another kind")
-    if done >= trainer.config.max_train_steps:
-        raise ConfigError(
-            f"state {settings.states.resume} is at step {done}, the run's last",
-            "raise max_train_steps or max_train_epochs to train on",
-        )
-    say(f"resumed   at step {done} from {settings.states.resume}")
-    return done
 
 
 def report_end(

@@ -322,13 +322,17 @@ def test_a_full_checkpoint_is_not_an_adapter(tmp_path):
         load_adapter(path, small_model())
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not a safetensors file", "cut"])
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors does not exist"):
+        load_adapter(tmp_path / "a.safetensors", small_model())
+
+
+@pytest.mark.parametrize("content", [b"", b"not a safetensors file", "cut"])
 def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
     path = tmp_path / "a.safetensors"
     if content == "cut":
         content = saved(tmp_path).read_bytes()[:-100]
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
 
     with pytest.raises(CheckpointError, match=r"a\.safetensors cannot be read"):
         load_adapter(path, small_model())

@@ -1,0 +1,40 @@
+"""Going on from a saved state where the options name one."""
+
+from __future__ import annotations
+
+from anima_pipe.errors import ConfigError
+from anima_pipe.hooks.train_state import StateSaver, differences, resume
+from anima_pipe.kohya.identity import changes_arguments, changes_optimizer, changes_rates
+from anima_pipe.kohya.training import TrainSettings
+from anima_pipe.optimizing.configured import Configured
+from anima_pipe.runtime import say, warn
+from anima_pipe.trainer import Trainer
+
+
+def resume_if_asked(settings: TrainSettings, states: StateSaver, trainer: Trainer) -> int:
+    """Put the saved state in place where one was named; return the steps done.
+
+    Raises:
+        ConfigError: The state is of another run, or at the run's last step.
+    """
+    if settings.states.resume is None:
+        return 0
+    configured = Configured(trainer.optimizer, type(trainer.plain_optimizer))
+    differing = differences(settings.states.resume, states.parts)
+    other = changes_optimizer(differing)
+    rates = other or changes_rates(differing)
+    afresh = ["optimizer"] * other + ["schedule"] * rates
+    done = resume(settings.states.resume, states.parts, settings.states.resume_allow, afresh)
+    if changes_arguments(differing):
+        configured.restore_arguments()
+    if rates:
+        configured.restore_rates(trainer.schedule, done)
+    if other:
+        warn("the optimizer begins afresh: what it had learned is of another kind")
+    if done >= trainer.config.max_train_steps:
+        raise ConfigError(
+            f"state {settings.states.resume} is at step {done}, the run's last",
+            "raise max_train_steps or max_train_epochs to train on",
+        )
+    say(f"resumed   at step {done} from {settings.states.resume}")
+    return done
