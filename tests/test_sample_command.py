@@ -64,6 +64,13 @@ def test_one_prompt_gives_one_picture_the_same_every_time(tmp_path):
     assert not np.array_equal(pixels(first), pixels(other))
 
 
+def test_pictures_drawn_before_stay(tmp_path):
+    (first,) = drawn(tmp_path, "--prompt", "a fox")
+    kept, second = drawn(tmp_path, "--prompt", "a wolf")
+    assert np.array_equal(pixels(kept), pixels(first))
+    assert not np.array_equal(pixels(second), pixels(first))
+
+
 def test_strength_nothing_is_the_base_and_adapters_add_up(tmp_path, adapters):
     base, off, lora, both = (
         drawn(tmp_path / str(number), "--prompt", "a fox", *given)[0]

@@ -7,6 +7,7 @@ Costs   the text encoder's memory, then the transformer's and the VAE's
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -124,23 +125,32 @@ def command(
         axes = [parse_axis(axis) for axis in xy] if xy else []
         grids = [grid(shot, *axes) if axes else [[shot]] for shot in shots]
         distinct = dict.fromkeys(shot for rows in grids for row in rows for shot in row)
+        folder = Path(output_dir)
         paths = {
-            shot: Path(output_dir) / f"{output_name}_{number:03d}.png"
-            for number, shot in enumerate(distinct)
+            shot: folder / f"{output_name}_{number:03d}.png"
+            for number, shot in enumerate(distinct, next_number(folder, output_name))
         }
         cells = _draw_all(paths, options)
-        for number, rows in enumerate(grids if axes else []):
+        sheets = f"{output_name}_xy"
+        for number, rows in enumerate(grids if axes else [], next_number(folder, sheets)):
             from anima_pipe.drawing.painter import save_picture
             from anima_pipe.drawing.sheets import draw_sheet
 
             x, y = axes
             sheet = draw_sheet(y.labels, x.labels, [[cells[shot] for shot in row] for row in rows])
-            path = Path(output_dir) / f"{output_name}_xy_{number:02d}.png"
+            path = folder / f"{sheets}_{number:02d}.png"
             save_picture(sheet, path)
             say(f"sheet     {path}")
         return 0
 
     sys.exit(ending_of(work))
+
+
+def next_number(folder: Path, name: str) -> int:
+    """Return the number after the last of the pictures `<name>_<number>.png`, which stay."""
+    numbered = re.compile(rf"{re.escape(name)}_(\d+)\.png")
+    found = (numbered.fullmatch(path.name) for path in folder.glob("*.png"))
+    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def _model_options(given: dict[str, Any]) -> Resolved:
