@@ -36,7 +36,7 @@ Loader: TypeAlias = "Callable[[Request], NDArray[Any]]"
 BATCHES_AHEAD = 2
 """Batches per worker that are decoded, or being decoded, before the caller takes them."""
 
-WORKER_NICENESS: Final = 5
+WORKER_NICENESS: Final = 19
 """By how much workers step back behind the process that they decode for."""
 
 KEPT_BYTES: Final = 128 * 2**20
