@@ -127,6 +127,15 @@ def test_a_rule_for_captions_gives_its_texts(
     assert texts_of(read(keys)) == texts
 
 
+def test_another_caption_seed_draws_other_variants(folder: Path, read: Read):
+    add_picture(folder, "fox, snow, sun, tree, moss, rock")
+    shuffled: Keys = {"shuffle_caption": True}
+    drawn = texts_of(read(shuffled))
+
+    assert texts_of(read({**shuffled, "caption_seed": 7})) != drawn
+    assert texts_of(read({**shuffled, "caption_seed": 0})) == drawn
+
+
 @pytest.mark.parametrize(
     ("keys", "without"),
     [

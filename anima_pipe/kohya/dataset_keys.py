@@ -73,6 +73,7 @@ _SUBSET_KEYS: Final = (
     "caption_dropout_every_n_epochs",
     "caption_dropout_rate",
     "caption_tag_dropout_rate",
+    "caption_seed",
     "caption_extension",
     "cache_info",
     "validation_seed",

@@ -85,6 +85,9 @@ class CaptionRules:
     """Chance, in [0, 1], that the whole caption is replaced by the empty one."""
     caption_dropout_every_n_epochs: int = 0
     """Every n-th epoch is trained with empty captions; 0: none."""
+    caption_seed: int = 0
+    """What the variants that are cached are drawn from, beside caption and number; not one of
+    Kohya's rules."""
 
     def __post_init__(self) -> None:
         if not self.caption_separator:

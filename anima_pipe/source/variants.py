@@ -141,10 +141,10 @@ def _rendered(
 def _variant(raw: GroupedCaption | str, rules: CaptionRules, index: int, step: int) -> str:
     """Render one variant of a caption.
 
-    It is drawn from the caption and the variant's number alone, so that runs with other seeds
-    find their texts in the cache.
+    It is drawn from the rules' own seed, the caption and the variant's number, and not from the
+    run's seed: so runs with other seeds find their texts in the cache.
     """
-    rng = Random(f"{index}\x1f{raw}")  # noqa: S311 - not a secret
+    rng = Random(f"{rules.caption_seed}\x1f{index}\x1f{raw}")  # noqa: S311 - not a secret
     if isinstance(raw, GroupedCaption):
         return raw.render(rules, rng, step=step)
     return render_caption(raw, rules, rng=rng, step=step)

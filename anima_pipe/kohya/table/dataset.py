@@ -219,6 +219,14 @@ _CAPTIONS: Final = group(
         minimum=0,
         test="test_token_warmup.py::test_a_run_shows_more_tags_step_by_step",
     ),
+    integer(
+        "caption_seed",
+        "Another one draws other variants of the captions; runs that share it share their texts, "
+        "whatever their seed.",
+        default=0,
+        minimum=0,
+        test="test_options_of_datasets.py::test_another_caption_seed_draws_other_variants",
+    ),
 )
 
 _SOURCES: Final = group(
