@@ -22,10 +22,19 @@ def cache(*words: object) -> Result:
     return result
 
 
+@pytest.fixture(scope="module")
+def complete(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small dataset's caches; those that other tests train from hold their prompts as well."""
+    folder = tmp_path_factory.mktemp("complete")
+    for stage in ("cache-latents", "encode-text"):
+        anima_pipe(stage, dataset_config=dataset, cache_dir=folder).ok()
+    return folder
+
+
 @pytest.fixture
-def folder(cached: dict[str, object], tmp_path: Path) -> Path:
-    """A copy of the small dataset's complete caches."""
-    return Path(shutil.copytree(str(cached["cache_dir"]), tmp_path / "cache"))
+def folder(complete: Path, tmp_path: Path) -> Path:
+    """A copy of them."""
+    return Path(shutil.copytree(complete, tmp_path / "cache"))
 
 
 @pytest.fixture
