@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: the step in progress is finished and the state saved."""
+"""Ctrl-C and SIGTERM: they end a command in order, and training only after the step in progress."""
 
 from __future__ import annotations
 
@@ -8,6 +8,28 @@ from contextlib import contextmanager
 from types import FrameType
 
 from anima_pipe.runtime import say
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, from `kill`, a container that is stopped or a cluster's scheduler."""
+
+
+@contextmanager
+def terminations_raised() -> Generator[None]:
+    """Make SIGTERM end the work in here as Ctrl-C does: in order, with helpers and files put away.
+
+    Raises:
+        Terminated: It came.
+    """
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class StopRequest:

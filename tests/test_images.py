@@ -1,5 +1,6 @@
 """Pictures on disk: found, measured, and refused by name if they are damaged."""
 
+import os
 import struct
 import warnings
 import zlib
@@ -143,3 +144,10 @@ class TestBadFiles:
         saved(tmp_path, photo.rotate(180), "a.png")
         with pytest.raises(DataError, match=r"a\.png has changed since"):
             load_pixels(LatentRequest(key="", image=image, choice=whole(SIZE)))
+
+
+def test_a_pipe_named_like_a_picture_is_an_error_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "fox.png")
+
+    with pytest.raises(DataError, match=r"fox\.png is no file"):
+        read_image_file(tmp_path / "fox.png")

@@ -69,15 +69,28 @@ def started(command: str, **values: object) -> subprocess.Popen[str]:
     )
 
 
-def interrupted(process: subprocess.Popen[str], after: str) -> str:
-    """Press Ctrl-C once a process has said some words; return all that it says."""
+def said_until(process: subprocess.Popen[str], words: str) -> str:
+    """Wait until a process has said some words; return all that it said."""
     assert process.stderr is not None
     said = ""
-    while after not in said:
+    while words not in said:
         read = process.stderr.read(1)
         assert read, said
         said += read
+    return said
+
+
+def interrupted(process: subprocess.Popen[str], after: str) -> str:
+    """Press Ctrl-C once a process has said some words; return all that it says."""
+    said = said_until(process, after)
     os.killpg(process.pid, signal.SIGINT)
+    return said + process.communicate(timeout=60)[1]
+
+
+def terminated(process: subprocess.Popen[str], after: str) -> str:
+    """Send SIGTERM to a process alone once it has said some words; return all that it says."""
+    said = said_until(process, after)
+    process.terminate()
     return said + process.communicate(timeout=60)[1]
 
 
@@ -102,6 +115,37 @@ def test_ctrl_c_ends_a_stage_with_one_line_and_leaves_no_shard_that_looks_finish
     assert "Traceback" not in said
     assert said.endswith("interrupted\n")
     assert shards_in(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_stage_and_its_decoders_with_one_line(tmp_path: Path):
+    given = {"dataset_config": demo.DEMO_DATASET, "resolution": 768, "cache_dir": tmp_path}
+    workers = {"max_data_loader_n_workers": 2}
+    run = started("cache-latents", device="cpu", vae=MODEL["vae"], **given, **workers)
+
+    said = terminated(run, after="0%|")
+
+    assert run.returncode == 143
+    assert "Traceback" not in said
+    assert "resource_tracker" not in said
+    assert said.endswith("terminated\n")
+    assert shards_in(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_lets_the_training_within_finish_its_step_and_save(
+    pictures: Path, tmp_path: Path
+):
+    given = {"dataset_config": pictures, "output_dir": tmp_path / "out", "device": "cpu"}
+    small = {"resolution": 128, "min_bucket_reso": 64, "sample_at_first": False}
+    run = started("all", max_train_steps=100_000, **given, **small)
+
+    said = terminated(run, after="epoch=1")
+
+    assert run.returncode == 2
+    assert "Traceback" not in said
+    (state,) = (tmp_path / "out").glob("*-state")
+    assert said.rstrip().endswith(f"go on with the same command and --resume {state}")
 
 
 @pytest.mark.slow

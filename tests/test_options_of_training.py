@@ -317,6 +317,16 @@ def test_summary_json_holds_what_a_command_came_to(cached: Cached, tmp_path: Pat
     assert json.loads((tmp_path / "end.json").read_text())["steps"] == 2
 
 
+def test_a_command_that_fails_leaves_no_summary_of_an_earlier_one(tmp_path: Path):
+    summary = tmp_path / "end.json"
+    summary.write_text('{"steps": 2}')
+
+    ended = anima_pipe("cache-latents", summary, dataset_config=tmp_path / "none.toml")
+
+    assert ended.code != 0
+    assert ended.summary is None
+
+
 def drawn(cached: Cached, folder: Path, **values: object) -> set[str]:
     """The steps, in six letters, at which previews were drawn."""
     (folder / "prompts.txt").write_text("fox --w 64 --h 64 --s 1 --l 1\n")

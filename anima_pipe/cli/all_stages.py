@@ -18,11 +18,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from anima_pipe import demo
-from anima_pipe.cli.ending import INTERRUPTED
+from anima_pipe.cli.ending import INTERRUPTED, TERMINATED
 from anima_pipe.cli.stage_command import stage_command
 from anima_pipe.errors import PipeError
 from anima_pipe.files import write_atomically
 from anima_pipe.hub.home import MODEL_OPTIONS
+from anima_pipe.interrupts import Terminated
 from anima_pipe.kohya.options import options_of
 from anima_pipe.kohya.resolve import COMMAND_LINE
 from anima_pipe.kohya.resolved import Resolved
@@ -191,8 +192,8 @@ def _run_stage(name: str, given: Given, folder: Path, said: Path) -> dict[str, A
     program = [sys.executable, "-m", "anima_pipe.cli"]
     environment = {**os.environ, SAID_BEFORE: str(said)}
     code = _ending_of(subprocess.Popen([*program, *arguments], env=environment))  # noqa: S603
-    if code == INTERRUPTED:
-        sys.exit(INTERRUPTED)
+    if code in (INTERRUPTED, TERMINATED):
+        sys.exit(code)
     if code != 0:
         raise StageFailedError(
             f"stage {name} failed",
@@ -204,11 +205,14 @@ def _run_stage(name: str, given: Given, folder: Path, said: Path) -> dict[str, A
 def _ending_of(stage: subprocess.Popen[bytes]) -> int:
     """Wait for a stage; return its exit code.
 
-    A Ctrl-C reaches the stage as well, and how to end is for it to decide: training first saves.
+    A Ctrl-C reaches the stage as well, a SIGTERM is passed on to it, and how to end is for it to
+    decide: training first saves.
     """
     while True:
         try:
             return stage.wait()
+        except Terminated:
+            stage.terminate()
         except KeyboardInterrupt:
             continue
 

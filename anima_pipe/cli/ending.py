@@ -9,10 +9,14 @@ from typing import Final
 import click
 
 from anima_pipe.errors import PipeError
+from anima_pipe.interrupts import Terminated, terminations_raised
 from anima_pipe.runtime import setup_messages
 
 INTERRUPTED: Final = 130
 """Exit code of what Ctrl-C ended, as shells have it."""
+
+TERMINATED: Final = 143
+"""The same for SIGTERM."""
 
 
 def ending_of(work: Callable[[], int], *, debug: bool = False) -> int:
@@ -24,12 +28,16 @@ def ending_of(work: Callable[[], int], *, debug: bool = False) -> int:
     """
     setup_messages(verbose=debug)
     try:
-        return work()
+        with terminations_raised():
+            return work()
     except PipeError as error:
         if debug:
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)
         return error.exit_code
+    except Terminated:
+        click.echo("terminated", err=True)
+        return TERMINATED
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         return INTERRUPTED

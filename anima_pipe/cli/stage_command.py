@@ -128,13 +128,14 @@ def run_stage(
             raise_findings(findings)
             write_config(options, new)
             return 0
+        summary_file = _summary_file(options)
+        if summary_file:
+            make_folder(summary_file.parent)
+            summary_file.unlink(missing_ok=True)  # a run that fails leaves none of an earlier one
         options = inspect_run(options, findings)
         for warning in options.warnings:
             warn(warning)
-        summary_json: Path | None = options.value("summary_json")
-        if summary_json:
-            make_folder(summary_json.parent)
-        write_summary(run(options), summary_json)
+        write_summary(run(options), summary_file)
         return 0
 
     return ending_of(work, debug=bool(given.get("debug")))
@@ -160,18 +161,24 @@ def write_config(options: Resolved, path: Path | None) -> None:
         say(f"wrote {path}")
 
 
-def write_summary(summary: DataclassInstance, path: Path | None) -> None:
-    """Write a stage's summary as JSON, if a file was asked for.
+def _summary_file(options: Resolved) -> Path | None:
+    """Return where the summary goes, if one was asked for.
 
     Of processes launched together each has its own: `summary.json`, `summary.rank1.json`, ...
+    """
+    path: Path | None = options.value("summary_json")
+    rank = launched_rank().number
+    return path.with_name(f"{path.stem}.rank{rank}{path.suffix}") if path and rank else path
+
+
+def write_summary(summary: DataclassInstance, path: Path | None) -> None:
+    """Write a stage's summary as JSON, if a file was asked for.
 
     Raises:
         OutputError: The file cannot be written.
     """
     if path is not None:
         assert is_dataclass(summary)
-        if rank := launched_rank().number:
-            path = path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
         text = json.dumps(asdict(summary), indent=2, default=str, ensure_ascii=False)
         write_atomically(path, text.encode() + b"\n")
 

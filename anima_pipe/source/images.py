@@ -90,6 +90,9 @@ def read_image_file(path: Path) -> ImageFile:
     Raises:
         DataError: The file is missing, empty, or not a picture that Pillow can read.
     """
+    # Opening a pipe, which has a name like a file, waits for somebody to write into it.
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is no file, but a pipe or a device", "remove it from the folder")
     with _failing_as_data_error(path), path.open("rb") as file:
         content = _content_hash(file)
         if not file.tell():
