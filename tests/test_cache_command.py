@@ -205,7 +205,7 @@ def test_gc_keeps_what_is_needed_by_options_that_no_file_holds(pictures, tmp_pat
     folder, prompts = tmp_path / "cache", tmp_path / "prompts.txt"
     prompts.write_text("a fox of its own\n")
     shuffled = write_dataset(tmp_path / "shuffled.toml", pictures, shuffle_caption=True)
-    given = {"caption_variants": 9, "sample_prompts": prompts}
+    given = {"caption_variants": 9, "caption_seed": 5, "sample_prompts": prompts}
     anima_pipe("encode-text", dataset_config=shuffled, cache_dir=folder, **given).ok()
     result = cache("gc", shuffled, "--cache_dir", folder, *options(**given))
     assert "would remove 0 samples" in result.stdout, result.output

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -133,30 +134,15 @@ def test_sigterm_ends_a_stage_and_its_decoders_with_one_line(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_sigterm_to_all_lets_the_training_within_finish_its_step_and_save(
-    pictures: Path, tmp_path: Path
+@pytest.mark.parametrize("ended", [interrupted, terminated])
+def test_ctrl_c_and_sigterm_let_the_training_within_all_finish_its_step_and_save(
+    ended: Callable[[subprocess.Popen[str], str], str], pictures: Path, tmp_path: Path
 ):
     given = {"dataset_config": pictures, "output_dir": tmp_path / "out", "device": "cpu"}
     small = {"resolution": 128, "min_bucket_reso": 64, "sample_at_first": False}
     run = started("all", max_train_steps=100_000, **given, **small)
 
-    said = terminated(run, after="epoch=1")
-
-    assert run.returncode == 2
-    assert "Traceback" not in said
-    (state,) = (tmp_path / "out").glob("*-state")
-    assert said.rstrip().endswith(f"go on with the same command and --resume {state}")
-
-
-@pytest.mark.slow
-def test_ctrl_c_lets_the_training_within_all_finish_its_step_and_save(
-    pictures: Path, tmp_path: Path
-):
-    given = {"dataset_config": pictures, "output_dir": tmp_path / "out", "device": "cpu"}
-    small = {"resolution": 128, "min_bucket_reso": 64, "sample_at_first": False}
-    run = started("all", max_train_steps=100_000, **given, **small)
-
-    said = interrupted(run, after="epoch=1")
+    said = ended(run, "epoch=1")
 
     assert run.returncode == 2
     assert "Traceback" not in said
