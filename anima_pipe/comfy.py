@@ -1,4 +1,4 @@
-"""ComfyUI's rules for adapter files: what it makes of every kind, and the proof that ours obey.
+"""ComfyUI's rules for adapter files: what it makes of every kind.
 
 Written from ComfyUI's published behaviour and apart from `adapters`, so that each checks the
 other. W is a weight, a a module's alpha; a / r is 1 where there is no alpha:
@@ -17,25 +17,17 @@ The patched weight is W + strength D, computed in fp32 and rounded once.
 
 from __future__ import annotations
 
-import math
-import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from anima_pipe.adapters.delta import Delta
-from anima_pipe.adapters.files import deltas_of, read_adapter_file, write_deltas
 from anima_pipe.adapters.inject import walk
 from anima_pipe.adapters.styles import PathIndex
 from anima_pipe.errors import CheckpointError
-from anima_pipe.files import published
 from anima_pipe.model import AnimaTransformer, LlmAdapterConfig, TransformerConfig
 
 Tensors = Mapping[str, Tensor]
@@ -83,10 +75,6 @@ SMALLEST: Final = TransformerConfig(
     ),
 )
 """A model built for its modules' names alone."""
-
-TOLERANCES: Final = {torch.float32: 1e-5, torch.float16: 8e-3, torch.bfloat16: 6e-2}
-"""Largest difference that saving in a dtype explains, relative to the layer's largest change:
-eight of its rounding steps, for a change is a sum of products of rounded numbers."""
 
 
 def apply_adapter(
@@ -195,71 +183,6 @@ def parameter_change(name: str, parameter: Tensor, tensors: Tensors) -> Tensor:
     return (weight_change if name == "weight" else bias_change)(parameter, tensors)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Export:
-    """A file that was written, and how far it is from what was trained."""
-
-    path: Path
-    keys: int
-    """Tensors in the file."""
-    largest_difference: float
-    """See `verify_export`."""
-
-
-def export_adapter(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    style: str = "comfy",
-    dtype: torch.dtype | None = None,
-    *,
-    drop_norms: bool = False,
-    allow_unmatched: bool = False,
-) -> Export:
-    """Write an adapter file anew in another style or dtype; no model is needed.
-
-    The file is verified before it gets its name.
-
-    Args:
-        source: An adapter file of any style.
-        target: The file to write.
-        style: "comfy", "kohya" or "diffusers".
-        dtype: Of the trained tensors; None: as in the source.
-        drop_norms: Leave the norms out, for a style that cannot express them.
-        allow_unmatched: Leave out, with a warning, what of the source matches nothing.
-
-    Raises:
-        CheckpointError: The source cannot be read, or the target fails its verification.
-        ConfigError: The style cannot express something.
-        OutputError: The target cannot be written.
-    """
-    file = read_adapter_file(source, allow_unmatched=allow_unmatched)
-    deltas = deltas_of(file, anima_paths())
-    if drop_norms:
-        deltas = {module: delta for module, delta in deltas.items() if delta.group != "norm"}
-    return write_verified(deltas, target, style, dtype or file.dtype, file.metadata)
-
-
-def write_verified(
-    deltas: Mapping[str, Delta],
-    target: str | os.PathLike[str],
-    style: str,
-    dtype: torch.dtype | None,
-    metadata: Mapping[str, str],
-) -> Export:
-    """Write deltas to a file that gets its name when it is verified; see `write_deltas`.
-
-    Raises:
-        CheckpointError: It fails its verification.
-        ConfigError: The style cannot express something.
-        OutputError: It cannot be written.
-    """
-    with published(Path(target)) as unfinished:
-        write_deltas(deltas, unfinished, style, dtype, metadata)
-        difference = verify_export(unfinished, deltas)
-        keys = len(load_file(unfinished))
-    return Export(path=Path(target), keys=keys, largest_difference=difference)
-
-
 @cache
 def anima_paths() -> PathIndex:
     """Return the names of all modules that an Anima of any usual depth has.
@@ -272,61 +195,6 @@ def anima_paths() -> PathIndex:
         for path in paths
         for block in range(DEEPEST)
     )
-
-
-def verify_export(path: str | os.PathLike[str], deltas: Mapping[str, Delta]) -> float:
-    """Compare a file, applied by ComfyUI's rules, with the change that was trained.
-
-    One layer's change is in memory at a time. It is compared without the weight that it is added
-    to, whose rounding would hide a difference.
-
-    Args:
-        path: The file, of style comfy, kohya or diffusers.
-        deltas: What was trained, by module path: `Adapter.deltas`.
-
-    Returns:
-        The largest difference of all layers, relative to the largest change of its layer.
-
-    Raises:
-        CheckpointError: It is more than rounding, or ComfyUI would pass over a tensor.
-    """
-    file_tensors = load_file(path)
-    by_module = tensors_by_module(file_tensors, deltas.keys())
-    errors = {
-        module: change_error(delta, by_module.get(module, {})) for module, delta in deltas.items()
-    }
-    module = max(errors, key=lambda module: errors[module])
-    dtypes = {tensor.dtype for tensor in file_tensors.values()}
-    if errors[module] > max(TOLERANCES.get(dtype, 0.0) for dtype in dtypes):
-        raise CheckpointError(
-            f"{path}: the change of {module} is off by {errors[module]:.1e} of its size",
-            "do not use the file; report this with the command that wrote it",
-        )
-    return errors[module]
-
-
-@torch.no_grad()
-def change_error(delta: Delta, tensors: Tensors) -> float:
-    """Return the difference between a delta and what a file says of its module.
-
-    Returns:
-        The largest difference, relative to the largest element of the delta's change; infinite if
-        there is one although the delta changes nothing.
-    """
-    zeros = {name: torch.zeros(()).expand(shape) for name, shape in delta.shapes.items()}
-    error = 0.0
-    for name, trained in delta.weight_changes(zeros).items():
-        filed = parameter_change(name, zeros[name], tensors)
-        largest = _largest(trained)
-        difference = _largest(filed - trained.cpu())
-        error = max(error, difference / largest if largest else difference and math.inf)
-    return error
-
-
-def _largest(tensor: Tensor) -> float:
-    """Return the largest magnitude in a tensor, without a copy of it."""
-    low, high = torch.aminmax(tensor)
-    return max(-low.item(), high.item())
 
 
 def _product(tensors: Tensors) -> tuple[Tensor, int | None] | None:

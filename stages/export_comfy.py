@@ -35,7 +35,7 @@ def run(options: Resolved) -> ExportSummary:
     """Write the file and compare it with what was trained."""
     if options.value("merge"):
         return bake(options)
-    from anima_pipe.comfy import export_adapter
+    from anima_pipe.export import export_adapter
     from anima_pipe.runtime import torch_dtype
 
     style: str = options.value("save_format")

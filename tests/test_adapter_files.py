@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from anima_pipe.adapters import Adapter, create_adapter, load_adapter, save_adapter
-from anima_pipe.comfy import export_adapter
 from anima_pipe.errors import CheckpointError, ConfigError, OutputError
+from anima_pipe.export import export_adapter
 
 Q_PROJ = "blocks.0.self_attn.q_proj"
 

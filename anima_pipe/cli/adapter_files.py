@@ -114,7 +114,7 @@ def convert(
     """Convert one file."""
 
     def work() -> int:
-        from anima_pipe.comfy import export_adapter
+        from anima_pipe.export import export_adapter
         from anima_pipe.runtime import torch_dtype
 
         dtype = torch_dtype(save_precision) if save_precision else None
@@ -235,7 +235,7 @@ def extract(
         from anima_pipe.adapters.combine import Size
         from anima_pipe.adapters.extract import extract_adapter
         from anima_pipe.adapters.files import DEPTHS_KEY
-        from anima_pipe.comfy import write_verified
+        from anima_pipe.export import write_verified
         from anima_pipe.runtime import counted, torch_dtype, warn
 
         size = Size(rank=1) if lokr_factor else Size(rank=rank, energy=energy)
@@ -263,7 +263,7 @@ def _write(
     save_precision: str | None,
 ) -> int:
     """Write what `make` returns, with the metadata and dtype of the file that it came from."""
-    from anima_pipe.comfy import write_verified
+    from anima_pipe.export import write_verified
     from anima_pipe.runtime import torch_dtype
 
     deltas, file = make()

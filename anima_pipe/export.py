@@ -1,0 +1,82 @@
+"""Writing an adapter for inference programs: a file gets its name when it is verified."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from anima_pipe.adapters.delta import Delta
+from anima_pipe.adapters.files import deltas_of, read_adapter_file, write_deltas
+from anima_pipe.comfy import anima_paths
+from anima_pipe.files import published
+from anima_pipe.verification import verify_export
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """A file that was written, and how far it is from what was trained."""
+
+    path: Path
+    keys: int
+    """Tensors in the file."""
+    largest_difference: float
+    """See `verify_export`."""
+
+
+def export_adapter(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    style: str = "comfy",
+    dtype: torch.dtype | None = None,
+    *,
+    drop_norms: bool = False,
+    allow_unmatched: bool = False,
+) -> Export:
+    """Write an adapter file anew in another style or dtype; no model is needed.
+
+    The file is verified before it gets its name.
+
+    Args:
+        source: An adapter file of any style.
+        target: The file to write.
+        style: "comfy", "kohya" or "diffusers".
+        dtype: Of the trained tensors; None: as in the source.
+        drop_norms: Leave the norms out, for a style that cannot express them.
+        allow_unmatched: Leave out, with a warning, what of the source matches nothing.
+
+    Raises:
+        CheckpointError: The source cannot be read, or the target fails its verification.
+        ConfigError: The style cannot express something.
+        OutputError: The target cannot be written.
+    """
+    file = read_adapter_file(source, allow_unmatched=allow_unmatched)
+    deltas = deltas_of(file, anima_paths())
+    if drop_norms:
+        deltas = {module: delta for module, delta in deltas.items() if delta.group != "norm"}
+    return write_verified(deltas, target, style, dtype or file.dtype, file.metadata)
+
+
+def write_verified(
+    deltas: Mapping[str, Delta],
+    target: str | os.PathLike[str],
+    style: str,
+    dtype: torch.dtype | None,
+    metadata: Mapping[str, str],
+) -> Export:
+    """Write deltas to a file that gets its name when it is verified; see `write_deltas`.
+
+    Raises:
+        CheckpointError: It fails its verification.
+        ConfigError: The style cannot express something.
+        OutputError: It cannot be written.
+    """
+    with published(Path(target)) as unfinished:
+        write_deltas(deltas, unfinished, style, dtype, metadata)
+        difference = verify_export(unfinished, deltas)
+        keys = len(load_file(unfinished))
+    return Export(path=Path(target), keys=keys, largest_difference=difference)
