@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from anima_pipe.transfer import on_device
+
 if TYPE_CHECKING:
     import torch
 
@@ -124,12 +126,12 @@ class PaddedText:
     """Bool[B, max Lt]."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> PaddedText:
-        """Return it on a device, the hidden states in another dtype."""
+        """Return it on a device, without waiting for that, the hidden states in another dtype."""
         return PaddedText(
-            qwen_hidden=self.qwen_hidden.to(device, dtype, non_blocking=True),
-            qwen_mask=self.qwen_mask.to(device, non_blocking=True),
-            t5_ids=self.t5_ids.to(device, non_blocking=True),
-            t5_mask=self.t5_mask.to(device, non_blocking=True),
+            qwen_hidden=on_device(self.qwen_hidden, device, dtype),
+            qwen_mask=on_device(self.qwen_mask, device),
+            t5_ids=on_device(self.t5_ids, device),
+            t5_mask=on_device(self.t5_mask, device),
         )
 
 

@@ -17,7 +17,9 @@ import torch
 from anima_pipe.dataset.batches import read_batch
 from anima_pipe.dataset.plan import Plan, Visit
 from anima_pipe.evaluation import evaluating
-from anima_pipe.objective.flow_loss import LossConfig, add_noise, sample_losses, velocity_target
+from anima_pipe.objective.flow_loss import Draws, LossConfig
+from anima_pipe.objective.noise import Noise
+from anima_pipe.objective.passes import pass_losses, placed
 from anima_pipe.records import Batch, Moment
 from anima_pipe.runtime import Rank, derive_seed, say
 
@@ -164,17 +166,5 @@ class Validation:
 
 def _losses(model: ModelInUse, batch: Batch, noise: torch.Tensor, sigma: float) -> torch.Tensor:
     """Return each picture's loss at one noise level, Float32[B]; noise Float32[B, 16, H, W]."""
-    latents = batch.latents.to(model.device, torch.float32)
-    noise, text = noise.to(model.device), batch.text.to(model.device, model.dtype)
-    sigmas = torch.full((len(latents),), sigma, device=model.device)
-    velocity = model.module(
-        add_noise(latents, noise, sigmas).to(model.dtype),
-        sigmas,
-        text.qwen_hidden,
-        text.t5_ids,
-        text.qwen_mask,
-        text.t5_mask,
-    )
-    target = velocity_target(latents, noise)
-    masks = None if batch.masks is None else batch.masks.to(model.device, torch.float32)
-    return sample_losses(velocity, target, sigmas, LossConfig(), masks)
+    draws = Draws(noise=Noise(target=noise, input=noise), sigmas=torch.full((len(noise),), sigma))
+    return pass_losses(model.module, placed(batch, draws, model.device, model.dtype), LossConfig())

@@ -122,11 +122,12 @@ def group_norms(
     return torch.stack(
         [
             total,
-            *(_norm(tensors).to(total) * factor for tensors in gradients),
-            *(_norm(tensors).to(total) for tensors in weights),
+            *(_norm(tensors, total) * factor for tensors in gradients),
+            *(_norm(tensors, total) for tensors in weights),
         ]
     )
 
 
-def _norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.nn.utils.get_total_norm(tensors) if tensors else torch.zeros(())
+def _norm(tensors: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """Return the norm of all of them, as a number of the kind and place of another."""
+    return torch.nn.utils.get_total_norm(tensors).to(like) if tensors else like.new_zeros(())

@@ -14,18 +14,12 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from anima_pipe.dataset.batches import Window
+from anima_pipe.dataset.batches import Share, Window
 from anima_pipe.errors import PipeError
-from anima_pipe.objective.flow_loss import (
-    ObjectiveConfig,
-    add_noise,
-    draw,
-    sample_losses,
-    velocity_target,
-)
+from anima_pipe.objective.flow_loss import ObjectiveConfig, draw
+from anima_pipe.objective.passes import PlacedBatch, pass_losses, placed
 from anima_pipe.optimizing.optimizers import learning_rates
 from anima_pipe.optimizing.schedules import step_without_training
-from anima_pipe.records import Batch
 from anima_pipe.runtime import derive_seed, warn
 from anima_pipe.trainer.measures import Outcome, StepMeasures, group_norms
 
@@ -109,13 +103,14 @@ class TrainStep:
                 or so many in a row were that there is no end to it.
         """
         measures = StepMeasures(self.accelerator.device)
-        for number, share in enumerate(window.shares):
+        # All of them before the first pass: from there to the last gradient nothing is waited for.
+        batches = [self._placed(share, step) for share in window.shares]
+        for number, (share, batch) in enumerate(zip(window.shares, batches, strict=True)):
             is_last = number + 1 == len(window.shares)
             with nullcontext() if is_last else self.accelerator.no_sync(self.module):
-                seed = draw_seed(self.config.seed, step, share.place)
-                losses, sigmas = self._sample_losses(share.batch, seed)
+                losses = self._sample_losses(batch, draw_seed(self.config.seed, step, share.place))
                 self.accelerator.backward(losses.mean() * share.weight)
-            measures.add(losses, sigmas, share.weight)
+            measures.add(losses, batch.sigmas, share.weight)
         norms, rates = self._clip(), learning_rates(self.optimizer)
         outcome = measures.over_processes(self.accelerator, norms, rates, stop=stop)
         if math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm):
@@ -128,27 +123,17 @@ class TrainStep:
         self.optimizer.zero_grad()
         return outcome
 
-    def _sample_losses(self, batch: Batch, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return each sample's weighted loss and its noise level, both Float32[B]."""
-        device, dtype = self.accelerator.device, self.config.dtype
+    def _placed(self, share: Share, step: int) -> PlacedBatch:
+        """Draw a batch's noise and bring both to the device."""
+        batch, seed = share.batch, draw_seed(self.config.seed, step, share.place)
         draws = draw(batch.latents.shape, self.config.objective, seed, batch.sigma_offsets)
-        latents = batch.latents.to(device, torch.float32, non_blocking=True)
-        sigmas, noise = draws.sigmas.to(device), draws.noise.input.to(device)
-        target = velocity_target(latents, draws.noise.target.to(device))
-        text = batch.text.to(device, dtype)
+        return placed(batch, draws, self.accelerator.device, self.config.dtype)
+
+    def _sample_losses(self, batch: PlacedBatch, seed: int) -> torch.Tensor:
+        """Return each sample's weighted loss, Float32[B]."""
         # Dropout inside the adapter draws from the global generator.
         torch.manual_seed(seed)
-        velocity = self.module(
-            add_noise(latents, noise, sigmas).to(dtype),
-            sigmas,
-            text.qwen_hidden,
-            text.t5_ids,
-            text.qwen_mask,
-            text.t5_mask,
-        )
-        masks = None if batch.masks is None else batch.masks.to(device, torch.float32)
-        losses = sample_losses(velocity, target, sigmas, self.config.objective.loss, masks)
-        return losses * batch.weights.to(device), sigmas
+        return pass_losses(self.module, batch, self.config.objective.loss) * batch.weights
 
     def _clip(self) -> torch.Tensor:
         """Scale the gradients down to the norm allowed; return the norms before, see `measures`."""
