@@ -117,6 +117,47 @@ def test_the_zeros_behind_a_caption_take_part_in_cross_attention(model: AnimaTra
     assert relative_error(trimmed, with_zeros) > 1e-2
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_captions_over_512_tokens_change_nothing_for_their_batch_mates(checkpointed: bool) -> None:
+    """Forward and backward: what two captions give together is what each gives alone."""
+    model = golden_transformer("a")
+    model.checkpoint_blocks(checkpointed)
+    captions = [_caption(4, 5, 0), _caption(9, 700, 1), _caption(3, 520, 2), _caption(0, 1, 3)]
+    latents, sigma = torch.randn(4, 16, 4, 6), torch.tensor([0.1, 0.4, 0.6, 0.9])
+    ends = torch.randn(4, 16, 4, 6)
+
+    together = TextConditionedTransformer(model)(latents, sigma, *_batch(captions))
+    (together * ends).sum().backward()
+    gradients = _gradients(model)
+
+    alone = [
+        TextConditionedTransformer(model)(latents[[n]], sigma[[n]], hidden[None], ids[None])
+        for n, (hidden, ids) in enumerate(captions)
+    ]
+    (torch.cat(alone) * ends).sum().backward()
+    for number, velocity in enumerate(alone):
+        assert relative_error(together[number], velocity[0]) < 2e-6
+    for name, gradient in _gradients(model).items():
+        assert relative_error(gradients[name], gradient) < 1e-4, name
+
+
+def test_captions_up_to_512_tokens_are_attended_to_without_a_mask(
+    model: AnimaTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks: list[object] = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(*inputs: torch.Tensor, attn_mask: torch.Tensor | None = None) -> torch.Tensor:
+        masks.append(attn_mask)
+        return attention(*inputs, attn_mask=attn_mask)
+
+    context = model.preprocess_text_embeds(*_batch([_caption(4, 5, 0), _caption(9, 512, 1)]))
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    model(torch.randn(2, 16, 4, 4), torch.tensor([0.5, 0.5]), context)
+
+    assert set(masks) == {None}
+
+
 def test_one_call_from_raw_text_is_the_two_calls(model: AnimaTransformer) -> None:
     latents, sigma = torch.randn(2, 16, 4, 6), torch.tensor([0.1, 0.9])
     text = _batch([_caption(3, 2, 0), _caption(8, 9, 1)])
@@ -149,6 +190,13 @@ def test_text_of_impossible_shapes_is_refused(
 
     with pytest.raises(ValueError, match=complaint):
         model.preprocess_text_embeds(torch.zeros(hidden), torch.ones(ids).int(), *masks)
+
+
+def _gradients(model: AnimaTransformer) -> dict[str, torch.Tensor]:
+    """Return the gradients of all parameters that have one, and clear them."""
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
 
 
 def _caption(qwen_tokens: int, t5_tokens: int, seed: int) -> Caption:

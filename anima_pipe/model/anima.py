@@ -101,7 +101,9 @@ class AnimaTransformer(nn.Module):
         Args:
             latents: Float[B, 16, H, W], H and W even.
             timesteps: Float[B], sigma in [0, 1]; kept in fp32 into its sinusoid.
-            context: Float[B, L, D], from `preprocess_text_embeds`.
+            context: Float[B, L, D], from `preprocess_text_embeds`. Zeros that lie both behind a
+                caption and behind position 512 are there for longer captions of the batch, and are
+                not seen: each caption gives what it gives alone.
 
         Returns:
             Float[B, 16, H, W] in the dtype of the latents.
@@ -115,9 +117,10 @@ class AnimaTransformer(nn.Module):
         rotation = image_rotation(rows, columns, self.config.head_width, latents.device)
         time = self._time_condition(timesteps)
         context = context.to(dtype)
+        seen = _positions_seen(context)
         x = self.x_embedder(latents.to(dtype)).to(residual_dtype(dtype))
         for block in self.blocks:
-            x = run_block(block, x, context, time, rotation, checkpointed=self.checkpointed)
+            x = run_block(block, x, context, time, rotation, seen, checkpointed=self.checkpointed)
         return from_patches(self.final_layer(x, time), rows, columns).to(latents.dtype)
 
     def _time_condition(self, sigma: torch.Tensor) -> TimeCondition:
@@ -191,6 +194,22 @@ class TextConditionedTransformer(nn.Module):
         """Predict the velocity from encoded captions; arguments as the transformer's two calls."""
         context = self.transformer.preprocess_text_embeds(qwen_hidden, t5_ids, qwen_mask, t5_mask)
         return self.transformer(latents, sigma, context)
+
+
+def _positions_seen(context: torch.Tensor) -> torch.Tensor | None:
+    """Return which positions cross-attention sees, Bool[B, 1, 1, L]; None: all of them.
+
+    A caption ends with its last row that is not zero, for its closing token never is: rows before
+    it may be, where a prompt gives tokens the weight 0.
+
+    Args:
+        context: Float[B, L, D], from `preprocess_text_embeds`.
+    """
+    if context.shape[1] <= CONDITION_LENGTH:
+        return None
+    places = torch.arange(context.shape[1], device=context.device)
+    last = ((context != 0).any(dim=-1) * places).amax(dim=1, keepdim=True)
+    return (places <= last.clamp(min=CONDITION_LENGTH - 1))[:, None, None]
 
 
 def _as_bool(mask: torch.Tensor | None) -> torch.Tensor | None:

@@ -106,14 +106,19 @@ class ImageAttention(Attention):
         self.output_proj = nn.Linear(width, width, bias=False)
 
     def forward(
-        self, x: torch.Tensor, source: torch.Tensor, rotation: Rotation | None = None
+        self,
+        x: torch.Tensor,
+        source: torch.Tensor,
+        rotation: Rotation | None = None,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return Float[B, N, width] from x, Float[B, N, width], and the source, Float[B, M, ...].
 
-        Queries and keys are rotated alike, so a rotation is for the case that x is the source.
+        Queries and keys are rotated alike, so a rotation is for the case that x is the source. The
+        mask is that of `attend`.
         """
         rotations = None if rotation is None else (rotation, rotation)
-        return self.output_proj(self.attend(x, source, rotations))
+        return self.output_proj(self.attend(x, source, rotations, mask))
 
 
 class Mlp(nn.Module):
@@ -174,16 +179,22 @@ class TransformerBlock(nn.Module):
         self.adaln_modulation_mlp = modulation(width, adaln_width, 3)
 
     def forward(
-        self, x: torch.Tensor, context: torch.Tensor, time: TimeCondition, rotation: Rotation
+        self,
+        x: torch.Tensor,
+        context: torch.Tensor,
+        time: TimeCondition,
+        rotation: Rotation,
+        context_seen: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the residual stream after this block.
 
         Args:
             x: Float[B, N, width], the residual stream.
-            context: Float[B, L, D] in the dtype of the weights. All L positions are attended to,
-                the zeros behind a caption too: the model was trained so.
+            context: Float[B, L, D] in the dtype of the weights.
             time: In the dtype of the weights.
             rotation: Of the N tokens.
+            context_seen: Bool[B, 1, 1, L], the positions that are attended to. None: all of them,
+                the zeros behind a caption too, for the model was trained so.
         """
         shift, scale, gate = _parts(self.adaln_modulation_self_attn, time)
         normed = recomputed(modulated_norm, x, shift, scale)
@@ -191,7 +202,7 @@ class TransformerBlock(nn.Module):
 
         shift, scale, gate = _parts(self.adaln_modulation_cross_attn, time)
         normed = recomputed(modulated_norm, x, shift, scale)
-        x = _add_gated(x, gate, self.cross_attn(normed, context))
+        x = _add_gated(x, gate, self.cross_attn(normed, context, mask=context_seen))
 
         shift, scale, gate = _parts(self.adaln_modulation_mlp, time)
         return _add_gated(x, gate, self.mlp(recomputed(modulated_norm, x, shift, scale)))
