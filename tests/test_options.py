@@ -8,7 +8,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from anima_pipe.cli.main import main
 from anima_pipe.kohya.dataset_keys import DATASET_KEYS
 from anima_pipe.kohya.options import (
     EVERY_COMMAND,
@@ -65,10 +67,10 @@ def test_defaults_are_those_of_the_references_or_say_why_not():
 def test_choices_of_the_references_are_taken_or_refused_by_name():
     def unheard(row: dict) -> list[str]:
         ours = option(row["name"])
-        known = {*ours.choices, *ours.same_as, *ours.refused_values}
+        known = {*ours.choices, *ours.same_as, *ours.stand_ins, *ours.refused_values}
         return [value for value in row.get("choices", []) if value and value not in known]
 
-    rows = [r for r in ALL_REFERENCE_ROWS if not isinstance(option(r["name"]).status, Refused)]
+    rows = [r for r in ALL_REFERENCE_ROWS if isinstance(option(r["name"]).status, Honoured)]
     assert {row["name"]: unheard(row) for row in rows if unheard(row)} == {}
 
 
@@ -101,7 +103,8 @@ def test_every_row_is_whole(row: Option):
     assert row.commands
     assert set(row.commands) <= set(EVERY_COMMAND)
     assert all(choice in row.choices for choice in row.same_as.values())
-    assert not set(row.choices) & set(row.refused_values)
+    assert not set(row.choices) & {*row.refused_values, *row.stand_ins}
+    assert all(stand_in.choice in row.choices for stand_in in row.stand_ins.values())
     if row.choices and row.default is not None:
         assert row.default in row.choices
     if isinstance(row.status, NoOp):
@@ -120,13 +123,47 @@ def test_a_default_is_a_value_that_the_option_takes(row: Option):
     assert read_value(row, row.default, typed=True) == row.default
 
 
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--fp8_scaled"], "Kohya's trainer of Anima has no base in scaled 8-bit floats"),
+        (["--conditioning", "x.png"], "--conditioning is an option of a fork for image editing"),
+    ],
+)
+def test_what_another_trainer_takes_is_refused_with_a_reason_on_the_command_line(flags, reason):
+    ended = CliRunner().invoke(main, ["train", *flags])
+    assert ended.exit_code == 2
+    assert reason in ended.stderr
+    assert "Fix: " in ended.stderr
+
+
+OTHERWISE_TRAINED = {
+    "which data": {"color_aug", "dataset_class", "weighted_captions", "config"},
+    "which part": {"network_train_text_encoder_only", "dit_only"},
+    "which rate": {"lr_warmup_ratio"},
+    "which optimizer": {"use_8bit_adam", "use_lion_optimizer"},
+    "from where": {"initial_epoch", "initial_step", "resume_from_huggingface"},
+    "whose state": {"resume_ignore_optimizer_mismatch"},
+    "which noise": {"adaptive_noise_scale"},
+    "which precision": {"full_fp16", "fp16_master_weights_and_gradients", "fp8_scaled"},
+    "which model": {"train_inpainting", "cond_emb_dim"},
+}
+"""What is refused, by what an adapter would be trained with that was not asked for."""
+
+
+def test_only_what_would_train_something_else_than_was_asked_is_refused():
+    refused = {row.name for row in OPTIONS if isinstance(row.status, Refused)}
+    refused = {name for name in refused if not name.startswith("lllite_")}
+    assert refused == set().union(*OTHERWISE_TRAINED.values())
+    values = {row.name for row in OPTIONS if row.refused_values}
+    assert values == {"network_module", "optimizer_type", "lr_scheduler"}
+
+
 def test_relations_between_rows_name_rows_that_exist():
     for row in OPTIONS:
         if row.acts_with is not None:
             other, values = row.acts_with
             assert set(values) <= set(option(other).choices)
-        if isinstance(row.status, Refused) and row.status.moot_with:
-            assert isinstance(option(row.status.moot_with).status, Honoured | NoOp)
         if row.or_else:
             assert row.when_missing
             assert all(set(option(other).commands) >= set(row.commands) for other in row.or_else)

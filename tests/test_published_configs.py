@@ -18,11 +18,8 @@ PUBLISHED = json.loads(
 READ_AS_THEY_ARE = [config for config in PUBLISHED if config["form"] in ("toml", "cli")]
 """The others, a root-style file and a preset of a GUI, are converted: test_convert_config.py."""
 
-SPEED_AND_MEMORY = ("blocks_to_swap", "compile", "torch_compile", "fp8_base", "unsloth_offload")
-"""Beginnings of options that are refused until they are built, which their authors can remove."""
-
 REFUSED: dict[str, set[str]] = {}
-"""What else stops a configuration in Kohya's dialect, for a reason that its author would see."""
+"""What stops a configuration in Kohya's dialect, for a reason that its author would see."""
 
 
 def keys_of(tables: object) -> Iterable[str]:
@@ -85,12 +82,10 @@ def in_kohyas_dialect(config: dict) -> bool:
     ids=lambda config: config["id"],
 )
 def test_a_configuration_in_kohyas_dialect_is_accepted(config: dict):
-    stoppers = stopped_by(config, problems_of(config))
-    still_to_come = {key for key in stoppers if key.startswith(SPEED_AND_MEMORY)}
-    assert stoppers - still_to_come == REFUSED.get(config["id"], set())
+    assert stopped_by(config, problems_of(config)) == REFUSED.get(config["id"], set())
 
 
-def test_at_most_one_in_ten_is_stopped_by_more_than_speed_and_memory():
+def test_at_most_one_in_ten_is_stopped():
     dialect = [config for config in READ_AS_THEY_ARE if in_kohyas_dialect(config)]
     assert len(dialect) >= 10 * len(REFUSED)
 

@@ -153,10 +153,10 @@ def test_a_refused_option_that_asks_for_nothing_passes(tmp_path):
 
 
 def test_the_command_line_can_switch_off_what_the_file_asks_for(tmp_path):
-    file = write(tmp_path, "blocks_to_swap = 20\n")
-    with pytest.raises(ConfigError, match="blocks_to_swap is refused"):
+    file = write(tmp_path, "full_fp16 = true\n")
+    with pytest.raises(ConfigError, match="full_fp16 is refused"):
         resolve("train", {}, file)
-    resolve("train", {"blocks_to_swap": "0"}, file)
+    resolve("train", {"full_fp16": False}, file)
 
 
 def test_what_changes_nothing_is_warned_of(tmp_path):
@@ -167,11 +167,42 @@ def test_what_changes_nothing_is_warned_of(tmp_path):
     assert warnings[1].startswith("sdpa (train_args.toml line 3) changes nothing:")
 
 
-def test_a_text_encoders_rate_is_moot_where_kohya_ignores_it_too(tmp_path):
-    text = "text_encoder_lr = 1e-5\n"
-    assert "text_encoder_lr is refused: Qwen3 is frozen" in problem_of(tmp_path, text)
-    file = write(tmp_path, text + "network_train_unet_only = true\n")
-    assert any("text_encoder_lr" in warning for warning in resolve("train", {}, file).warnings)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "text_encoder_lr = 1e-5",
+        'tokenizer_cache_dir = "tokenizers"',
+        "max_token_length = 225",
+        'max_token_length = "75"',
+        "clip_skip = 2",
+        "min_snr_gamma = 5",
+        "blocks_to_swap = 20",
+        "torch_compile = true",
+        'huggingface_repo_id = "me/fox"',
+        'attn_mode = "sageattn"',
+        'attn_mode = "another"',
+    ],
+)
+def test_what_makes_no_other_adapter_is_never_refused(tmp_path, text):
+    (warning,) = resolve("train", {}, write(tmp_path, text + "\n")).warnings
+    assert warning.startswith(f"{text.split()[0]} (train_args.toml line 1) changes nothing: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "taken"),
+    [('sample_sampler = "euler_a"', "euler"), ('save_model_as = "ckpt"', "safetensors")],
+)
+def test_a_value_that_makes_no_other_adapter_is_replaced_with_a_warning(tmp_path, text, taken):
+    name, _, given = text.replace('"', "").partition(" = ")
+    resolved = resolve("train", {}, write(tmp_path, text + "\n"))
+    assert resolved.value(name) == taken
+    (warning,) = resolved.warnings
+    assert f"{name} (train_args.toml line 1) = {given} is taken as {taken}: " in warning
+
+
+def test_spellings_of_what_changes_nothing_may_contradict_each_other(tmp_path):
+    file = write(tmp_path, "xformers = true\nxfomers = false\n")
+    assert len(resolve("train", {}, file).warnings) == 1
 
 
 def test_an_option_without_effect_beside_another_is_warned_of():
@@ -205,9 +236,7 @@ def test_a_dataset_file_here_and_beside_the_config_is_warned_of(tmp_path, monkey
 
 
 def test_a_caching_stage_reads_the_training_file_but_not_its_refusals(tmp_path):
-    file = write(
-        tmp_path, 'vae = "v"\nblocks_to_swap = 20\nlearning_rate = 1e-4\nresolution = 512\n'
-    )
+    file = write(tmp_path, 'vae = "v"\nfull_fp16 = true\nlearning_rate = 1e-4\nresolution = 512\n')
     resolved = resolve("cache-latents", {}, file)
     assert resolved.value("vae") == Path("v")
     assert resolved.dataset_fallbacks() == {"resolution": (512, 512)}

@@ -25,6 +25,7 @@ from anima_pipe.kohya.output_config import config_text
 from anima_pipe.kohya.resolve import examine
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import Kind, NoOp, Option, Refused
+from anima_pipe.kohya.table.other_tools import OTHER_TOOLS
 from anima_pipe.kohya.train_toml import train_args_path
 from anima_pipe.runtime import launched_rank, say, warn
 
@@ -63,7 +64,13 @@ class StageCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat a list option's flag before each of its values."""
         several = {f"--{s}" for o in self.table if o.kind in SEVERAL for s in o.spellings}
-        return super().parse_args(ctx, _repeat_flags(args, several))
+        try:
+            return super().parse_args(ctx, _repeat_flags(args, several))
+        except click.NoSuchOption as error:
+            if other := OTHER_TOOLS.get(error.option_name.lstrip("-")):
+                whose = f"{error.option_name} is an option of {other.tool}, not of Kohya's scripts"
+                raise click.UsageError(f"{whose}\n  Fix: {other.instead}", ctx) from error
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options under the headings of the table."""

@@ -20,8 +20,9 @@ INTRODUCTION: Final = """\
 # Options
 
 Every option of kohya-ss/sd-scripts and of the seed system is in one of three classes: honoured,
-accepted without effect because this project works so anyway, or refused with the reason. Nothing
-else is accepted. `anima-pipe config explain KEY` says the same of one option.
+accepted without effect because it makes no other adapter here, or refused because something else
+would be trained than was asked. Nothing else is accepted. `anima-pipe config explain KEY` says the
+same of one option.
 
 Options stand on the command line as `--name`, in the file of `--config_file` as `name = value`
 under any heading. The command line wins over the file. This page is written by
@@ -74,7 +75,8 @@ def _commands(option: Option) -> str:
 def _takes(option: Option) -> str:
     refused = [f"not {_code(value)}" for value in option.refused_values]
     same = [f"{_code(value)}: {_code(choice)}" for value, choice in option.same_as.items()]
-    return _cell([values_text(option), *same, *refused])
+    stand_ins = [f"{_code(value)}: as {_code(s.choice)}" for value, s in option.stand_ins.items()]
+    return _cell([values_text(option), *same, *stand_ins, *refused])
 
 
 def _default(option: Option) -> str:

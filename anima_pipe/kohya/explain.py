@@ -79,6 +79,8 @@ def _value_lines(option: Option) -> Iterator[str]:
     yield f"takes      {values_text(option)}"
     for spelling, choice in option.same_as.items():
         yield f"           {spelling} means {choice}"
+    for value, stand_in in option.stand_ins.items():
+        yield f"           {value} is taken as {stand_in.choice}: {stand_in.why}"
     for value, reason in option.refused_values.items():
         yield f"           {value} is refused: {reason.why}; {reason.instead}"
     note = f" ({option.default_note})" if option.default_note else ""

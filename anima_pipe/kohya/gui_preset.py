@@ -125,7 +125,7 @@ def _is_unset(option: Option, value: object) -> bool:
         return True
     if isinstance(option.status, NoOp) and value is False:
         return True
-    if isinstance(option.status, Refused):
+    if isinstance(option.status, Refused | NoOp):
         return is_harmless(option, number)
     below = option.minimum is not None and isinstance(number, float) and number < option.minimum
     return number == 0 and (below or option.name in _UNSET_BY_ZERO)

@@ -53,7 +53,7 @@ def examine(
     written = _read_file(config_file, findings) if config_file is not None else {}
     written |= _read_command_line(cli, command, findings)
     own = {name: item for name, item in written.items() if command in item.option.commands}
-    findings += [finding for item in own.values() for finding in _refusal(item, own)]
+    findings += [finding for item in own.values() for finding in _refusal(item)]
     honoured = [row for row in options_of(command) if isinstance(row.status, Honoured)]
     resolved = Resolved(
         command=command,
@@ -61,7 +61,12 @@ def examine(
         defaults={option.name: option.default for option in honoured},
     )
     findings += rule_findings(resolved)
-    warnings = (*_effectless(own), *_ambiguous(own, config_file), *rule_warnings(resolved))
+    warnings = (
+        *_effectless(own),
+        *_replaced(own),
+        *_ambiguous(own, config_file),
+        *rule_warnings(resolved),
+    )
     return replace(resolved, warnings=warnings), findings
 
 
@@ -117,7 +122,7 @@ def _understand(
             continue
         item = Written(option=option, value=value, **entry._asdict())
         earlier = written.setdefault(option.name, item)
-        if earlier.value != value:
+        if earlier.value != value and not isinstance(option.status, NoOp):
             findings.append(_contradiction(earlier, item))
     return written
 
@@ -128,7 +133,13 @@ def _value(option: Option, given: object, *, typed: bool) -> object:
     # What is refused anyway needs no second complaint about its type.
     if isinstance(option.status, Refused):
         return given
-    return read_value(option, given, typed=typed)
+    try:
+        return read_value(option, given, typed=typed)
+    except UnfitValueError:
+        # Whatever stands there, an option that changes nothing is no reason to stop.
+        if isinstance(option.status, NoOp):
+            return given
+        raise
 
 
 def _unknown(entry: _Entry) -> Finding:
@@ -151,12 +162,11 @@ def _contradiction(earlier: Written, later: Written) -> Finding:
     )
 
 
-def _refusal(item: Written, own: Mapping[str, Written]) -> Iterator[Finding]:
+def _refusal(item: Written) -> Iterator[Finding]:
     status = item.option.status
-    if not isinstance(status, Refused) or _asks_nothing(item) or _is_moot(status, own):
-        return
-    problem = f"{item.spelling} is refused: {status.why}"
-    yield Finding(place=item.place, problem=problem, remedy=status.instead)
+    if isinstance(status, Refused) and not _asks_nothing(item):
+        problem = f"{item.spelling} is refused: {status.why}"
+        yield Finding(place=item.place, problem=problem, remedy=status.instead)
 
 
 def _ambiguous(own: Mapping[str, Written], config_file: Path | None) -> Iterator[str]:
@@ -178,18 +188,17 @@ def _asks_nothing(item: Written) -> bool:
     return is_harmless(item.option, item.value)
 
 
-def _is_moot(status: Refused, own: Mapping[str, Written]) -> bool:
-    beside = own.get(status.moot_with) if status.moot_with else None
-    return beside is not None and beside.value not in (None, False)
-
-
 def _effectless(own: Mapping[str, Written]) -> Iterator[str]:
     """Yield a sentence for each option that is accepted although it does nothing."""
     for item in own.values():
         status = item.option.status
-        if _asks_nothing(item):
-            continue
-        if isinstance(status, NoOp):
+        if isinstance(status, NoOp) and not _asks_nothing(item):
             yield f"{item} changes nothing: {status.why}"
-        elif isinstance(status, Refused) and _is_moot(status, own):
-            yield f"{item} changes nothing beside {status.moot_with}: {status.why}"
+
+
+def _replaced(own: Mapping[str, Written]) -> Iterator[str]:
+    """Yield a sentence for each value in whose place another one is taken."""
+    for item in own.values():
+        stand_in = item.option.stand_ins.get(str(item.given))
+        if stand_in is not None:
+            yield f"{item} = {item.given} is taken as {stand_in.choice}: {stand_in.why}"

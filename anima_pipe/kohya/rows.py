@@ -46,7 +46,7 @@ class Honoured:
 
 @dataclass(frozen=True, slots=True)
 class NoOp:
-    """The option is accepted with a warning: its effect is how this project works anyway."""
+    """The option is accepted with a warning: it makes no other adapter here."""
 
     why: str
     """Completes "X changes nothing: ..."."""
@@ -54,17 +54,24 @@ class NoOp:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The option is an error when it asks for something."""
+    """The option is an error when it asks for something: another adapter would come of it."""
 
     why: str
     """Completes "X is refused: ..."."""
     instead: str
     """What to use, or to do, instead."""
-    moot_with: str | None = None
-    """An option beside which Kohya ignores this one too: then it is only warned of."""
 
 
 Status = Honoured | NoOp | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """What serves instead of a value that Kohya takes, which makes no other adapter."""
+
+    choice: str
+    why: str
+    """Completes "X = VALUE is taken as CHOICE: ..."."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +94,8 @@ class Option:
     """Other spellings of choices, and the choice each one means."""
     refused_values: Mapping[str, Refused] = field(default_factory=dict[str, Refused])
     """Values that Kohya takes and we do not."""
+    stand_ins: Mapping[str, StandIn] = field(default_factory=dict[str, StandIn])
+    """Values that are taken with a warning, because what they change is not the trained adapter."""
     minimum: float | None = None
     maximum: float | None = None
     acts_with: tuple[str, tuple[object, ...]] | None = None
@@ -124,6 +133,7 @@ class RowFields(TypedDict, total=False):
     choices: tuple[str, ...]
     same_as: Mapping[str, str]
     refused_values: Mapping[str, Refused]
+    stand_ins: Mapping[str, StandIn]
     minimum: float | None
     maximum: float | None
     acts_with: tuple[str, tuple[object, ...]] | None
@@ -198,11 +208,9 @@ def no_op(why: str, *rows: Option) -> tuple[Option, ...]:
     return tuple(replace(row, status=NoOp(why)) for row in rows)
 
 
-def refused(
-    why: str, instead: str, *rows: Option, moot_with: str | None = None
-) -> tuple[Option, ...]:
+def refused(why: str, instead: str, *rows: Option) -> tuple[Option, ...]:
     """Return the rows as refused, all for the same reason."""
-    return tuple(replace(row, status=Refused(why, instead, moot_with)) for row in rows)
+    return tuple(replace(row, status=Refused(why, instead)) for row in rows)
 
 
 def group(title: str, commands: tuple[str, ...], *rows: Option) -> tuple[Option, ...]:

@@ -95,7 +95,7 @@ def _property(option: Option) -> Schema:
         return _off(option)
     schema: Schema = {"description": option.help, **_TYPES[option.kind]}
     if option.choices:
-        schema["enum"] = ["", *option.choices, *option.same_as]
+        schema["enum"] = ["", *option.choices, *option.same_as, *option.stand_ins]
     for limit in ("minimum", "maximum"):
         if (value := getattr(option, limit)) is not None:
             schema[limit] = value

@@ -95,6 +95,8 @@ def _choice(option: Option, value: str) -> str:
     value = option.same_as.get(value, value)
     if value in option.choices:
         return value
+    if stand_in := option.stand_ins.get(value):
+        return stand_in.choice
     if reason := option.refused_values.get(value):
         raise UnfitValueError(f"{value!r} is refused: {reason.why}", reason.instead)
     raise UnfitValueError(f"{value!r} is unknown", f"use one of {', '.join(option.choices)}")

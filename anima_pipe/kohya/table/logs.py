@@ -12,7 +12,6 @@ from anima_pipe.kohya.rows import (
     no_op,
     number,
     path,
-    refused,
     text,
 )
 
@@ -119,9 +118,9 @@ LOGS: Final[tuple[Option, ...]] = group(
         minimum=0,
         test="test_alarms.py::test_anima_monitor_loss_spike_ratio_is_the_rise_that_is_told",
     ),
-    *refused(
-        "a run says only what its user needs: its plan, its progress, and what is wrong",
-        "remove it; the shell writes it to a file: `anima-pipe train ... > run.txt 2>&1`",
+    *no_op(
+        "a run says only what its user needs: its plan, its progress, and what is wrong; the shell "
+        "writes it to a file, `anima-pipe train ... > run.txt 2>&1`",
         text("console_log_level", "Least important messages shown."),
         path("console_log_file", "File for the messages."),
     ),

@@ -6,7 +6,6 @@ from anima_pipe.kohya.rows import (
     CACHING,
     TRAINING,
     Option,
-    Refused,
     flag,
     group,
     integer,
@@ -55,6 +54,11 @@ _PRECISION: Final = group(
         "The same as fp8_base.",
         test="test_eight_bit.py::test_a_run_with_a_base_in_8_bits_trains_nearly_the_same",
     ),
+    *refused(
+        "Kohya's trainer of Anima has no base in scaled 8-bit floats either",
+        "use fp8_base, which keeps the blocks in 8 bits with a scale per row",
+        flag("fp8_scaled", "Keep the base in scaled 8-bit floats."),
+    ),
 )
 
 _MEMORY: Final = group(
@@ -65,14 +69,13 @@ _MEMORY: Final = group(
         "Recompute activations: less memory, about a third slower.",
         test="test_options_of_the_machine.py::test_gradient_checkpointing_runs_each_block_again_for_its_gradients",
     ),
-    *refused(
-        "swapping blocks to the CPU is not supported yet",
-        "remove it; gradient_checkpointing saves most",
+    *no_op(
+        "swapping blocks to the CPU is not there yet, and all of them stay on the device; "
+        "gradient_checkpointing and fp8_base save memory",
         integer("blocks_to_swap", "Blocks kept on the CPU in turn.", asks_nothing=(0,)),
     ),
-    *refused(
-        "keeping activations on the CPU is not supported yet",
-        "remove it; gradient_checkpointing saves most",
+    *no_op(
+        "keeping activations on the CPU is not there yet; gradient_checkpointing saves most",
         flag("cpu_offload_checkpointing", "Keep checkpoints on the CPU."),
         flag("unsloth_offload_checkpointing", "Keep checkpoints on the CPU, asynchronously."),
     ),
@@ -96,12 +99,7 @@ _ATTENTION: Final = group(
             "attn_mode",
             "Kind of attention.",
             aliases=("anima_attention_backend",),
-            choices=("torch", "sdpa", "xformers", "flash"),
-            refused_values={
-                "sageattn": Refused(
-                    "it rounds to 8 bits, which training does not bear", "use torch"
-                )
-            },
+            choices=("torch", "sdpa", "xformers", "flash", "sageattn"),
         ),
     ),
 )
@@ -109,9 +107,8 @@ _ATTENTION: Final = group(
 _SPEED: Final = group(
     "Speed",
     TRAINING,
-    *refused(
-        "compiling is not supported yet",
-        "remove it",
+    *no_op(
+        "compiling is not there yet; the run is the same, at its usual speed",
         flag("compile", "Compile each block."),
         text("compile_backend", "Backend of the compiler.", default="inductor"),
         text("compile_mode", "Mode of the compiler.", default="default"),
@@ -121,9 +118,9 @@ _SPEED: Final = group(
         flag("torch_compile", "Compile the whole model."),
         text("dynamo_backend", "Backend of the compiler.", default="inductor"),
     ),
-    *refused(
-        "a run in fp32 is meant to be exact, and one in bf16 or fp16 has no use for it",
-        "remove it; mixed_precision bf16 is faster than TF32",
+    *no_op(
+        "a run in fp32 is meant to be exact, and one in bf16 or fp16 has no use for it; "
+        "mixed_precision bf16 is faster than TF32",
         flag("cuda_allow_tf32", "Multiply in TF32."),
     ),
     *no_op(
@@ -151,9 +148,9 @@ _PROCESSES: Final = group(
         "Promise that every step uses the same parameters; not so with module_dropout.",
         test="test_processes.py::test_the_ddp_options_reach_the_processes",
     ),
-    *refused(
-        "DeepSpeed serves full training; an adapter's gradients and states are small",
-        "remove it; accelerate launch trains on several GPUs without it",
+    *no_op(
+        "DeepSpeed serves full training; an adapter's gradients and states are small, and "
+        "accelerate launch trains on several GPUs without it",
         flag("deepspeed", "Use DeepSpeed."),
         integer("zero_stage", "Stage of ZeRO.", default=2),
         text("offload_optimizer_device", "Where the optimizer's state lies."),
@@ -162,6 +159,10 @@ _PROCESSES: Final = group(
         path("offload_param_nvme_path", "The same, on disk."),
         flag("zero3_init_flag", "Build the model in pieces."),
         flag("zero3_save_16bit_model", "Save in 16 bits."),
+    ),
+    *refused(
+        "in fp16 the gradients of an adapter leave its range",
+        "remove it; full_bf16 keeps the adapter in 16 bits",
         flag("fp16_master_weights_and_gradients", "Keep master weights in fp16."),
     ),
 )

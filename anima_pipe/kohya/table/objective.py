@@ -9,6 +9,7 @@ from anima_pipe.kohya.rows import (
     flag,
     group,
     integer,
+    no_op,
     number,
     refused,
     size,
@@ -188,9 +189,10 @@ _NOISE_AND_LOSS: Final = group(
         acts_with=("loss_type", ("huber", "smooth_l1")),
         test="test_options_of_the_objective.py::test_the_loss_is_the_one_that_the_options_name",
     ),
-    *refused(
-        "it concerns Stable Diffusion's noise schedule; Anima is trained by rectified flow",
-        "remove it; timestep_sampling says which noise levels are trained most",
+    *no_op(
+        "it concerns Stable Diffusion's noise schedule, and Kohya sets it aside for Anima too, "
+        "which is trained by rectified flow; timestep_sampling says which noise levels are trained "
+        "most",
         flag("v2", "The base is Stable Diffusion 2."),
         flag("v_parameterization", "The base predicts Stable Diffusion's v."),
         flag("zero_terminal_snr", "Let the schedule end in pure noise."),

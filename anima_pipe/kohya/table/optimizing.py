@@ -166,11 +166,9 @@ _OPTIMIZER: Final = group(
         "optimizers take neither",
         number("lr_warmup_ratio", "Share of the run over which the rate rises.", default=0),
     ),
-    *refused(
-        "Qwen3 is frozen",
-        "remove it; the text adapter is trained at learning_rate (--no-train_llm_adapter: not)",
+    *no_op(
+        "Qwen3 is frozen, as in Kohya; the text adapter has llm_adapter_lr",
         texts("text_encoder_lr", "Learning rate of the text encoder.", asks_nothing=(0,)),
-        moot_with="network_train_unet_only",
     ),
     number(
         "llm_adapter_lr",
@@ -208,9 +206,8 @@ _OPTIMIZER: Final = group(
         flag("use_8bit_adam", "AdamW8bit."),
         flag("use_lion_optimizer", "Lion."),
     ),
-    *refused(
+    *no_op(
         "it saves memory in full training only; an adapter's gradients are small",
-        "remove it",
         flag("fused_backward_pass", "Step each weight as soon as its gradient is there."),
     ),
 )

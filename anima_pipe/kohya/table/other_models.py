@@ -8,6 +8,7 @@ from anima_pipe.kohya.rows import (
     flag,
     group,
     integer,
+    no_op,
     number,
     path,
     refused,
@@ -17,18 +18,20 @@ from anima_pipe.kohya.rows import (
 OTHER_MODELS: Final[tuple[Option, ...]] = group(
     "Other models and trainers",
     TRAINING,
-    *refused(
+    *no_op(
         "it concerns CLIP, Stable Diffusion's text encoder; Anima reads captions by Qwen3",
-        "remove it",
         integer("clip_skip", "Layers of CLIP left out."),
         integer("max_token_length", "Tokens of CLIP."),
-        flag("weighted_captions", "Read (word:1.2) as weights."),
         path("tokenizer_cache_dir", "Folder of CLIP's tokenizer."),
     ),
-    *refused(
-        "it names FLUX's text encoder; Anima needs T5's tokenizer alone",
-        "remove it, and set t5_tokenizer_dir",
+    *no_op(
+        "it names FLUX's text encoder; Anima needs T5's tokenizer alone, in t5_tokenizer_dir",
         path("t5xxl", "FLUX's second text encoder."),
+    ),
+    *refused(
+        "captions are encoded as they stand, as Kohya encodes them for Anima",
+        "remove it, and the weights from the captions",
+        flag("weighted_captions", "Read (word:1.2) as weights."),
     ),
     *refused(
         "it trains Stable Diffusion's inpainting models",

@@ -14,6 +14,7 @@ class OtherTool(NamedTuple):
 
 
 _REMOVE: Final = "remove it"
+_FROM_TEXT_ALONE: Final = "remove it: the released model draws from text alone"
 
 _LORA_SCRIPTS: Final[Mapping[str, str]] = {
     "model_train_type": _REMOVE,
@@ -58,9 +59,9 @@ _FAST_PATH: Final[Mapping[str, str]] = {
     "fused_mlp_fp8_direct_backward": _REMOVE,
 }
 _EDIT_FORK: Final[Mapping[str, str]] = {
-    "anima_multi_image_edit": _REMOVE,
-    "anima_sample_reference_dir": _REMOVE,
-    "conditioning": _REMOVE,
+    "anima_multi_image_edit": _FROM_TEXT_ALONE,
+    "anima_sample_reference_dir": _FROM_TEXT_ALONE,
+    "conditioning": _FROM_TEXT_ALONE,
 }
 _FREE_BUCKETS_FORK: Final[Mapping[str, str]] = {
     "bucket_free_fit": "remove it; bucket_no_upscale lets buckets follow the pictures' sizes",

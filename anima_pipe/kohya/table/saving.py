@@ -9,7 +9,7 @@ from anima_pipe.kohya.rows import (
     TRAIN,
     TRAINING,
     Option,
-    Refused,
+    StandIn,
     flag,
     group,
     integer,
@@ -20,12 +20,14 @@ from anima_pipe.kohya.rows import (
     text,
 )
 
-_PICKLE: Final = Refused("such a file can run code when it is opened", "use safetensors")
+_PICKLE: Final = StandIn(
+    "safetensors", "a pickled file can run code when it is opened; the tensors are the same"
+)
 _OTHER_SAMPLERS: Final = (
     "ddim pndm lms euler_a heun dpm_2 dpm_2_a dpmsolver dpmsolver++ dpmsingle k_lms k_euler_a "
     "k_dpm_2 k_dpm_2_a"
 )
-_OTHER_SAMPLER: Final = Refused("it is made for Stable Diffusion's noise schedule", "use euler")
+_OTHER_SAMPLER: Final = StandIn("euler", "Kohya draws Anima's previews by Euler steps too")
 
 _SAVING: Final = group(
     "Saving",
@@ -83,7 +85,7 @@ _SAVING: Final = group(
         "Kind of file.",
         default="safetensors",
         choices=("safetensors",),
-        refused_values={"ckpt": _PICKLE, "pt": _PICKLE},
+        stand_ins={"ckpt": _PICKLE, "pt": _PICKLE},
         test="test_options_of_training.py::test_save_model_as_safetensors_is_what_is_written",
     ),
     text(
@@ -180,7 +182,7 @@ _PREVIEWS: Final = group(
         default_note="Kohya's ddim is Stable Diffusion's; with Anima Kohya draws by Euler too.",
         choices=("euler",),
         same_as={"k_euler": "euler"},
-        refused_values=dict.fromkeys(_OTHER_SAMPLERS.split(), _OTHER_SAMPLER),
+        stand_ins=dict.fromkeys(_OTHER_SAMPLERS.split(), _OTHER_SAMPLER),
         test="test_options_of_training.py::test_previews_are_drawn_when_they_are_asked_for",
     ),
 )
@@ -243,9 +245,8 @@ _METADATA: Final = group(
         "Preprocessing of its input.",
         test="test_metadata.py::test_the_users_own_words_are_in_the_model_spec",
     ),
-    *refused(
+    *no_op(
         "it describes Stable Diffusion's textual inversions",
-        "remove it",
         text("metadata_is_negative_embedding", "The file is a negative embedding."),
     ),
     *no_op(
@@ -257,17 +258,21 @@ _METADATA: Final = group(
 _UPLOAD: Final = group(
     "Upload",
     TRAINING,
-    *refused(
-        "training holds no key to an account and waits for no network",
-        "remove it; `hf upload REPOSITORY FILE` uploads what was saved",
+    *no_op(
+        "training holds no key to an account and waits for no network; "
+        "`hf upload REPOSITORY FILE` uploads what was saved",
         text("huggingface_repo_id", "Repository to upload to."),
         text("huggingface_repo_type", "Its type."),
         text("huggingface_path_in_repo", "Folder in it."),
         text("huggingface_token", "Token that may write to it."),
         text("huggingface_repo_visibility", "Public or private."),
         flag("save_state_to_huggingface", "Upload states."),
-        flag("resume_from_huggingface", "Resume from an uploaded state."),
         flag("async_upload", "Upload while training."),
+    ),
+    *refused(
+        "training fetches no state from a network",
+        "fetch the state folder first (`hf download`), and name it in resume",
+        flag("resume_from_huggingface", "Resume from an uploaded state."),
     ),
 )
 
