@@ -1,6 +1,7 @@
 """What a training step is given: windows of batches, padded texts, shares of processes."""
 
 import itertools
+import sys
 from dataclasses import replace
 
 import pytest
@@ -110,6 +111,36 @@ def test_windows_do_not_cross_epochs_and_the_last_says_so(cache):
     assert [w.ends_epoch for w in windows] == [False, False, True] * 2 + [False]
     assert [len(w.shares) for w in windows[:3]] == [2, 2, 1]
     assert [w.samples for w in windows[:3]] == [4, 4, 2]
+
+
+def lines_run(act) -> int:
+    """How many lines of Python an act executes, in all that it calls."""
+    count = 0
+
+    def trace(_frame, event, _argument):
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_a_window_costs_the_same_whatever_the_number_of_samples(cache):
+    def cost(samples: int) -> list[int]:
+        (sample,) = plan_of(1, 2).samples
+        plan = Plan(samples=(sample,) * samples, seed=0)
+        windows = Batches(plan=plan, cache=cache, accumulation=2).starting_at(3)
+        # With the first one comes the order of its epoch.
+        next(windows)
+        return [lines_run(lambda: next(windows)) for _ in range(3)]
+
+    assert cost(1_000) == cost(100_000)
 
 
 @settings(deadline=None, max_examples=25)

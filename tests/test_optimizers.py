@@ -249,3 +249,20 @@ def test_an_adaptive_rate_is_shown_as_it_acts():
     group = optimizer.param_groups[0]
     shown = learning_rates(optimizer)
     assert shown[group["name"]] == group["lr"] * group["d"] < 1.0
+
+
+def test_a_state_brings_no_kernels_of_another_device_along():
+    def made(**arguments: object) -> torch.optim.Optimizer:
+        weight = torch.nn.Parameter(torch.ones(2, 2))
+        group = ParameterGroup(name="linear", parameters=[weight], learning_rate=0.1)
+        return create_optimizer([group], OptimizerConfig(arguments=arguments))
+
+    there, here = made(fused=True, weight_decay=0.5), made()
+    there.param_groups[0]["params"][0].grad = torch.ones(2, 2)
+    there.step()
+    here.load_state_dict(there.state_dict())
+    (group,) = here.param_groups
+    assert group["fused"] is not True
+    assert group["weight_decay"] == 0.5
+    group["params"][0].grad = torch.ones(2, 2)
+    here.step()

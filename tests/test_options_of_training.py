@@ -245,17 +245,36 @@ LONG = {"max_train_steps": 6, "save_state": True}
 
 
 def test_save_last_n_steps_keeps_the_last_saves(cached: Cached, tmp_path: Path):
-    values = {**LONG, "save_every_n_steps": 1, "save_last_n_steps": 2}
+    values = {**LONG, "max_train_steps": 12, "save_every_n_steps": 3, "save_last_n_steps": 6}
     train(cached, tmp_path / "all", **values)
-    train(cached, tmp_path / "more", **values, save_last_n_steps_state=3)
+    train(cached, tmp_path / "more", **values, save_last_n_steps_state=9)
 
-    adapters = {"-step00000004.safetensors", "-step00000005.safetensors"}
-    assert {name for name in saves(tmp_path / "all") if "-step" in name} >= adapters
+    adapters = {f"-step{step:08d}.safetensors" for step in (6, 9, 12)} | {".safetensors"}
     few, more = (saves(tmp_path / name) for name in ("all", "more"))
-    assert "-step00000001.safetensors" not in few | more
-    assert len({name for name in more if "state" in name}) > len(
-        {name for name in few if "state" in name}
-    )
+    assert {name for name in few if name.endswith(".safetensors")} == adapters
+    # The last step's is the one that the run ends with.
+    states = {f"-step{step:08d}-state" for step in (6, 9)} | {"-state"}
+    assert few == adapters | states
+    assert more == few | {"-step00000003-state"}
+
+
+def test_what_is_saved_at_the_last_step_is_what_the_run_ends_with(cached: Cached, tmp_path: Path):
+    train(cached, tmp_path, **LONG, save_every_n_steps=2)
+    names = ("fox-step00000006", "fox")
+    by_step, final = (load_file(tmp_path / f"{name}.safetensors") for name in names)
+    assert by_step.keys() == final.keys()
+    assert all(by_step[name].equal(tensor) for name, tensor in final.items())
+
+
+@pytest.mark.parametrize(("steps", "epoch"), [(7, 1), (9, 2)])
+def test_a_save_by_steps_removes_none_by_epochs_nor_the_other_way_round(
+    steps: int, epoch: int, cached: Cached, tmp_path: Path
+):
+    # Four steps an epoch: the save of step 5 comes in the second, whose own follows it.
+    values = {"max_train_steps": steps, "save_every_n_steps": 5, "save_last_n_steps": 2}
+    train(cached, tmp_path, **values, save_every_n_epochs=1, save_last_n_epochs=1)
+    by_epoch = f"-{epoch:06d}.safetensors"
+    assert saves(tmp_path) == {"-step00000005.safetensors", by_epoch, ".safetensors"}
 
 
 def test_save_last_n_epochs_keeps_the_last_saves(cached: Cached, tmp_path: Path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import struct
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -238,6 +240,34 @@ def test_a_damaged_state_is_named(cache, tmp_path, damage):
     damage(state)
     with pytest.raises(CheckpointError, match=state.name):
         resume(state, Run(cache, tmp_path).parts)
+
+
+def moved_to(device: str, state: Path) -> None:
+    """Let a state's tensors say that they were saved on a device of that name."""
+    path = state / OPTIMIZER_FILE
+    with zipfile.ZipFile(path) as archive:
+        files = {entry: archive.read(entry) for entry in archive.infolist()}
+    # A text in a pickle: X, its length in four bytes, its letters.
+    old, new = (b"X" + struct.pack("<I", len(name)) + name for name in (b"cpu", device.encode()))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for entry, content in files.items():
+            is_pickle = entry.filename.endswith("data.pkl")
+            assert old in content or not is_pickle
+            moved = content.replace(old, new) if is_pickle else content
+            archive.writestr(entry.filename, moved)
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_a_state_of_another_device_is_resumed_here_to_the_same_bits(cache, tmp_path, settings):
+    Run(cache, tmp_path, stop_after=STOP, **settings).trainer.run()
+    state = latest_state(tmp_path, "run")
+    ended: list[dict[str, torch.Tensor]] = []
+    for device in ("cpu", "cuda:7"):
+        moved_to(device, state)
+        run = Run(cache, tmp_path / "rest", **settings)
+        run.trainer.run(resume(state, run.parts))
+        ended.append(run.adapter.state_dict())
+    assert all(torch.equal(tensor, ended[1][name]) for name, tensor in ended[0].items())
 
 
 def test_no_state_to_go_on_from_is_an_error(tmp_path):

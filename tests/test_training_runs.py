@@ -84,6 +84,7 @@ def test_saves_are_named_as_kohya_names_them(cached: Cached, tmp_path: Path):
 
     assert files_in(out) == {
         "fox-step00000003.safetensors",
+        "fox-step00000006.safetensors",
         "fox-000001.safetensors",
         "fox.safetensors",
     }

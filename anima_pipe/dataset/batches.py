@@ -72,12 +72,14 @@ class Batches:
 
     def starting_at(self, step: int) -> Iterator[Window]:
         """Yield the windows of optimizer step `step` (counted from 0) and all after it."""
-        epoch, index = divmod(step, self.windows_per_epoch())
+        # Counted once: it goes over all samples, of which there may be many.
+        per_epoch = self.windows_per_epoch()
+        epoch, index = divmod(step, per_epoch)
         while True:
             batches = self.plan.epoch(epoch)
-            for number in range(index, self.windows_per_epoch()):
+            for number in range(index, per_epoch):
                 start = number * self.window_size
-                step = epoch * self.windows_per_epoch() + number
+                step = epoch * per_epoch + number
                 window = [
                     tuple(visit.at_step(step, self.max_train_steps) for visit in batch)
                     for batch in batches[start : start + self.window_size]
@@ -85,7 +87,7 @@ class Batches:
                 yield Window(
                     epoch=epoch,
                     index=number,
-                    ends_epoch=number + 1 == self.windows_per_epoch(),
+                    ends_epoch=number + 1 == per_epoch,
                     samples=sum(map(len, window)),
                     shares=tuple(self._shares(window)),
                 )

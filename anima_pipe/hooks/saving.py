@@ -82,12 +82,11 @@ class Saver:
     def at(self, moment: Moment) -> None:
         """Save under every name that is due."""
         config = self.config
-        if moment.is_last:
-            self._save(config.final_path, moment)
-            return
         if moment.falls_on(config.every_n_steps, None):
             self._save(config.folder / f"{config.name}-step{moment.step:08d}.safetensors", moment)
-        if moment.falls_on(None, config.every_n_epochs):
+        if moment.is_last:
+            self._save(config.final_path, moment)
+        elif moment.falls_on(None, config.every_n_epochs):
             self._save(config.folder / f"{config.name}-{moment.epoch:06d}.safetensors", moment)
         remove_old(config, ".safetensors", moment)
 
@@ -112,6 +111,8 @@ class Rotation(Protocol):
     @property
     def name(self) -> str: ...  # noqa: D102
     @property
+    def every_n_steps(self) -> int | None: ...  # noqa: D102
+    @property
     def every_n_epochs(self) -> int | None: ...  # noqa: D102
     @property
     def keep_steps(self) -> int | None: ...  # noqa: D102
@@ -123,7 +124,8 @@ def remove_old(rotation: Rotation, suffix: str, moment: Moment) -> None:
     """Remove the saves that are not to be kept, by Kohya's count.
 
     Of the saves by steps those of the last `keep_steps` steps stay, of those by epochs the last
-    `keep_epochs` saves.
+    `keep_epochs` saves. A save makes room among its own kind alone; the last epoch has none, for
+    it ends with the run's final save.
 
     Args:
         rotation: Where they are, and how many are kept.
@@ -131,9 +133,10 @@ def remove_old(rotation: Rotation, suffix: str, moment: Moment) -> None:
         moment: Now.
     """
     oldest: dict[str, int] = {}
-    if rotation.keep_steps:
+    if rotation.keep_steps and moment.falls_on(rotation.every_n_steps, None):
         oldest[STEP] = moment.step - rotation.keep_steps - 1
-    if rotation.keep_epochs and rotation.every_n_epochs:
+    by_epoch = moment.falls_on(None, rotation.every_n_epochs) and not moment.is_last
+    if rotation.keep_epochs and rotation.every_n_epochs and by_epoch:
         oldest[EPOCH] = moment.epoch - rotation.keep_epochs * rotation.every_n_epochs
     for pattern, number in oldest.items():
         wanted = re.compile(re.escape(rotation.name) + pattern + re.escape(suffix))

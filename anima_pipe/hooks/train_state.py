@@ -199,7 +199,9 @@ def resume(
     try:
         parts.adapter.load_state_dict(load_file(folder / ADAPTER_FILE))
         weights = parts.adapter.state_dict()
-        states = {"ema": weights, **torch.load(folder / OPTIMIZER_FILE, weights_only=True)}
+        # Where it was saved says nothing of where the parts are; each takes its own to its device.
+        saved = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+        states = {"ema": weights, **saved}
         for name, part in parts.stateful.items():
             if name not in afresh and (name in states or name in ALWAYS_THERE):
                 part.load_state_dict(states[name])

@@ -113,6 +113,9 @@ _BY_LOWER_CASE: Final = {
 }
 
 
+KERNELS: Final = ("fused", "foreach")
+"""What of an optimizer's arguments says how it computes, not what."""
+
 _OF_TORCH: Final = {
     name.lower(): name
     for name, found in vars(torch.optim).items()
@@ -204,7 +207,20 @@ def create_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig) 
         ) from error
     if source.averages:
         optimizer.train()
+    optimizer.register_load_state_dict_pre_hook(_with_own_kernels)
     return optimizer
+
+
+def _with_own_kernels(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state whose groups step by the kernels that an optimizer was made with.
+
+    Which these are goes by the device, and a state may be of another one.
+    """
+    groups = [
+        {**theirs, **{name: own[name] for name in KERNELS if name in own}}
+        for theirs, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    return {**state, "param_groups": groups}
 
 
 def _refuse_several_rates(
