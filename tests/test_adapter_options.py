@@ -71,6 +71,13 @@ def test_every_layers_change_stays_below_the_norm_that_was_set(tmp_path, data):
     assert ups
 
 
+def test_a_weight_decay_that_pulls_at_nothing_is_warned_of(tmp_path, data):
+    given = {"network_args": ["pissa=True"], "optimizer_args": ["weight_decay=0.1"], **data}
+    ended = anima_pipe("train", output_dir=tmp_path, max_train_steps=1, **given).ok()
+
+    assert "weight_decay has no effect" in ended.said
+
+
 def test_a_run_may_start_on_top_of_another_adapter_and_from_a_third(tmp_path, data):
     model = load_transformer(DEMO_TRANSFORMER).requires_grad_(requires_grad=False)
     below = save_adapter(create_adapter("lora", model), tmp_path / "below.safetensors")

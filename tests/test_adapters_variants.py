@@ -228,6 +228,7 @@ def test_decay_pulls_at_changes_alone_and_leaves_norms_and_magnitudes_where_they
         ({"network_reg_lrs": "(.*=1"}, "unterminated"),
         ({"loraplus_lr_ratio": -1}, "loraplus_lr_ratio is -1"),
         ({"pissa": True, "network_dim": 65}, "pissa cannot start 65 ranks"),
+        ({"pissa": True, "network_alpha": -1}, "pissa cannot start with network_alpha -1"),
     ],
 )
 def test_a_rule_that_cannot_be_honoured_is_named(model, arguments, words):
@@ -259,11 +260,65 @@ def test_norms_are_limited_in_every_linear_layer(model):
     assert norms == pytest.approx([0.5] * len(norms))
 
 
-def test_pissa_and_a_limit_of_norms_are_refused_together(model):
+@pytest.mark.parametrize("size", [0.01, 1.0])
+def test_a_limit_moves_a_pissa_back_towards_its_start(model, size):
+    adapter = create_adapter("lora", model, pissa=True, network_dim=3, network_alpha=2.0)
+    starts = {path: tuple(delta.frozen().values()) for path, delta in linear_deltas(adapter)}
+    pretend_training(adapter, size=size)
+    before = {path: delta.product().detach() for path, delta in linear_deltas(adapter)}
+
+    adapter.limit_norms(0.1)
+
+    for path, delta in linear_deltas(adapter):
+        expected = min(before[path].norm().item(), 0.1)
+        assert delta.product().norm().item() == pytest.approx(expected, rel=1e-3)
+        assert all(map(torch.equal, delta.frozen().values(), starts[path]))
+        moved = (delta.down - starts[path][0]).norm() / delta.down.norm()
+        assert moved < size * 10
+    again = {path: delta.product().detach() for path, delta in linear_deltas(adapter)}
+    adapter.limit_norms(0.1)
+    for path, delta in linear_deltas(adapter):
+        torch.testing.assert_close(delta.product(), again[path], rtol=1e-3, atol=1e-5)
+
+
+def test_a_pissa_whose_factors_moved_little_acts_exactly_in_half_precision(tmp_path):
+    exact, half = small_model(), small_model(torch.bfloat16)
+    x = random(2, 9, 64, seed=3)
+    adapters = [create_adapter("lora", m, pissa=True, network_dim=8) for m in (exact, half)]
+    for adapter in adapters:
+        with torch.no_grad():
+            for number, parameter in enumerate(adapter.matrices()):
+                noise = random(*parameter.shape, seed=number)
+                parameter.add_(noise * parameter.norm() / noise.norm(), alpha=0.01)
+    changes = [change_in_double(adapter, Q_PROJ) for adapter in adapters]
+
+    path = save_adapter(adapters[0], tmp_path / "a.safetensors", dtype=torch.bfloat16)
+
+    assert relative_error(adapters[0].deltas[Q_PROJ].product().double(), changes[0]) < 1e-5
+    filed = load_adapter(path, small_model()).deltas[Q_PROJ].product()
+    assert relative_error(filed.double(), changes[0]) < 0.01
+    added = half.get_submodule(Q_PROJ).delta.added(x.bfloat16(), 1.0)
+    assert relative_error(added.double(), x.bfloat16().double() @ changes[1].T) < 0.02
+
+
+def change_in_double(adapter, path):
+    """Return what a PiSSA adds to a weight, as the difference of its two products."""
+    tensors = {name: tensor.double() for name, tensor in adapter.state_dict().items()}
+    start, end = (
+        tensors[f"{path}.{up}"] @ tensors[f"{path}.{down}"]
+        for up, down in (("start_B", "start_A"), ("lora_B.weight", "lora_A.weight"))
+    )
+    return (end - start) * adapter.deltas[path].config.scale
+
+
+def linear_deltas(adapter):
+    return [(path, delta) for path, delta in adapter.deltas.items() if delta.rank]
+
+
+def test_decay_does_not_pull_the_base_out_of_a_pissa(model):
     adapter = create_adapter("lora", model, pissa=True)
 
-    with pytest.raises(ConfigError, match="use one of the two"):
-        adapter.limit_norms(1.0)
+    assert not any(group.decays for group in adapter.groups())
 
 
 @pytest.mark.parametrize("case", KINDS)

@@ -26,6 +26,9 @@ class Delta(nn.Module, ABC):
     """What its trained tensors may be called in a file, behind the module's path."""
     tensor_synonyms: ClassVar[Mapping[str, str]] = {}
     """What other programs call a tensor in their files -> its name in ours."""
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    """Trained matrices that weight decay would pull at the base by: what they hold is the base's
+    own and no change of it."""
 
     strength: float = 1.0
     """Multiplies the change; 0 switches it off. Not part of what is saved."""
@@ -69,8 +72,13 @@ class Delta(nn.Module, ABC):
 
     @property
     def rank(self) -> int | None:
-        """The rank, where the kind has one."""
+        """The rank of the factors that train, where the kind has one."""
         return None
+
+    @property
+    def stated_rank(self) -> int | None:
+        """The rank of what a file holds, where the kind has one."""
+        return self.rank
 
     @property
     def alpha(self) -> float | None:

@@ -358,7 +358,7 @@ def _own_metadata(deltas: Mapping[str, Delta], style: str) -> dict[str, str]:
         "format": "pt",
         "adapter_kind": "+".join(sorted({kind_name(delta) for delta in deltas.values()})),
         "adapter_style": style,
-        "adapter_rank": ",".join(sorted({str(delta.rank) for delta in ranked})),
+        "adapter_rank": ",".join(sorted({str(delta.stated_rank) for delta in ranked})),
         "adapter_alpha": ",".join(sorted({str(delta.alpha) for delta in ranked})),
     }
 

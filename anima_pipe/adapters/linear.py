@@ -103,6 +103,8 @@ class LinearDelta(Delta):
     faster: ClassVar[tuple[str, ...]]
     """The matrices that LoRA+ trains at a higher rate."""
 
+    undecayed: ClassVar[tuple[str, ...]] = ("dora_scale",)
+
     dora_scale: nn.Parameter | None
 
     def __init_subclass__(cls) -> None:

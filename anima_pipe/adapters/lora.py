@@ -92,21 +92,33 @@ class LoraDelta(LinearDelta):
         """Return lora_A, which is down, and lora_B, which is up."""
         return {"lora_A.weight": self.down, "lora_B.weight": self.up}
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return the down and up whose product is the change over scale, as a file holds them.
+
+        Returns:
+            Float[stated_rank, in] and Float[out, stated_rank], differentiable.
+        """
+        return self.down, self.up
+
     def added(self, x: Tensor, strength: float) -> Tensor:
         """Return what LoRA adds to the output; see `LinearDelta.added`."""
-        return lora_delta(x, self.down, self.up, self.inner_scale(x, strength))
+        return lora_delta(x, *self.factors(), self.inner_scale(x, strength))
 
     def changed(self, base: FrozenLinear, x: Tensor, strength: float) -> Tensor | None:
         """Return the layer's output and LoRA's in one pass; see `LinearDelta.changed`."""
-        return lora_linear(x, base, self.down, self.up, self.inner_scale(x, strength))
+        return lora_linear(x, base, *self.factors(), self.inner_scale(x, strength))
 
     def product(self) -> Tensor:
         """Return alpha / rank * up @ down; see `LinearDelta.product`."""
-        return (self.up * self.config.scale) @ self.down
+        down, up = self.factors()
+        return (up * self.config.scale) @ down
 
     def plain_lora(self) -> tuple[Tensor, Tensor] | None:
         """Return the factors with alpha / rank folded into the second."""
-        return None if self.has_dora else (self.down.detach(), self.up.detach() * self.config.scale)
+        if self.has_dora:
+            return None
+        down, up = (factor.detach() for factor in self.factors())
+        return down, up * self.config.scale
 
     def inner_scale(self, x: Tensor, strength: float) -> float | Tensor:
         """Return the factor of the inner activation, with this pass's dropouts in it."""

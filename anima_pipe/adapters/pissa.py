@@ -7,16 +7,20 @@ base as it was published, a LoRA of twice the rank.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 
 from anima_pipe.adapters.delta import effective_weights
-from anima_pipe.adapters.frozen import FrozenLinear
-from anima_pipe.adapters.lora import LoraConfig, LoraDelta, lora_delta
+from anima_pipe.adapters.lora import LoraConfig, LoraDelta
 from anima_pipe.adapters.low_rank import leading_factors
 from anima_pipe.errors import ConfigError
+
+HALVINGS: Final = 40
+"""Of the interval in which a share is searched; the last is below fp32's steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,12 @@ def start_pissa(base: nn.Module, config: LoraConfig, generator: torch.Generator)
             f"pissa cannot start {rank} ranks from a weight of shape {tuple(weight.shape)}",
             f"set network_dim to {min(weight.shape)} or less",
         )
+    if config.scale <= 0:
+        raise ConfigError(
+            f"pissa cannot start with network_alpha {config.alpha}: the base's part has no factors "
+            "of a negative scale",
+            "set network_alpha above 0",
+        )
     up, down = leading_factors(weight, rank, generator)
     # The product is to be the base's part after it was scaled.
     return PissaDelta(down / config.scale**0.5, up / config.scale**0.5, config)
@@ -51,11 +61,18 @@ def start_pissa(base: nn.Module, config: LoraConfig, generator: torch.Generator)
 class PissaDelta(LoraDelta):
     """What a LoRA has moved away from its start, which stays part of it.
 
+    With A and B as they are, A0 and B0 as they started, the change is B A - B0 A0. Taken as the
+    difference of two products it would be a small number between two large ones, lost in half
+    precision. So it is B (A - A0) + (B - B0) A0: one LoRA of twice the rank, with
+    down = [A - A0; A0] and up = [B, B - B0], whose product is zero to the bit at the start.
+
     Args:
-        down: The start, Float32[r, in].
-        up: The start, Float32[out, r].
-        config: As of a LoRA.
+        down: A0, the start, Float32[r, in].
+        up: B0, the start, Float32[out, r].
+        config: As of a LoRA; its rank is that of A and B.
     """
+
+    undecayed: ClassVar[tuple[str, ...]] = (*LoraDelta.undecayed, *LoraDelta.matrix_names)
 
     start_down: Tensor
     start_up: Tensor
@@ -66,8 +83,8 @@ class PissaDelta(LoraDelta):
         self.register_buffer("start_up", up)
 
     @property
-    def rank(self) -> int:
-        """The rank of what a file holds: the end and the start."""
+    def stated_rank(self) -> int:
+        """Twice the rank of A and B."""
         return 2 * self.config.rank
 
     @property
@@ -79,41 +96,56 @@ class PissaDelta(LoraDelta):
         """Return the start; see `Delta.frozen`."""
         return {"start_A": self.start_down, "start_B": self.start_up}
 
-    def added(self, x: Tensor, strength: float) -> Tensor:
-        """Return what the trained and the started LoRA differ by; see `LinearDelta.added`."""
-        scale = self.inner_scale(x, strength)
-        started = lora_delta(x, self.start_down, self.start_up, scale)
-        return lora_delta(x, self.down, self.up, scale) - started
+    def moved(self) -> tuple[Tensor, Tensor]:
+        """Return A - A0 and B - B0, fp32 whatever A and B are."""
+        return self.down.float() - self.start_down, self.up.float() - self.start_up
 
-    def changed(self, base: FrozenLinear, x: Tensor, strength: float) -> None:
-        """Leave it to `added`: a start put on and taken off again is not nothing to the bit."""
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return [A - A0; A0] and [B, B - B0], fp32; see `LoraDelta.factors`."""
+        moved_down, moved_up = self.moved()
+        down = torch.cat([moved_down, self.start_down])
+        return down, torch.cat([self.up.float(), moved_up], dim=1)
 
-    def product(self) -> Tensor:
-        """Return the difference of the products; see `LinearDelta.product`."""
-        return (self.up @ self.down - self.start_up @ self.start_down) * self.config.scale
+    def inner_scale(self, x: Tensor, strength: float) -> float | Tensor:
+        """Return LoRA's factor of the inner activation, a rank's for both of its parts."""
+        scale = super().inner_scale(x, strength)
+        return torch.cat([scale, scale], dim=-1) if isinstance(scale, Tensor) else scale
 
+    @torch.no_grad()
     def limit_norm(self, largest: float) -> None:
-        """Refuse: scaling the matrices down would bring the start back, negated.
+        """Move A and B back towards their start, by one share, until the change has this norm.
 
-        Raises:
-            ConfigError: Always.
+        Of the share t that is left of both differences, t (B0 (A - A0) + (B - B0) A0) +
+        t^2 (B - B0) (A - A0) is left of the change.
         """
-        raise ConfigError(
-            f"scale_weight_norms is {largest}, but with pissa the matrices do not start from zero",
-            "use one of the two",
-        )
+        if self.change_norm() <= largest:
+            return
+        moved_down, moved_up = self.moved()
+        of_both = moved_up @ moved_down
+        of_one = self.start_up @ moved_down + moved_up @ self.start_down
+        parts = ((of_one, of_one), (of_one, of_both), (of_both, of_both))
+        squares = [(first * second).sum().item() * self.config.scale**2 for first, second in parts]
+        share = _share_left(squares, largest)
+        self.down.copy_(self.start_down + share * moved_down)
+        self.up.copy_(self.start_up + share * moved_up)
 
     def file_tensors(self) -> dict[str, Tensor]:
         """Return one LoRA of twice the rank; see `Delta.file_tensors`."""
-        factors = {
-            "lora_A.weight": torch.cat([self.down.detach(), self.start_down]),
-            "lora_B.weight": torch.cat([self.up.detach(), -self.start_up], dim=1),
-        }
-        return {**super().file_tensors(), **factors}
+        down, up = (factor.detach() for factor in self.factors())
+        return {**super().file_tensors(), "lora_A.weight": down, "lora_B.weight": up}
 
-    def plain_lora(self) -> tuple[Tensor, Tensor] | None:
-        """Return the same with alpha / rank folded into the second."""
-        if self.has_dora:
-            return None
-        factors = self.file_tensors()
-        return factors["lora_A.weight"], factors["lora_B.weight"] * self.config.scale
+
+def _share_left(squares: Sequence[float], largest: float) -> float:
+    """Return the t in [0, 1] at which |t L + t^2 Q| is `largest` at most.
+
+    Args:
+        squares: L L, L Q and Q Q, summed over all elements; at t = 1 the norm is larger.
+        largest: The norm wanted.
+    """
+    first, mixed, second = squares
+    low, high = 0.0, 1.0
+    for _halving in range(HALVINGS):
+        share = (low + high) / 2
+        square = share**2 * (first + 2 * share * mixed + share**2 * second)
+        low, high = (share, high) if square <= largest**2 else (low, share)
+    return low

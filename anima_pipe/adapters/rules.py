@@ -99,8 +99,8 @@ class Group:
     ratio: float
     """Multiplies the rate."""
     decays: bool
-    """Decay is for matrices: a norm's change is left to the gradient, and so are DoRA's magnitudes,
-    which are those of the base itself and no change of them."""
+    """Decay is for changes that are matrices: a norm's or a bias's is left to the gradient, and so
+    is what holds the base itself; see `Delta.undecayed`."""
 
     FASTER: ClassVar[str] = " plus"
     """What stands behind the name of the tensors that LoRA+ trains faster."""
@@ -143,14 +143,14 @@ def group_parameters(
         place = delta.group if pattern is None else f"{delta.group} {names[pattern]}"
         plus = delta.faster if isinstance(delta, LinearDelta) and rules.ratio != 1 else ()
         for name, parameter in delta.trained().items():
-            is_magnitude = name == "dora_scale"
-            called = place + " dora" * is_magnitude + (Group.FASTER if name in plus else "")
+            apart = " dora" if name == "dora_scale" else ""
+            called = place + apart + (Group.FASTER if name in plus else "")
             group = Group(
                 name=called,
                 parameters=[],
                 own_rate=own_rate,
                 ratio=rules.ratio if name in plus else 1.0,
-                decays=delta.group != "norm" and not is_magnitude,
+                decays=delta.group != "norm" and name not in delta.undecayed,
             )
             groups.setdefault(called, group).parameters.append(parameter)
     return list(groups.values())

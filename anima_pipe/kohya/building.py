@@ -85,7 +85,10 @@ def prepare_optimizer(
     """Return the optimizer, and what keeps the adapter in bf16 between its steps if it is to be."""
     if settings.model.bf16_adapter:
         adapter.start_from_rounded(torch.bfloat16)
-    optimizer = create_optimizer(rated_groups(settings, adapter), settings.optimizer)
+    groups = rated_groups(settings, adapter)
+    if settings.optimizer.arguments.get("weight_decay") and not any(g.decays for g in groups):
+        warn("weight_decay has no effect: what trains has no tensors that it may pull at")
+    optimizer = create_optimizer(groups, settings.optimizer)
     if largest := settings.model.scale_weight_norms:
         optimizer.register_step_post_hook(lambda *_: adapter.limit_norms(largest))
     if not settings.model.bf16_adapter:
