@@ -229,4 +229,5 @@ def _rescaled(weight: Tensor, change: Tensor, dora_scale: Tensor) -> Tensor:
     moved = weight + change
     by_row = dora_scale.shape[0] == weight.shape[0]
     norm = weight.norm(dim=1, keepdim=True) if by_row else moved.norm(dim=0, keepdim=True)
-    return moved * (dora_scale / (norm + torch.finfo(weight.dtype).eps)) - weight
+    # ComfyUI computes in fp32; weights in float64 are for comparing, and change nothing else.
+    return moved * (dora_scale / (norm + torch.finfo(torch.float32).eps)) - weight

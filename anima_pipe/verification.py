@@ -11,9 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from anima_pipe.adapters.delta import Delta
+from anima_pipe.adapters.delta import SCALES, Delta
 from anima_pipe.comfy import Tensors, parameter_change, tensors_by_module
 from anima_pipe.errors import CheckpointError
+
+LEAST_GAIN: Final = 1e-4
+"""By how much at least DoRA's scale changes the weight that a file is tried on: a file that lacks
+it is to be told from one that has it, even where nothing was trained."""
 
 TOLERANCES: Final = {torch.float32: 1e-5, torch.float16: 8e-3, torch.bfloat16: 6e-2}
 """Largest difference that saving in a dtype explains, relative to the layer's largest change:
@@ -24,7 +28,8 @@ def verify_export(path: str | os.PathLike[str], deltas: Mapping[str, Delta]) -> 
     """Compare a file, applied by ComfyUI's rules, with the change that was trained.
 
     One layer's change is in memory at a time. It is compared without the weight that it is added
-    to, whose rounding would hide a difference.
+    to, whose rounding would hide a difference; that of DoRA, which depends on the weight, on drawn
+    weights in float64.
 
     Args:
         path: The file, of style comfy, kohya or diffusers.
@@ -42,7 +47,8 @@ def verify_export(path: str | os.PathLike[str], deltas: Mapping[str, Delta]) -> 
         module: change_error(delta, by_module.get(module, {})) for module, delta in deltas.items()
     }
     module = max(errors, key=lambda module: errors[module])
-    dtypes = {tensor.dtype for tensor in file_tensors.values()}
+    # Scales are exact in a file of any dtype, and excuse nothing.
+    dtypes = {t.dtype for key, t in file_tensors.items() if key.rpartition(".")[2] not in SCALES}
     if errors[module] > max(TOLERANCES.get(dtype, 0.0) for dtype in dtypes):
         raise CheckpointError(
             f"{path}: the change of {module} is off by {errors[module]:.1e} of its size",
@@ -59,14 +65,33 @@ def change_error(delta: Delta, tensors: Tensors) -> float:
         The largest difference, relative to the largest element of the delta's change; infinite if
         there is one although the delta changes nothing.
     """
-    zeros = {name: torch.zeros(()).expand(shape) for name, shape in delta.shapes.items()}
-    error = 0.0
-    for name, trained in delta.weight_changes(zeros).items():
-        filed = parameter_change(name, zeros[name], tensors)
+    weights, error = trial_weights(delta), 0.0
+    for name, trained in delta.weight_changes(weights).items():
+        filed = parameter_change(name, weights[name], tensors)
         largest = _largest(trained)
         difference = _largest(filed - trained.cpu())
         error = max(error, difference / largest if largest else difference and math.inf)
     return error
+
+
+def trial_weights(delta: Delta) -> dict[str, Tensor]:
+    """Return weights on which a delta's change shows all that its tensors do.
+
+    Returns:
+        By parameter: zeros, fp32. For DoRA, whose change is a share of the weight, one in float64
+        that is as large as its scale says but for a difference, half as large as what its matrices
+        add: neither hides an error of the other.
+    """
+    zeros = {name: torch.zeros(()).expand(shape) for name, shape in delta.shapes.items()}
+    if not delta.has_dora:
+        return zeros
+    scale = delta.file_tensors()["dora_scale"].double().cpu()
+    drawn = torch.randn(delta.shapes["weight"], generator=torch.Generator().manual_seed(0)).double()
+    by_row = scale.shape[0] == drawn.shape[0]
+    norms = drawn.norm(dim=1 if by_row else 0, keepdim=True)
+    size = scale.norm().item()
+    gain = max(LEAST_GAIN, delta.change_norm() / (2 * size)) if size else LEAST_GAIN
+    return {**zeros, "weight": drawn * (scale.abs() / norms / (1 + gain))}
 
 
 def _largest(tensor: Tensor) -> float:

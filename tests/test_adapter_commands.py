@@ -154,6 +154,7 @@ def test_a_merge_to_a_rank_is_the_best_of_that_rank(tmp_path):
     [
         (["lokr", "lora"], "no exact sum"),
         (["dora-rows"], "export-comfy --merge"),
+        (["dora-columns"], "export-comfy --merge"),
     ],
 )
 def test_what_cannot_be_merged_says_what_to_do(tmp_path, cases, words):

@@ -14,6 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from anima_pipe.adapters import Adapter, create_adapter, load_adapter, save_adapter
+from anima_pipe.adapters.dora import weight_norm
+from anima_pipe.adapters.linear import LinearDelta
+from anima_pipe.comfy import apply_adapter
 from anima_pipe.errors import CheckpointError, ConfigError, OutputError
 from anima_pipe.export import export_adapter
 
@@ -150,6 +153,65 @@ def test_alpha_stays_exact_in_a_file_of_half_precision(tmp_path):
 
     assert load_file(path)[f"diffusion_model.{Q_PROJ}.alpha"] == torch.tensor(1.1)
     assert load_file(path)[f"diffusion_model.{Q_PROJ}.lora_A.weight"].dtype == torch.bfloat16
+
+
+def dora_of_a_hundredth(columns: bool) -> Adapter:
+    """Return a DoRA of which factors and scales each moved their weights by 1 %."""
+    adapter = create_adapter("lora", small_model(), dora=True, wd_on_output=not columns)
+    pretend_training(adapter, size=1.0)
+    generator = torch.Generator().manual_seed(2)
+    weights = {name: t.float() for name, t in golden_weights("a").items()}
+    with torch.no_grad():
+        for place, delta in adapter.deltas.items():
+            if isinstance(delta, LinearDelta):
+                weight = weights[f"{place}.weight"]
+                delta.matrices()["lora_B.weight"].mul_(
+                    0.01 * weight.norm() / delta.product().norm()
+                )
+                norms = weight_norm(weight, by_row=not columns)
+                moved = norms * (1 + 0.01 * torch.randn(norms.shape, generator=generator))
+                delta.trained()["dora_scale"].copy_(moved)
+    return adapter
+
+
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("command", ["train", "convert"])
+def test_half_precision_costs_a_dora_no_more_of_what_it_learned_than_a_lora(
+    tmp_path, columns, dtype, command
+):
+    adapter = dora_of_a_hundredth(columns)
+    path = saved(tmp_path, dtype=dtype if command == "train" else None, adapter=adapter)
+    if command == "convert":
+        path = export_adapter(path, tmp_path / "b.safetensors", dtype=dtype).path
+    weights = {name: t.float() for name, t in golden_weights("a").items()}
+
+    patched = apply_adapter(load_file(path), weights)
+
+    errors = [
+        relative_error(patched[name] - weights[name], change)
+        for place, delta in adapter.deltas.items()
+        if delta.has_dora
+        for name, change in [
+            (f"{place}.weight", delta.weight_changes({"weight": weights[f"{place}.weight"]}))
+        ]
+        for change in [change["weight"].detach()]
+    ]
+    assert max(errors) < 0.005
+
+
+def test_a_half_precision_dora_is_still_a_file_of_half_precision(tmp_path):
+    path = saved(tmp_path, dtype=torch.bfloat16, adapter=trained_adapter(dora=True))
+
+    again = load_file(export_adapter(path, tmp_path / "b.safetensors").path)
+
+    dtypes = {key.rpartition(".")[2]: tensor.dtype for key, tensor in again.items()}
+    assert dtypes == {
+        "weight": torch.bfloat16,
+        "w_norm": torch.bfloat16,
+        "alpha": torch.float32,
+        "dora_scale": torch.float32,
+    }
 
 
 def test_the_header_says_what_the_adapter_is_and_for_which_depth(tmp_path):

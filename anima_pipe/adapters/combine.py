@@ -97,14 +97,14 @@ def lora_of_matrix(change: Tensor, size: Size, generator: torch.Generator) -> Lo
 
 def _merged(path: str, parts: Sequence[Part], size: Size | None, whole: bool) -> Delta:
     """Return one delta in place of all those of a module."""
-    if size is None and len(parts) == 1 and isinstance(parts[0][0], LokrDelta):
-        return parts[0][0].scaled(parts[0][1])
     for delta, _strength in parts:
         if delta.has_dora:
             raise ConfigError(
                 f"{path} is of kind {kind_name(delta)} with DoRA, whose change depends on the base",
                 "bake it into the base: export-comfy --merge",
             )
+    if size is None and len(parts) == 1 and isinstance(parts[0][0], LokrDelta):
+        return parts[0][0].scaled(parts[0][1])
     if all(isinstance(delta, NormDelta) for delta, _strength in parts):
         return _norm_sum(parts)
     kinds = {type(delta) for delta, _strength in parts}

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 
 import torch
 from torch import Tensor, nn
 
 from anima_pipe.adapters.frozen import FrozenLinear
 from anima_pipe.errors import CheckpointError
+
+SCALES: Final = frozenset({"alpha", "dora_scale"})
+"""Tensors of a file that stay fp32 whatever the dtype of the others: they multiply a whole change
+or a whole weight. To round the scale of a weight that training moved by a hundredth is to lose a
+sixth of the movement."""
 
 
 class Delta(nn.Module, ABC):

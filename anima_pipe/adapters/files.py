@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from anima_pipe.adapters.adapter import Adapter
-from anima_pipe.adapters.delta import Delta, root_module
+from anima_pipe.adapters.delta import SCALES, Delta, root_module
 from anima_pipe.adapters.hashes import kohya_hashes
 from anima_pipe.adapters.inject import depths, walk
 from anima_pipe.adapters.linear import LinearDelta
@@ -57,11 +57,14 @@ class AdapterFile:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The finest dtype among the trained tensors."""
+        """The finest dtype among the tensors that are not scales, which are fp32 in any file."""
         found = {
-            t.dtype for module in self.modules.values() for n, t in module.items() if n != "alpha"
+            t.dtype
+            for module in self.modules.values()
+            for n, t in module.items()
+            if n not in SCALES
         }
-        return min(found, key=lambda dtype: torch.finfo(dtype).eps)
+        return finest(found)
 
     def blocks_changed(self) -> set[int]:
         """Return the numbers of the model's blocks that it changes."""
@@ -80,6 +83,11 @@ class AdapterFile:
             ) from error
 
 
+def finest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """Return the float dtype of the smallest rounding step; fp32 of none."""
+    return min(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+
+
 def save_adapter(
     adapter: Adapter,
     path: str | os.PathLike[str],
@@ -95,7 +103,7 @@ def save_adapter(
         adapter: What to save, as at strength 1.
         path: The file; its folder is made if need be.
         style: "comfy", "kohya" or "diffusers".
-        dtype: Of the trained tensors; None: as they are, fp32. Alpha stays fp32.
+        dtype: Of the trained tensors; None: as they are. Scales, `delta.SCALES`, stay fp32.
         metadata: Goes into the header beside the adapter's own.
         drop_norms: Leave the norms out, for a style that cannot express them.
 
@@ -133,7 +141,7 @@ def write_deltas(
     tensors: dict[str, Tensor] = {}
     for place, delta in deltas.items():
         for name, tensor in _expressed(delta, place, style).items():
-            kept = tensor if name == "alpha" or dtype is None else tensor.to(dtype)
+            kept = tensor if name in SCALES or dtype is None else tensor.to(dtype)
             tensors[keys.key(place, name)] = kept.cpu().contiguous()
     metadata = {**(metadata or {}), **_own_metadata(deltas, style)}
     # Those of the file that the metadata came from would not be of these tensors.
