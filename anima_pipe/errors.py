@@ -1,5 +1,10 @@
 """The errors that a user can mend."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class PipeError(Exception):
     """Something a user can mend: what is wrong, where, and what to do about it.
@@ -45,3 +50,13 @@ class OutputError(PipeError):
 
 class FetchError(PipeError):
     """A file could not be had from any of its sources, each of which is named with its cause."""
+
+
+def did_you_mean(wrong: str, names: Iterable[str]) -> str:
+    """Return "did you mean NAME? " for the name that a misspelt one is nearest to, in any case.
+
+    Where no name is near, the text is empty: it begins a remedy that lists them.
+    """
+    spelt = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(wrong.lower(), list(spelt), n=1)
+    return f"did you mean {spelt[near[0]]}? " if near else ""

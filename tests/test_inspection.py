@@ -13,7 +13,7 @@ TRAIN_ARGS = """\
 seed = "x"
 network_dimm = 4
 mixed_precision = "bf17"
-v_parameterization = true
+full_fp16 = true
 network_dropout = 2
 lr_scheduler = "cosine"
 optimizer_type = "AdamWScheduleFree"
@@ -61,7 +61,7 @@ OF_OPTIONS = (
     "train_args.toml line 5: network_dropout: 2 is too large",
 )
 OF_TRAINING = (
-    "train_args.toml line 4: v_parameterization is refused",
+    "train_args.toml line 4: full_fp16 is refused",
     "train_args.toml line 6: optimizer=AdamWScheduleFree requires lr_scheduler=constant",
     "train_args.toml line 8: adapter kind 'lora' has no setting 'rank_dropuot'",
     "train_args.toml line 9: optimizer_args do not fit AdamWScheduleFree",

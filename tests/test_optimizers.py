@@ -130,6 +130,8 @@ def test_names_are_found_in_any_case():
 def test_a_misspelt_optimizer_suggests_the_right_one():
     with pytest.raises(ConfigError, match="did you mean Prodigy"):
         find_optimizer("Prodgy")
+    with pytest.raises(ConfigError, match="did you mean NAdam"):
+        find_optimizer("nadamm")
 
 
 def test_an_optimizer_whose_package_is_missing_names_the_package(monkeypatch):
@@ -145,12 +147,27 @@ def test_a_class_that_is_not_there_is_refused(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "arguments"),
-    [("AdamW", {"beta": 0.9}), ("AdamW", {"betas": (2.0, 0.9)}), ("Prodigy", {"dcoef": 1})],
+    ("kind", "arguments", "wrong", "remedy"),
+    [
+        ("AdamW", {"beta": 0.9}, "there is no argument beta", "did you mean betas?"),
+        ("AdamW", {"betas": (2.0, 0.9)}, "Invalid beta parameter at index 0: 2.0", "weight_decay"),
+        ("AdamW", {"betas": 0.9}, "betas is 0.9", "give betas 2 numbers, such as (0.9,0.999)"),
+        ("AdamW", {"betas": (0.9,)}, "betas is (0.9,)", "give betas 2 numbers"),
+        ("AdamW", {"weight_decay": "1e-2x"}, "weight_decay is '1e-2x'", "a number, such as 0.01"),
+        ("AdamW", {"weight_decay": (0, 1)}, "weight_decay is (0, 1)", "a number"),
+        ("AdamW", {"amsgrad": "maybe"}, "amsgrad is 'maybe'", "true or false"),
+        ("AdamW", {"betas": None}, "betas=None", "correct optimizer_args"),
+        ("AdamW", {"lr": 1.0}, "lr is set by other options", "remove lr"),
+        ("Prodigy", {"dcoef": 1}, "there is no argument dcoef", "did you mean d_coef?"),
+        ("CAME", {"betas": (0.9, 0.99)}, "betas is (0.9, 0.99)", "3 numbers"),
+    ],
 )
-def test_arguments_that_do_not_fit_are_named(kind, arguments):
-    with pytest.raises(ConfigError, match="optimizer_args do not fit"):
+def test_arguments_that_do_not_fit_are_named_in_our_words(kind, arguments, wrong, remedy):
+    with pytest.raises(ConfigError) as caught:
         problem(1.0, kind, **arguments)
+    assert caught.value.problem.startswith(f"optimizer_args do not fit {kind}: ")
+    assert wrong in caught.value.problem
+    assert remedy in caught.value.remedy
 
 
 def test_adafactor_trains_at_the_rate_that_is_set():

@@ -257,7 +257,19 @@ def test_texts_of_the_command_line_are_read(name: str, given: object, value: obj
         ("resolution", [1024, -1], "[1024, -1] is not a size"),
         ("mixed_precision", "bf17", "'bf17' is unknown"),
         ("mixed_precision", 16, "16 is not a text"),
+        (
+            "network_module",
+            "networks.lora_flex",
+            (
+                "Unsupported network module: networks.lora_flex. Expected one of: "
+                "('networks.lora_anima', 'networks.lokr_anima')"
+            ),
+        ),
+        ("network_module", "networks.lora", "Unsupported network module: networks.lora. Expected"),
         ("network_module", "networks.lora", "Stable Diffusion"),
+        ("lr_warmup_steps", "100%", "'100%' is no percentage of a run"),
+        ("lr_warmup_steps", "ten%", "'ten%' is no percentage of a run"),
+        ("lr_warmup_steps", "-1%", "'-1%' is no percentage of a run"),
         ("optimizer_args", "betas=(0.9,0.99)", "is not a list of texts"),
         ("optimizer_args", ["betas"], "'betas' is not of the form key=value"),
         ("optimizer_args", ["eps=1", "eps=2"], "eps stands twice"),
@@ -269,6 +281,32 @@ def test_unfit_values_are_named(name: str, given: object, problem: str):
         read_value(option(name), given, typed=True)
     assert problem in caught.value.problem
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("lr_scheduler", "cosin", "cosine"),
+        ("lr_scheduler", "Cosine_With_Restart", "cosine_with_restarts"),
+        ("loss_type", "hubber", "huber"),
+        ("weighting_scheme", "logitnormal", "logit_normal"),
+        ("network_module", "networks.lora_amina", "networks.lora_anima"),
+    ],
+)
+def test_a_misspelt_choice_suggests_the_right_one(name: str, wrong: str, right: str):
+    with pytest.raises(UnfitValueError) as caught:
+        read_value(option(name), wrong, typed=True)
+    assert caught.value.remedy.startswith(f"did you mean {right}? use one of ")
+
+
+@pytest.mark.parametrize("name", ["lr_warmup_steps", "lr_decay_steps"])
+@pytest.mark.parametrize(
+    ("given", "value"), [("10%", 0.1), ("2.5 %", 0.025), ("0%", 0), (0.1, 0.1), (10, 10)]
+)
+@pytest.mark.parametrize("typed", [True, False])
+def test_steps_of_the_rate_may_be_a_share_of_the_run(name, given, value, typed):
+    written = given if typed else str(given)
+    assert read_value(option(name), written, typed=typed) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(

@@ -151,16 +151,22 @@ def test_a_schedule_is_that_of_the_library_it_is_of(config, function, arguments)
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [
-        ({"kind": "piecewise_constant"}, "do not fit piecewise_constant"),
-        ({"kind": "piecewise_constant", "arguments": {"step_rules": "1:2:3"}}, "do not fit"),
-        ({"kind": "cosine", "arguments": {"cycles": 2}}, "do not fit cosine"),
+        ({"kind": "piecewise_constant"}, "do not fit piecewise_constant: step_rules is missing"),
+        (
+            {"kind": "piecewise_constant", "arguments": {"step_rules": "1:2:3"}},
+            "do not fit .*'1:2:3', which is not FACTOR:STEP",
+        ),
+        ({"kind": "cosine", "arguments": {"cycles": 2}}, "do not fit cosine.* no argument cycles"),
+        ({"kind": "cosine", "arguments": {"cycles": 2}}, "did you mean num_cycles"),
         ({"kind": "warmup_stable_decay", "warmup": 30, "decay": 20}, "more than the run's 40"),
         ({"class_name": "StepLR"}, "do not fit lr_scheduler_type StepLR"),
-        ({"class_name": "NoSuchLR"}, "lr_scheduler_type NoSuchLR"),
+        ({"class_name": "NoSuchLR"}, "lr_scheduler_type NoSuchLR.* has no class NoSuchLR"),
+        ({"class_name": "CosineAnealingLR"}, "did you mean CosineAnnealingLR"),
         ({"class_name": "no_such_package.Best"}, "no_such_package"),
         ({"class_name": "ReduceLROnPlateau"}, "follows a validation loss"),
         ({"kind": "adafactor"}, "goes with an Adafactor that finds its own steps"),
         ({"kind": "greedy"}, "unsupported lr_scheduler 'greedy'"),
+        ({"kind": "cosin"}, "did you mean cosine"),
     ],
 )
 def test_what_does_not_fit_a_schedule_is_named(config, complaint):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import types
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from anima_pipe.errors import ConfigError
+from anima_pipe.errors import ConfigError, did_you_mean
 
 Settings = TypeVar("Settings")
 
@@ -28,11 +27,9 @@ def check_names(given: Iterable[str], classes: Collection[type], kind: str) -> N
     known = sorted(name for each in classes for name in field_types(each))
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
             raise ConfigError(
                 f"adapter kind {kind!r} has no setting {name!r}",
-                f"{hint}The settings are {', '.join(known)}",
+                f"{did_you_mean(name, known)}The settings are {', '.join(known)}",
             )
 
 

@@ -29,8 +29,8 @@ class Kind(Enum):
     FLAG = "true or false"
     INTEGER = "whole number"
     NUMBER = "number"
-    COUNT_OR_SHARE = "whole number, or a share below 1"
-    """A whole number counts; a number below 1 is a share of the whole."""
+    COUNT_OR_SHARE = "whole number, or a share: 0.1 or 10%"
+    """A whole number counts; a number below 1, or a percentage, is a share of the whole."""
     SIZE = "size: N, or width,height"
     RANGE = "range: low,high"
     TEXTS = "list"
@@ -94,6 +94,8 @@ class Option:
     """Other spellings of choices, and the choice each one means."""
     refused_values: Mapping[str, Refused] = field(default_factory=dict[str, Refused])
     """Values that Kohya takes and we do not."""
+    words_of_unknown: str = ""
+    """How the problem is put for a value that is none of the choices, with {} for the value."""
     stand_ins: Mapping[str, StandIn] = field(default_factory=dict[str, StandIn])
     """Values that are taken with a warning, because what they change is not the trained adapter."""
     minimum: float | None = None
@@ -133,6 +135,7 @@ class RowFields(TypedDict, total=False):
     choices: tuple[str, ...]
     same_as: Mapping[str, str]
     refused_values: Mapping[str, Refused]
+    words_of_unknown: str
     stand_ins: Mapping[str, StandIn]
     minimum: float | None
     maximum: float | None

@@ -32,6 +32,9 @@ _RANGE: Final[Schema] = {
         },
     ]
 }
+_COUNT_OR_SHARE: Final[Schema] = {
+    "oneOf": [{"type": "number"}, {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*%\s*$"}]
+}
 _TEXTS: Final[Schema] = {"type": "array", "items": {"type": "string"}}
 
 _TYPES: Final[Mapping[Kind, Schema]] = {
@@ -41,7 +44,7 @@ _TYPES: Final[Mapping[Kind, Schema]] = {
     Kind.FLAG: {"type": "boolean"},
     Kind.INTEGER: {"type": "integer"},
     Kind.NUMBER: {"type": "number"},
-    Kind.COUNT_OR_SHARE: {"type": "number"},
+    Kind.COUNT_OR_SHARE: _COUNT_OR_SHARE,
     Kind.SIZE: _SIZE,
     Kind.RANGE: _RANGE,
     Kind.TEXTS: _TEXTS,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final, TypeGuard, cast
 
+from anima_pipe.errors import did_you_mean
 from anima_pipe.kohya.rows import Kind, Option
 from anima_pipe.shards.addresses import is_address
 
@@ -97,9 +98,13 @@ def _choice(option: Option, value: str) -> str:
         return value
     if stand_in := option.stand_ins.get(value):
         return stand_in.choice
+    words = option.words_of_unknown.format(value)
     if reason := option.refused_values.get(value):
-        raise UnfitValueError(f"{value!r} is refused: {reason.why}", reason.instead)
-    raise UnfitValueError(f"{value!r} is unknown", f"use one of {', '.join(option.choices)}")
+        refused = f"{words}; {reason.why}" if words else f"{value!r} is refused: {reason.why}"
+        raise UnfitValueError(refused, reason.instead)
+    hint = did_you_mean(value, (*option.choices, *option.same_as))
+    listed = f"use one of {', '.join(option.choices)}"
+    raise UnfitValueError(words or f"{value!r} is unknown", hint + listed)
 
 
 def _check_range(option: Option, value: float) -> None:
@@ -179,6 +184,8 @@ def _read_number(given: object) -> float:
 
 
 def _read_count_or_share(given: object) -> int | float:
+    if isinstance(given, str) and given.rstrip().endswith("%"):
+        return _read_percentage(given)
     number = _read_number(given)
     if number >= 1 and not number.is_integer():
         raise UnfitValueError(
@@ -186,6 +193,16 @@ def _read_count_or_share(given: object) -> int | float:
             "write a whole number of steps, or a share of the run below 1",
         )
     return number if isinstance(given, float) and number < 1 else int(number)
+
+
+def _read_percentage(given: str) -> float:
+    """Return "10%" as the share 0.1."""
+    share = _number_or_flag(given.rstrip().removesuffix("%").strip())
+    if not is_number(share) or not 0 <= share < 100:
+        raise UnfitValueError(
+            f"{given!r} is no percentage of a run", "write a percentage below 100, such as 10%"
+        )
+    return share / 100
 
 
 def _read_size(given: object) -> tuple[int, int]:

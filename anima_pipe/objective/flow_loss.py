@@ -14,7 +14,7 @@ from typing import Final
 
 import torch
 
-from anima_pipe.errors import ConfigError
+from anima_pipe.errors import ConfigError, did_you_mean
 from anima_pipe.objective.noise import Noise, NoiseConfig, sample_noise
 from anima_pipe.objective.sigmas import SigmaConfig, sample_sigmas
 
@@ -46,7 +46,10 @@ class LossConfig:
             (self.weighting, WEIGHTINGS, "weighting_scheme"),
         ):
             if value not in known:
-                raise ConfigError(f"unknown {name} {value!r}", f"use one of {', '.join(known)}")
+                hint = did_you_mean(value, known)
+                raise ConfigError(
+                    f"unknown {name} {value!r}", f"{hint}use one of {', '.join(known)}"
+                )
         if not self.huber_c > 0 or not self.huber_scale > 0:
             raise ConfigError("huber_c and huber_scale must be above 0", "use 0.1 and 1.0")
 

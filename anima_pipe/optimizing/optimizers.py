@@ -8,7 +8,6 @@ relative_step=True takes steps of its own size, to which learning rates say noth
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ from typing import Any, Final
 import torch
 from torch.optim import Optimizer
 
-from anima_pipe.errors import ConfigError
+from anima_pipe.errors import ConfigError, did_you_mean
+from anima_pipe.optimizing.arguments import check_arguments, unfit
 from anima_pipe.optimizing.rounding import widened
 
 
@@ -103,13 +103,15 @@ OPTIMIZERS: Final[Mapping[str, Source]] = {
 }
 """Kohya's names."""
 
+_SEEDS: Final = {
+    f"{name}_schedulefree": OPTIMIZERS[f"{kind}ScheduleFree"]
+    for name, kind in (("radam", "RAdam"), ("adamw", "AdamW"), ("sgd", "SGD"))
+}
+"""The seed's spellings."""
+
 _BY_LOWER_CASE: Final = {
     **{name.lower(): source for name, source in OPTIMIZERS.items()},
-    # The seed's spellings.
-    **{
-        f"{name}_schedulefree": OPTIMIZERS[f"{kind}ScheduleFree"]
-        for name, kind in (("radam", "RAdam"), ("adamw", "AdamW"), ("sgd", "SGD"))
-    },
+    **_SEEDS,
 }
 
 
@@ -140,9 +142,7 @@ def find_optimizer(kind: str) -> Source:
     module, _, name = kind.rpartition(".")
     if module:
         return Source(module, name, module.partition(".")[0])
-    near = difflib.get_close_matches(kind.lower(), list(_BY_LOWER_CASE), n=1)
-    names = {name.lower(): name for name in OPTIMIZERS}
-    hint = f"did you mean {names.get(near[0], near[0])}? " if near else ""
+    hint = did_you_mean(kind, [*_OF_TORCH.values(), *_SEEDS, *OPTIMIZERS])
     raise ConfigError(
         f"unknown optimizer_type {kind!r}",
         f"{hint}use one of {', '.join(OPTIMIZERS)}, or package.module.Class of one installed",
@@ -195,6 +195,8 @@ def create_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig) 
     arguments = all_arguments(config)
     own_steps = sizes_own_steps(config)
     _refuse_several_rates(groups, config.kind, one_size=own_steps, one_rate=source.one_rate)
+    problem = f"optimizer_args do not fit {config.kind}"
+    check_arguments(problem, build, arguments, ours=("params", "lr"))
     if _has_fused_form(source, groups) and not arguments.keys() & {"fused", "foreach"}:
         arguments["fused"] = True
     try:
@@ -202,7 +204,7 @@ def create_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig) 
         optimizer = build(_tables(groups), lr=rate, **arguments)
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(
-            f"optimizer_args do not fit {config.kind}: {error}",
+            unfit(problem, arguments, error),
             "correct optimizer_args, for example weight_decay=0.01 betas=(0.9,0.99) eps=1e-8",
         ) from error
     if source.averages:

@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from torch.optim import Optimizer
+from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from anima_pipe.errors import ConfigError
+from anima_pipe.errors import ConfigError, did_you_mean
+from anima_pipe.optimizing.arguments import check_arguments, unfit
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +73,8 @@ class ScheduleConfig:
             return
         if self.kind not in SCHEDULES:
             raise ConfigError(
-                f"unsupported lr_scheduler {self.kind!r}", f"use one of {', '.join(SCHEDULES)}"
+                f"unsupported lr_scheduler {self.kind!r}",
+                f"{did_you_mean(self.kind, SCHEDULES)}use one of {', '.join(SCHEDULES)}",
             )
         if self.kind in WITHOUT_WARMUP and self.warmup:
             raise ConfigError(
@@ -112,13 +114,13 @@ def create_schedule(optimizer: Optimizer, config: ScheduleConfig, total_steps: i
         build, own = _find_class(config.class_name), {}
     else:
         build, own = _function(config.kind), _own_arguments(config, total_steps)
+    named = f"lr_scheduler_type {config.class_name}" if config.class_name else config.kind
+    problem, arguments = f"lr_scheduler_args do not fit {named}", {**own, **config.arguments}
+    check_arguments(problem, build, arguments, ours=("optimizer",))
     try:
-        return build(optimizer, **{**own, **config.arguments})
+        return build(optimizer, **arguments)
     except (TypeError, ValueError, AttributeError) as error:
-        named = f"lr_scheduler_type {config.class_name}" if config.class_name else config.kind
-        raise ConfigError(
-            f"lr_scheduler_args do not fit {named}: {error}", "correct lr_scheduler_args"
-        ) from error
+        raise ConfigError(unfit(problem, arguments, error), "correct lr_scheduler_args") from error
 
 
 def step_without_training(schedule: LRScheduler, steps: int = 1) -> None:
@@ -197,9 +199,15 @@ def piecewise_constant(optimizer: Optimizer, step_rules: str) -> LambdaLR:
     Raises:
         ValueError: The text is not of that form.
     """
-    *pieces, last = step_rules.split(",")
-    until = {int(step): float(factor) for factor, step in (piece.split(":") for piece in pieces)}
-    rest = float(last)
+    *pieces, last = str(step_rules).split(",")
+    try:
+        pairs = [piece.split(":") for piece in pieces]
+        until = {int(step): float(factor) for factor, step in pairs}
+        rest = float(last)
+    except ValueError as error:
+        raise ValueError(
+            f"step_rules is {step_rules!r}, which is not FACTOR:STEP,...,FACTOR"
+        ) from error
     ends = sorted(until)
 
     def factor(step: int) -> float:
@@ -240,16 +248,32 @@ def _find_class(name: str) -> Callable[..., LRScheduler]:
         ConfigError: There is none, or it follows a measurement that training does not make.
     """
     module, _, plain = name.rpartition(".")
+    home = module or lr_scheduler.__name__
+    found: Callable[..., LRScheduler] | None
     try:
-        found = getattr(importlib.import_module(module or "torch.optim.lr_scheduler"), plain)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(home), plain, None)
+    except ImportError as error:
         raise ConfigError(
-            f"lr_scheduler_type {name}: {error}",
-            "name a class of torch.optim.lr_scheduler, or package.module.Class of one installed",
+            f"lr_scheduler_type {name}: {home} cannot be imported: {error}",
+            "install its package in this environment, or name a class of torch.optim.lr_scheduler",
         ) from error
+    if found is None:
+        raise ConfigError(
+            f"lr_scheduler_type {name}: {home} has no class {plain}",
+            f"{did_you_mean(plain, _of_torch())}name a class of torch.optim.lr_scheduler, or "
+            "package.module.Class of one installed",
+        )
     if "metrics" in inspect.signature(getattr(found, "step", found)).parameters:
         raise ConfigError(
             f"lr_scheduler_type {name} follows a validation loss after every step",
             "use a schedule that follows the steps alone",
         )
     return found
+
+
+def _of_torch() -> list[str]:
+    """Return the names of torch's schedules."""
+    found = vars(lr_scheduler).items()
+    return [
+        name for name, kind in found if isinstance(kind, type) and issubclass(kind, LRScheduler)
+    ]

@@ -38,6 +38,8 @@ NETWORK: Final[tuple[Option, ...]] = group(
             "networks.tlora_anima",
             "lycoris.kohya",
         ),
+        words_of_unknown="Unsupported network module: {}. Expected one of: "
+        "('networks.lora_anima', 'networks.lokr_anima')",
         refused_values={
             "networks.lora": _SD_NETWORK,
             "networks.dylora": _SD_NETWORK,
