@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anima_pipe.adapters.delta import Delta
 from anima_pipe.adapters.extract import depths_of, read_tensor, without_prefix
-from anima_pipe.adapters.files import (
+from anima_pipe.adapters.reading import (
     AdapterFile,
     deltas_of,
     read_adapter_file,

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from anima_pipe.adapters.delta import Delta
-from anima_pipe.adapters.files import deltas_of, read_adapter_file, write_deltas
+from anima_pipe.adapters.files import write_deltas
+from anima_pipe.adapters.reading import deltas_of, read_adapter_file
 from anima_pipe.comfy import anima_paths
 from anima_pipe.files import published
 from anima_pipe.verification import verify_export

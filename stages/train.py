@@ -191,7 +191,7 @@ def check_model_files(settings: TrainSettings) -> None:
     Raises:
         CheckpointError: It is.
     """
-    from anima_pipe.adapters.files import read_adapter_file
+    from anima_pipe.adapters.reading import read_adapter_file
     from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
     from anima_pipe.model import read_transformer_config
 

@@ -354,7 +354,7 @@ def test_kinds_without_an_exact_sum_are_merged_to_whole_differences_on_request(t
 MEASURED_BAKING = """
 import sys
 from pathlib import Path
-from anima_pipe.adapters.files import read_adapter_file
+from anima_pipe.adapters.reading import read_adapter_file
 from anima_pipe.bake import bake_adapter
 
 def kilobytes(field):

@@ -12,7 +12,7 @@ from commands import anima_pipe
 from safetensors.torch import load_file, save_file
 
 from anima_pipe.adapters import create_adapter, load_adapter, save_adapter
-from anima_pipe.adapters.files import (
+from anima_pipe.adapters.reading import (
     KNOWN_DEPTHS,
     AdapterFile,
     read_adapter_file,

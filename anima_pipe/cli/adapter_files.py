@@ -17,7 +17,7 @@ from anima_pipe.errors import ConfigError
 if TYPE_CHECKING:
     from anima_pipe.adapters.contents import ContentsRow
     from anima_pipe.adapters.delta import Delta
-    from anima_pipe.adapters.files import AdapterFile
+    from anima_pipe.adapters.reading import AdapterFile
 
 SETTINGS: dict[str, Any] = {
     "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -234,7 +234,7 @@ def extract(
     def work() -> int:
         from anima_pipe.adapters.combine import Size
         from anima_pipe.adapters.extract import extract_adapter
-        from anima_pipe.adapters.files import DEPTHS_KEY
+        from anima_pipe.adapters.reading import DEPTHS_KEY
         from anima_pipe.export import write_verified
         from anima_pipe.runtime import counted, torch_dtype, warn
 
@@ -285,7 +285,7 @@ def _read_back(difference: float) -> str:
 
 
 def _read(path: Path, allow_unmatched: bool) -> tuple[AdapterFile, dict[str, Delta]]:
-    from anima_pipe.adapters.files import deltas_of, read_adapter_file
+    from anima_pipe.adapters.reading import deltas_of, read_adapter_file
     from anima_pipe.comfy import anima_paths
 
     file = read_adapter_file(path, allow_unmatched=allow_unmatched)

@@ -199,7 +199,7 @@ def _prompts(
 def _draw_all(paths: dict[Shot, Path], options: Resolved) -> dict[Shot, Image]:
     """Draw every picture and save it; return their cells for sheets."""
     from anima_pipe.adapters import load_adapter
-    from anima_pipe.adapters.files import read_adapter_file
+    from anima_pipe.adapters.reading import read_adapter_file
     from anima_pipe.drawing.painter import parameters_text, save_picture
     from anima_pipe.drawing.sheets import cell_of
 
