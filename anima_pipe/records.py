@@ -199,9 +199,9 @@ class Moment:
         """Tell whether something due every so many steps or epochs is due now."""
         if not self.after_step:
             return False
-        by_step = bool(every_n_steps) and self.step % every_n_steps == 0
-        by_epoch = bool(every_n_epochs) and self.ends_epoch and self.epoch % every_n_epochs == 0
-        return by_step or by_epoch
+        if every_n_steps is not None and self.step % every_n_steps == 0:
+            return True
+        return every_n_epochs is not None and self.ends_epoch and self.epoch % every_n_epochs == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

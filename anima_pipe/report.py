@@ -158,13 +158,17 @@ def _precision_note(config: TrainerConfig, adapter: Adapter) -> str:
     return f"base in {base}{divided}, adapter in {own}"
 
 
+def _rank(rank: int | None) -> str:
+    return "" if rank is None else str(rank)
+
+
 def _adapter_lines(rows: Sequence[TableRow]) -> list[str]:
     """Lay the table of what is trained out in columns."""
     width = max(len(row.modules) for row in rows)
     total = sum(row.parameters for row in rows)
     head = f"{'trained':<{width}}  {'kind':<6} {'rank':>5} {'modules':>8} {'parameters':>12}  lr"
     body = [
-        f"{row.modules:<{width}}  {row.kind:<6} {row.rank or '':>5} {row.count:>8} "
+        f"{row.modules:<{width}}  {row.kind:<6} {_rank(row.rank):>5} {row.count:>8} "
         f"{row.parameters:>12,}  {', '.join(f'{rate:g}' for rate in row.rates)}"
         for row in rows
     ]

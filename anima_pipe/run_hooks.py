@@ -91,6 +91,8 @@ class RunHooks:
         """Return what measures the loss on pictures held out: of the weights, and their average."""
         trainer = self.trainer
         plan, accelerator = trainer.batches.plan, trainer.accelerator
+        if self.settings.validation.max_batches == 0:
+            return []
         if not plan.held_out:
             if any(s.validation_split for d in self.settings.data.datasets for s in d.subsets):
                 warn("validation_split holds out no picture: there are too few for such a share")

@@ -27,7 +27,7 @@ from anima_pipe.adapters.rules import (
 )
 from anima_pipe.adapters.settings import check_names, fill
 from anima_pipe.adapters.targets import TargetRules, choose_targets
-from anima_pipe.errors import CheckpointError
+from anima_pipe.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +242,11 @@ def read_settings(
     Raises:
         ConfigError: An unknown kind or setting, or a bad value.
     """
+    if network_alpha == 0:
+        raise ConfigError(
+            "network_alpha is 0: whatever the adapter learns would be multiplied by 0",
+            "give None for the rank, or a number above 0",
+        )
     chosen = find_kind(kind)
     args = {chosen.other_names.get(name, name): value for name, value in network_args.items()}
     check_names(args, (TargetRules, RankRules, RateRules, TableRules, chosen.config), kind)
@@ -269,7 +274,7 @@ def create_adapter(
         kind: "lora", or another of `registry.KINDS`.
         model: Its parameters keep their values and `requires_grad`.
         network_dim: The rank.
-        network_alpha: The change is multiplied by alpha / rank; None or 0: alpha = rank.
+        network_alpha: The change is multiplied by alpha / rank; None: alpha = rank.
         seed: Of the start; the global random state is neither used nor changed.
         network_args: Fields of `TargetRules` (train_norm, train_llm_adapter, target_modules,
             include_patterns, exclude_patterns), of `RankRules` (network_reg_dims), of `RateRules`

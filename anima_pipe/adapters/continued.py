@@ -137,9 +137,11 @@ def _kind_warnings(deltas: Mapping[str, Delta], kind: str, expected: type[Delta]
 def _rank_warnings(deltas: Mapping[str, Delta], settings: AdapterSettings) -> list[str]:
     """Return what the file's ranks and alphas differ in from those asked for."""
     config = settings.config
-    ranked = [delta for delta in deltas.values() if delta.rank is not None]
-    ranks = sorted({delta.rank or 0 for delta in ranked} - {config.rank, *settings.ranks.values()})
-    alphas = sorted({delta.alpha or 0.0 for delta in ranked} - {config.stated_alpha})
+    sizes = {(delta.rank, delta.alpha) for delta in deltas.values()}
+    own_ranks = {config.rank, *settings.ranks.values()}
+    ranks = sorted({rank for rank, _alpha in sizes if rank is not None} - own_ranks)
+    ranked_alphas = {alpha for rank, alpha in sizes if rank is not None and alpha is not None}
+    alphas = sorted(ranked_alphas - {config.stated_alpha})
     return [
         *([f"its rank is {_some(ranks)}, not network_dim {config.rank}"] * bool(ranks)),
         *([f"its alpha is {_some(alphas)}, not {config.stated_alpha}"] * bool(alphas)),

@@ -58,6 +58,7 @@ def extract_adapter(
 
     Raises:
         CheckpointError: A file cannot be read or is quantised, or they are of two models.
+        ConfigError: There is no such factor.
     """
     first, second = _transformer_tensors(base), _transformer_tensors(tuned)
     other = sorted(
@@ -100,12 +101,16 @@ def nearest_lokr(change: Tensor, factor: int, generator: torch.Generator) -> Lok
         change: Float32[out, in].
         factor: As lokr_factor.
         generator: For the approximation of rank 1.
+
+    Raises:
+        ConfigError: There is no such factor.
     """
+    config = LokrConfig(rank=1, lokr_factor=factor)
     (out_l, out_k), (in_m, in_n) = (factorize(size, factor) for size in change.shape)
     blocks = change.view(out_l, out_k, in_m, in_n).transpose(1, 2).reshape(out_l * in_m, -1)
     up, down = leading_factors(blocks, 1, generator)
     first, second = up.reshape(out_l, in_m), down.reshape(out_k, in_n)
-    return LokrDelta([first], [second], LokrConfig(rank=1, lokr_factor=factor))
+    return LokrDelta([first], [second], config)
 
 
 def read_tensor(path: Path, stored: StoredTensor) -> Tensor:

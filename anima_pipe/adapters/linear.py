@@ -32,7 +32,7 @@ class DeltaConfig(ABC):
 
     rank: int = 4
     alpha: float | None = None
-    """The change is multiplied by alpha / rank; None or 0: alpha = rank."""
+    """The change is multiplied by alpha / rank; None: alpha = rank."""
     rs_lora: bool = False
     """The change is multiplied by alpha / sqrt(rank) instead (Kalajdzievski, arXiv:2312.03732)."""
     dropout: float = 0.0
@@ -62,7 +62,7 @@ class DeltaConfig(ABC):
     @property
     def stated_alpha(self) -> float:
         """What a file states as alpha: every program multiplies by it / rank."""
-        alpha = self.alpha or float(self.rank)
+        alpha = float(self.rank) if self.alpha is None else self.alpha
         return alpha * math.sqrt(self.rank) if self.rs_lora else alpha
 
     @property

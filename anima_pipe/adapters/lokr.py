@@ -174,7 +174,9 @@ class LokrDelta(LinearDelta):
     @property
     def alpha(self) -> float:
         """The alpha that a file must state; without a rank it has no effect."""
-        return self.config.stated_alpha if self._has_rank else self.config.alpha or 1.0
+        if self._has_rank:
+            return self.config.stated_alpha
+        return 1.0 if self.config.alpha is None else self.config.alpha
 
     def matrices(self) -> dict[str, nn.Parameter]:
         """Return the matrices of both factors, by their names in a file."""

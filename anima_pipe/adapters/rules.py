@@ -66,7 +66,8 @@ class RateRules:
     @property
     def ratio(self) -> float:
         """What LoRA+ multiplies by."""
-        return self.loraplus_unet_lr_ratio or self.loraplus_lr_ratio or 1.0
+        named = self.loraplus_unet_lr_ratio, self.loraplus_lr_ratio, 1.0
+        return next(ratio for ratio in named if ratio is not None)
 
     def rates(self) -> dict[str, float]:
         """Return the rate by pattern.
@@ -127,7 +128,8 @@ def group_parameters(
     refuse_idle("network_reg_lrs", patterns, deltas)
     _refuse_idle_parts(parts, deltas)
     norm_lr = rules.norm_lr
-    if norm_lr and not any(delta.group == "norm" for delta in deltas.values()):
+    trains_norms = any(delta.group == "norm" for delta in deltas.values())
+    if norm_lr is not None and norm_lr > 0 and not trains_norms:
         raise ConfigError(f"norm_lr is {norm_lr}, but no norm is trained", "remove norm_lr")
     rates = {part.pattern: part.rate for part in parts}
     names = {part.pattern: part.name for part in parts}
@@ -158,7 +160,7 @@ def group_parameters(
 
 def _refuse_idle_parts(parts: Sequence[PartRate], paths: Collection[str]) -> None:
     for part in parts:
-        if part.rate and not any(re.fullmatch(part.pattern, path) for path in paths):
+        if part.rate > 0 and not any(re.fullmatch(part.pattern, path) for path in paths):
             raise ConfigError(
                 f"{part.name}_lr is {part.rate:g}, but nothing of that part is trained",
                 f"remove {part.name}_lr, or take the part in with network_args",

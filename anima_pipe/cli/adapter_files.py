@@ -163,7 +163,8 @@ def merge(
             (_read(path, allow_unmatched), strength)
             for path, strength in map(path_and_strength, sources)
         ]
-        size = Size(rank=rank, energy=energy) if rank or energy else None
+        whole_size = rank is None and energy is None
+        size = None if whole_size else Size(rank=rank, energy=energy)
         first = read[0][0][0]
         for (file, _deltas), _strength_of_file in read[1:]:
             _refuse_other_model(first, file)
@@ -238,7 +239,7 @@ def extract(
         from anima_pipe.export import write_verified
         from anima_pipe.runtime import counted, torch_dtype, warn
 
-        size = Size(rank=1) if lokr_factor else Size(rank=rank, energy=energy)
+        size = Size(rank=rank, energy=energy) if lokr_factor is None else Size(rank=1)
         found = extract_adapter(base, tuned, size, lokr_factor=lokr_factor)
         if found.left_out:
             warn(

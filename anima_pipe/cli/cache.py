@@ -93,7 +93,12 @@ def stats(cache: Callable[[], Path], *, as_json: bool) -> None:
 
 @command.command("verify", short_help="Read every sample, compare its checksum.")
 @_of_cache
-@click.option("--reencode", type=int, metavar="N", help="Also encode N samples again, and compare.")
+@click.option(
+    "--reencode",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Also encode N samples again, and compare.",
+)
 @click.option(
     "--config_file",
     help="train_args.toml that names the encoders and the dataset of --reencode.",
@@ -115,7 +120,7 @@ def verify(
     def work() -> int:
         cache_dir = cache()
         wrong = _compare_checksums(cache_dir)
-        if reencode:
+        if reencode is not None:
             place = {"cache_dir": str(cache_dir), **given}
             options = resolve(TRAIN, place, Path(config_file) if config_file else None)
             wrong += _compare_encoded(options, reencode)

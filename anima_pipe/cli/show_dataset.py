@@ -57,7 +57,7 @@ def show_dataset(options: Resolved) -> ShownDataset:
         rehash=options.value("rehash"),
     )
     captions = {text_key(caption): caption for caption in survey.captions}
-    seed: int = options.value("seed") or 0
+    seed: int = options.value("seed", unset=0)
     plan = make_plan(survey, survey.latents, captions, survey.masks, seed=seed)
     # Every process of a launch has the same to show.
     if launched_rank().number == 0:
@@ -83,7 +83,7 @@ def _lines(
     per_step = launched_rank().processes * options.value("gradient_accumulation_steps")
     per_epoch = -(-plan.batches_per_epoch() // per_step)
     epochs: int | None = options.value("max_train_epochs")
-    steps: int = epochs * per_epoch if epochs else options.value("max_train_steps")
+    steps: int = options.value("max_train_steps") if epochs is None else epochs * per_epoch
     shifts = takes_offsets(options)
     for number, batch in enumerate(plan.epoch(0)):
         step = number // per_step

@@ -194,7 +194,7 @@ class ImageVae(nn.Module):
             raise ValueError(f"tile must be a positive multiple of {PIXELS_PER_LATENT}, not {tile}")
         latents = latents.to(self.device, torch.float32)
         mean = latents * _per_channel(LATENTS_STD, latents) + _per_channel(LATENTS_MEAN, latents)
-        tile_latents = tile and tile // PIXELS_PER_LATENT
+        tile_latents = None if tile is None else tile // PIXELS_PER_LATENT
         return self.decoder(self.conv2(self._placed(mean)), tile_latents).float().contiguous()
 
     def _placed(self, x: torch.Tensor) -> torch.Tensor:

@@ -233,5 +233,6 @@ def _conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
 def _empty_like(
     x: torch.Tensor, *, channels: int | None = None, size: tuple[int, int] | None = None
 ) -> torch.Tensor:
-    shape = (x.shape[0], channels or x.shape[1], *(size or x.shape[2:]))
+    channels = x.shape[1] if channels is None else channels
+    shape = (x.shape[0], channels, *(size or x.shape[2:]))
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

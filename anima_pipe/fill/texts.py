@@ -83,7 +83,9 @@ def _encode_text(
     writer = TextWriter(
         settings.cache.folder, fingerprint, settings.cache.dtype, settings.qwen.name
     )
-    batch_size = settings.batch_size or captions_at_once(device)
+    batch_size = settings.batch_size
+    if batch_size is None:
+        batch_size = captions_at_once(device)
     seen = 0
     with writer, progress_bar(len(missing), "caption", "texts") as bar:
         for captions in _batches(_missing_texts(texts, missing), batch_size):

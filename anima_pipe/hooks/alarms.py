@@ -33,8 +33,8 @@ class AlarmConfig:
 
     stops: bool = False
     """End the run with an error, instead of a warning."""
-    loss_ratio: float = 3.0
-    """Rise of the loss that is told; 0: none."""
+    loss_ratio: float | None = 3.0
+    """Rise of the loss that is told; None: none."""
     memory_share: float | None = 0.95
     """Share of all memory in use that is told; None: none."""
 
@@ -59,11 +59,12 @@ class LossAlarm:
         self._losses.append(moment.loss)
         losses = [*self._losses]
         before, recent = losses[:-RECENT], losses[-RECENT:]
-        if len(before) < FEWEST or not self._config.loss_ratio:
+        ratio = self._config.loss_ratio
+        if len(before) < FEWEST or ratio is None:
             return
         usual = statistics.median(before)
         now = statistics.median(recent)
-        runs_away = now > self._config.loss_ratio * usual
+        runs_away = now > ratio * usual
         if runs_away and not self._told:
             problem = f"step {moment.step}: the loss rises, {now:.4f} where {usual:.4f} was usual"
             _tell(self._config, problem, "lower learning_rate, or go on from an earlier state")

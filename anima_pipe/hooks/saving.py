@@ -133,10 +133,10 @@ def remove_old(rotation: Rotation, suffix: str, moment: Moment) -> None:
         moment: Now.
     """
     oldest: dict[str, int] = {}
-    if rotation.keep_steps and moment.falls_on(rotation.every_n_steps, None):
+    if rotation.keep_steps is not None and moment.falls_on(rotation.every_n_steps, None):
         oldest[STEP] = moment.step - rotation.keep_steps - 1
     by_epoch = moment.falls_on(None, rotation.every_n_epochs) and not moment.is_last
-    if rotation.keep_epochs and rotation.every_n_epochs and by_epoch:
+    if rotation.keep_epochs is not None and rotation.every_n_epochs is not None and by_epoch:
         oldest[EPOCH] = moment.epoch - rotation.keep_epochs * rotation.every_n_epochs
     for pattern, number in oldest.items():
         wanted = re.compile(re.escape(rotation.name) + pattern + re.escape(suffix))

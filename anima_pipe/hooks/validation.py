@@ -75,7 +75,7 @@ class HeldOut:
         rank: Rank,
         sum_over_processes: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
-        self.batches = plan.validation_batches(config.seed)[: config.max_batches or None]
+        self.batches = plan.validation_batches(config.seed)[: config.max_batches]
         self.cache = cache
         self.seed = config.seed
         self.rank = rank

@@ -51,6 +51,11 @@ class Variant:
     t5_tokens: int | None
     """Its closing </s> included; None where no tokenizer is known."""
 
+    @property
+    def tokens(self) -> int:
+        """T5's where they are known, else Qwen's."""
+        return self.qwen_tokens if self.t5_tokens is None else self.t5_tokens
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Box:
@@ -176,7 +181,7 @@ def _flags(
             for before, after in zip(sample.image.size, sample.choice.resized, strict=True)
         ),
         "uncaptioned": lacks_caption(sample.picture) or not any(v.text for v in variants),
-        "long": any((v.t5_tokens or v.qwen_tokens) > LONG for v in variants),
+        "long": any(v.tokens > LONG for v in variants),
         "held-out": sample.picture.held_out,
         "regularisation": sample.picture.subset.is_reg,
     }

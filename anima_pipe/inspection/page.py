@@ -247,8 +247,8 @@ def _card(entry: Entry, names: Mapping[int, str], cards: set[int]) -> str:
 
 
 def _tokens(entry: Entry) -> int:
-    """Return the tokens of the longest variant, T5's where they are known."""
-    return max((v.t5_tokens or v.qwen_tokens for v in entry.variants), default=0)
+    """Return the tokens of the longest variant."""
+    return max((v.tokens for v in entry.variants), default=0)
 
 
 def _kin(entry: Entry) -> int:

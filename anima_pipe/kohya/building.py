@@ -89,7 +89,7 @@ def prepare_optimizer(
     if settings.optimizer.arguments.get("weight_decay") and not any(g.decays for g in groups):
         warn("weight_decay has no effect: what trains has no tensors that it may pull at")
     optimizer = create_optimizer(groups, settings.optimizer)
-    if largest := settings.model.scale_weight_norms:
+    if (largest := settings.model.scale_weight_norms) is not None:
         optimizer.register_step_post_hook(lambda *_: adapter.limit_norms(largest))
     if not settings.model.bf16_adapter:
         return optimizer, None

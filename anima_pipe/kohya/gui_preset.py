@@ -163,7 +163,8 @@ def _length(preset: Preset) -> Values:
     """Return epochs where no steps are given, and the warmup, a percentage of the run."""
     result: Values = {}
     if not (as_number(preset.get("max_train_steps")) or as_number(preset.get("max_train_epochs"))):
-        result["max_train_epochs"] = as_whole(preset.get("epoch") or 1)
+        epochs = as_whole(preset.get("epoch"))
+        result["max_train_epochs"] = 1 if epochs in (None, "", 0) else epochs
     percent = as_number(preset.get("lr_warmup"))
     if isinstance(percent, float) and percent and not as_number(preset.get("lr_warmup_steps")):
         result["lr_warmup_steps"] = percent / 100

@@ -159,13 +159,15 @@ def run_metadata(
         ConfigError: The thumbnail cannot be read, or the optimizer's package is not installed.
         CheckpointError: A model file cannot be read.
     """
-    network_args = options.value("network_args") or {}
+    network_args = options.value("network_args", unset={})
     mirrored = {f"ss_{name}": options.defaults.get(name) for name in MIRRORED}
     mirrored |= {f"ss_{name}": options.value(name) for name in MIRRORED if name in options.defaults}
+    alpha = options.value("network_alpha", unset=float(options.value("network_dim")))
     per_epoch = batches.windows_per_epoch()
     facts: dict[str, object] = {
         **NEVER,
         **mirrored,
+        "ss_network_alpha": alpha,
         "ss_base_model_version": BASE_VERSION,
         "ss_network_args": json.dumps(network_args, default=str),
         "ss_output_name": options.value("output_name"),

@@ -73,11 +73,11 @@ def warn_of_idle_offsets(options: Resolved, datasets: Iterable[DatasetConfig]) -
 
 def _noise(options: Resolved) -> NoiseConfig:
     return NoiseConfig(
-        offset=options.value("noise_offset") or 0.0,
+        offset=options.value("noise_offset", unset=0.0),
         offset_random=options.value("noise_offset_random_strength"),
-        multires_iterations=options.value("multires_noise_iterations") or 0,
+        multires_iterations=options.value("multires_noise_iterations", unset=0),
         multires_discount=options.value("multires_noise_discount"),
-        input_gamma=options.value("ip_noise_gamma") or 0.0,
+        input_gamma=options.value("ip_noise_gamma", unset=0.0),
         input_gamma_random=options.value("ip_noise_gamma_random_strength"),
     )
 

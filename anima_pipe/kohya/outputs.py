@@ -42,15 +42,15 @@ def state_settings(options: Resolved) -> StateSettings:
         ConfigError: The latest state is asked for, and there is none.
     """
     saves: bool = options.value("save_state")
+    saving = save_config(options)
     config = StateConfig(
         folder=options.value("output_dir"),
         name=output_name(options),
         every_n_steps=options.value("save_every_n_steps") if saves else None,
         every_n_epochs=options.value("save_every_n_epochs") if saves else None,
         at_end=saves or options.value("save_state_on_train_end"),
-        keep_steps=options.value("save_last_n_steps_state") or options.value("save_last_n_steps"),
-        keep_epochs=options.value("save_last_n_epochs_state")
-        or options.value("save_last_n_epochs"),
+        keep_steps=options.value("save_last_n_steps_state", saving.keep_steps),
+        keep_epochs=options.value("save_last_n_epochs_state", saving.keep_epochs),
         every_minutes=options.value("save_state_every_minutes"),
     )
     resume: str | None = options.value("resume")

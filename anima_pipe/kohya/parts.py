@@ -46,7 +46,7 @@ def adapter_choice(options: Resolved) -> AdapterChoice:
     of_the_run: dict[str, Any] = {
         "network_dim": options.value("network_dim"),
         "network_alpha": options.value("network_alpha"),
-        "dropout": options.value("network_dropout") or 0.0,
+        "dropout": options.value("network_dropout", unset=0.0),
     }
     parts = ("train_norm", "train_llm_adapter")
     if module == lycoris.MODULE:

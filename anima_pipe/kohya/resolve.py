@@ -134,12 +134,13 @@ def _value(option: Option, given: object, *, typed: bool) -> object:
     if isinstance(option.status, Refused):
         return given
     try:
-        return read_value(option, given, typed=typed)
+        value = read_value(option, given, typed=typed)
     except UnfitValueError:
         # Whatever stands there, an option that changes nothing is no reason to stop.
         if isinstance(option.status, NoOp):
             return given
         raise
+    return None if option.zero_is_none and value == 0 else value
 
 
 def _unknown(entry: _Entry) -> Finding:
@@ -176,7 +177,10 @@ def _ambiguous(own: Mapping[str, Written], config_file: Path | None) -> Iterator
             continue
         beside = train_args_path(config_file).parent / str(item.given)
         if item.value == Path(str(item.given)) and beside.exists() and not _same(beside, item):
-            yield f"{item} is {item.value} of the current folder, not {beside}"
+            yield (
+                f"{item} is {item.value} of the current folder, not {beside}: name that one in "
+                f"full, or by --{item.option.name}, if it is meant"
+            )
 
 
 def _same(path: Path, item: Written) -> bool:

@@ -41,14 +41,19 @@ class Resolved:
     warnings: tuple[str, ...] = ()
     """What was set without effect, one sentence each."""
 
-    def value(self, name: str) -> Any:
+    def value(self, name: str, unset: object = None) -> Any:
         """Return an option's value; its type follows from the option's kind.
+
+        Args:
+            name: The option's.
+            unset: Returned where the option has no value; 0 and false are values.
 
         Raises:
             KeyError: The command does not honour an option of that name.
         """
         default = self.defaults[name]
-        return self.written[name].value if name in self.written else default
+        value = self.written[name].value if name in self.written else default
+        return unset if value is None else value
 
     def given(self, name: str) -> str | None:
         """Return where the user set an option, or None where its default holds."""
@@ -68,15 +73,18 @@ class Resolved:
 
     def missing(self, *names: str) -> list[Finding]:
         """Return a finding for every one of these options that has no value."""
-        options = [option for option in map(find_option, names) if option and self._lacks(option)]
         return [
             Finding(
                 place=self.command,
                 problem=option.when_missing or f"{option.name} is required",
                 remedy=_remedy(option),
             )
-            for option in options
+            for option in self.lacking(*names)
         ]
+
+    def lacking(self, *names: str) -> list[Option]:
+        """Return those of these options that have no value, nor any that serves as well."""
+        return [option for option in map(find_option, names) if option and self._lacks(option)]
 
     def require(self, *names: str) -> None:
         """Raise a ConfigError that names every one of these options that has no value."""

@@ -306,7 +306,9 @@ def _dataset(old: _Old) -> Values:
         dataset["enable_bucket"] = True
     dataset |= _renamed(section, buckets)
     subset = _renamed(section, {"data_dir": "image_dir"})
-    subset["num_repeats"] = as_whole(section.take("repeats") or 1)
+    repeats = as_whole(section.take("repeats"))
+    # The seed trains on pictures of 0 repeats once too.
+    subset["num_repeats"] = 1 if repeats in (None, "", 0) else repeats
     dataset["subsets"] = [subset]
     return {**({"general": general} if general else {}), "datasets": [dataset]}
 

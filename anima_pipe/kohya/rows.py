@@ -102,6 +102,8 @@ class Option:
     maximum: float | None = None
     acts_with: tuple[str, tuple[object, ...]] | None = None
     """(option, values): elsewhere this option has no effect, and giving it is warned of."""
+    zero_is_none: bool = False
+    """0 is another way to say that there is none: the value is None then, and not a number."""
     asks_nothing: tuple[object, ...] = ()
     """Beside the default, values of a refused option that switch nothing on."""
     status: Status = field(default_factory=Honoured)
@@ -140,6 +142,7 @@ class RowFields(TypedDict, total=False):
     minimum: float | None
     maximum: float | None
     acts_with: tuple[str, tuple[object, ...]] | None
+    zero_is_none: bool
     asks_nothing: tuple[object, ...]
     status: Status
     commands: tuple[str, ...]

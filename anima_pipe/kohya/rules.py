@@ -90,7 +90,8 @@ def rule_warnings(resolved: Resolved) -> Iterator[str]:
         for name, item in resolved.written.items():
             if name.startswith("metadata_") or name == "training_comment":
                 yield f"{item} has no effect beside no_metadata"
-    if resolved.given("save_n_epoch_ratio") and resolved.given("save_every_n_epochs"):
+    ratio = resolved.written.get("save_n_epoch_ratio")
+    if ratio and ratio.value is not None and resolved.given("save_every_n_epochs"):
         yield f"{resolved.written['save_every_n_epochs']} has no effect beside save_n_epoch_ratio"
     if _names_class(resolved) and resolved.given("lr_scheduler"):
         yield f"{resolved.written['lr_scheduler']} has no effect beside lr_scheduler_type"

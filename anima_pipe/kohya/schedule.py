@@ -18,7 +18,7 @@ def schedule_config(options: Resolved) -> ScheduleConfig:
         decay=options.value("lr_decay_steps"),
         num_cycles=options.value("lr_scheduler_num_cycles"),
         power=options.value("lr_scheduler_power"),
-        min_lr_ratio=options.value("lr_scheduler_min_lr_ratio") or 0.0,
+        min_lr_ratio=options.value("lr_scheduler_min_lr_ratio", unset=0.0),
         timescale=options.value("lr_scheduler_timescale"),
         class_name=options.value("lr_scheduler_type"),
         arguments=options.value("lr_scheduler_args") or {},

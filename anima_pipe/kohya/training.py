@@ -86,7 +86,7 @@ class ModelSettings:
     allow_unmatched: bool
     """Whether what of these files matches nothing is left out."""
     scale_weight_norms: float | None
-    """Largest norm of each layer's change; None or 0: any."""
+    """Largest norm of each layer's change; None: any."""
     seed: int
 
 
@@ -101,7 +101,7 @@ class LengthSettings:
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the optimizer steps of the run."""
-        return self.epochs * steps_per_epoch if self.epochs else self.steps
+        return self.epochs * steps_per_epoch if self.epochs is not None else self.steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +119,8 @@ class TrainSettings:
     learning_rate: float
     part_rates: tuple[PartRate, ...]
     """Parts of the model with learning rates of their own."""
-    max_grad_norm: float
+    max_grad_norm: float | None
+    """Gradients are scaled down to this norm; None: never."""
     skips_non_finite: bool
     schedule: ScheduleConfig
     length: LengthSettings
@@ -132,7 +133,7 @@ class TrainSettings:
 
 
 def process_config(options: Resolved) -> ProcessConfig:
-    """Return how several processes work together; 0 minutes of patience are none set.
+    """Return how several processes work together.
 
     Raises:
         ConfigError: The run is one that several processes cannot share.
@@ -151,9 +152,9 @@ def process_config(options: Resolved) -> ProcessConfig:
             "pass exchanges gradients",
             "remove ddp_static_graph, or raise train_batch_size instead",
         )
-    minutes: int = options.value("ddp_timeout") or 0
+    minutes: int | None = options.value("ddp_timeout")
     return ProcessConfig(
-        timeout=timedelta(minutes=minutes) if minutes else PATIENCE,
+        timeout=PATIENCE if minutes is None else timedelta(minutes=minutes),
         gradient_as_bucket_view=options.value("ddp_gradient_as_bucket_view"),
         static_graph=options.value("ddp_static_graph"),
     )
@@ -164,7 +165,7 @@ def with_save_ratio(
 ) -> TrainSettings:
     """Return settings that save as often as save_n_epoch_ratio asks over the whole run."""
     ratio: int | None = options.value("save_n_epoch_ratio")
-    if not ratio:
+    if ratio is None:
         return settings
     epochs = -(-settings.length.total_steps(steps_per_epoch) // steps_per_epoch)
     every = max(1, epochs // ratio)
@@ -242,11 +243,10 @@ def _data(options: Resolved) -> DataSettings:
 
 def _validation(options: Resolved, data: DataSettings) -> ValidationConfig:
     """Return when validation is due: after every epoch, unless something else is said."""
-    steps: int | None = options.value("validate_every_n_steps")
-    epochs: int | None = options.value("validate_every_n_epochs")
+    by_default = not any(map(options.given, ("validate_every_n_steps", "validate_every_n_epochs")))
     return ValidationConfig(
-        every_n_steps=steps,
-        every_n_epochs=1 if steps is None and epochs is None else epochs,
+        every_n_steps=options.value("validate_every_n_steps"),
+        every_n_epochs=1 if by_default else options.value("validate_every_n_epochs"),
         max_batches=options.value("max_validation_steps"),
         # dataset.toml may say it for each subset, but the noise is one matter.
         seed=data.datasets[0].subsets[0].validation_seed,

@@ -33,8 +33,8 @@ class TrainerConfig:
 
     max_train_steps: int
     objective: ObjectiveConfig
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm; 0: never."""
+    max_grad_norm: float | None = 1.0
+    """Gradients are scaled down to this norm; None: never."""
     seed: int = 0
     dtype: torch.dtype = torch.float32
     """Of the frozen weights, and of what is fed to them."""
@@ -137,7 +137,7 @@ class TrainStep:
 
     def _clip(self) -> torch.Tensor:
         """Scale the gradients down to the norm allowed; return the norms before, see `measures`."""
-        limit = self.config.max_grad_norm or math.inf
+        limit = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
         parameters = [parameter for group in self._groups for parameter in group]
         norm = self.accelerator.clip_grad_norm_(parameters, limit)
         total = torch.tensor(math.nan) if norm is None else torch.as_tensor(norm)

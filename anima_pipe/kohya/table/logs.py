@@ -116,6 +116,7 @@ LOGS: Final[tuple[Option, ...]] = group(
         default=3.0,
         default_note="The seed compares single steps.",
         minimum=0,
+        zero_is_none=True,
         test="test_alarms.py::test_anima_monitor_loss_spike_ratio_is_the_rise_that_is_told",
     ),
     *no_op(

@@ -134,8 +134,9 @@ _PROCESSES: Final = group(
     TRAINING,
     integer(
         "ddp_timeout",
-        "Minutes that a process waits for another; not set: a week.",
+        "Minutes that a process waits for another; 0 or not set: a week.",
         minimum=0,
+        zero_is_none=True,
         test="test_processes.py::test_the_ddp_options_reach_the_processes",
     ),
     flag(

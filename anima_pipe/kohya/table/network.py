@@ -63,9 +63,10 @@ NETWORK: Final[tuple[Option, ...]] = group(
     ),
     number(
         "network_alpha",
-        "The adapter's output is scaled by alpha / rank.",
+        "The adapter's output is scaled by alpha / rank; 0: alpha is the rank.",
         default=1,
         minimum=0,
+        zero_is_none=True,
         test="test_options_of_training.py::test_network_dim_and_network_alpha_are_those_of_the_file",
     ),
     number(
@@ -135,8 +136,9 @@ NETWORK: Final[tuple[Option, ...]] = group(
     ),
     number(
         "scale_weight_norms",
-        "Largest norm of each layer's change, kept after every step; 1 is a usual start.",
+        "Largest norm of each layer's change, kept after every step; 1 is a usual start, 0: any.",
         minimum=0,
+        zero_is_none=True,
         test="test_adapter_options.py::test_every_layers_change_stays_below_the_norm_that_was_set",
     ),
     *refused(

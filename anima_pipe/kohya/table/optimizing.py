@@ -85,6 +85,7 @@ _OPTIMIZER: Final = group(
         "Gradients are scaled down to this norm; 0: never.",
         default=1.0,
         minimum=0,
+        zero_is_none=True,
         test="test_options_of_training.py::test_max_grad_norm_scales_the_gradients_down",
     ),
     text(
@@ -282,20 +283,23 @@ _VALIDATION: Final = group(
     TRAINING,
     integer(
         "validate_every_n_steps",
-        "Steps between validations.",
+        "Steps between validations; 0: none by steps.",
         minimum=0,
+        zero_is_none=True,
         test="test_validation.py::test_validation_happens_when_it_is_due",
     ),
     integer(
         "validate_every_n_epochs",
-        "Epochs between validations; not set: 1, unless validate_every_n_steps is.",
+        "Epochs between validations; 0: none by epochs, not set: 1, unless validate_every_n_steps "
+        "is.",
         default_note="Kohya's 1 holds beside validate_every_n_steps too.",
         minimum=0,
+        zero_is_none=True,
         test="test_validation.py::test_validation_happens_when_it_is_due",
     ),
     integer(
         "max_validation_steps",
-        "Batches per validation at most; not set: all.",
+        "Batches per validation at most; not set: all, 0: none, so that nothing is validated.",
         minimum=0,
         test="test_validation.py::test_a_limit_says_how_many_batches_are_looked_at",
     ),

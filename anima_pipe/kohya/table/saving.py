@@ -34,14 +34,16 @@ _SAVING: Final = group(
     TRAINING,
     integer(
         "save_every_n_steps",
-        "Steps between saves; not set: none.",
+        "Steps between saves; 0 or not set: none.",
         minimum=0,
+        zero_is_none=True,
         test="test_training_runs.py::test_saves_are_named_as_kohya_names_them",
     ),
     integer(
         "save_every_n_epochs",
-        "Epochs between saves; not set: none.",
+        "Epochs between saves; 0 or not set: none.",
         minimum=0,
+        zero_is_none=True,
         test="test_training_runs.py::test_saves_are_named_as_kohya_names_them",
     ),
     text(
@@ -95,26 +97,31 @@ _SAVING: Final = group(
     ),
     integer(
         "save_last_n_steps",
-        "Keep the saves by steps of the last N steps.",
+        "Keep the saves by steps of the last N steps; 0 or not set: all.",
         minimum=0,
+        zero_is_none=True,
         test="test_options_of_training.py::test_save_last_n_steps_keeps_the_last_saves",
     ),
     integer(
         "save_last_n_epochs",
-        "Keep the saves by epochs of the last N epochs.",
+        "Keep the saves by epochs of the last N epochs; 0 or not set: all.",
         minimum=0,
+        zero_is_none=True,
         test="test_options_of_training.py::test_save_last_n_epochs_keeps_the_last_saves",
     ),
     integer(
         "save_n_epoch_ratio",
-        "About so many saves by epochs over the whole run; wins over save_every_n_epochs.",
+        "About so many saves by epochs over the whole run; above 0 it wins over "
+        "save_every_n_epochs.",
         minimum=0,
+        zero_is_none=True,
         test="test_resume_commands.py::test_so_many_saves_are_spread_over_the_run",
     ),
     number(
         "save_state_every_minutes",
-        "Save what resuming needs so often too; the newest of these is kept.",
+        "Save what resuming needs so often too, of which the newest is kept; 0 or not set: never.",
         minimum=0,
+        zero_is_none=True,
         test="test_resume_commands.py::test_a_state_by_time_replaces_the_one_before",
     ),
     number(
@@ -136,14 +143,16 @@ _SAVING: Final = group(
     ),
     integer(
         "save_last_n_steps_state",
-        "As save_last_n_steps, for states; not set: the same.",
+        "As save_last_n_steps, for states; 0 or not set: the same.",
         minimum=0,
+        zero_is_none=True,
         test="test_options_of_training.py::test_save_last_n_steps_keeps_the_last_saves",
     ),
     integer(
         "save_last_n_epochs_state",
-        "As save_last_n_epochs, for states; not set: the same.",
+        "As save_last_n_epochs, for states; 0 or not set: the same.",
         minimum=0,
+        zero_is_none=True,
         test="test_options_of_training.py::test_save_last_n_epochs_keeps_the_last_saves",
     ),
 )
@@ -160,14 +169,16 @@ _PREVIEWS: Final = group(
     ),
     integer(
         "sample_every_n_steps",
-        "Steps between previews; not set: none.",
+        "Steps between previews; 0 or not set: none.",
         minimum=0,
+        zero_is_none=True,
         test="test_options_of_training.py::test_previews_are_drawn_when_they_are_asked_for",
     ),
     integer(
         "sample_every_n_epochs",
-        "Epochs between previews; not set: none.",
+        "Epochs between previews; 0 or not set: none.",
         minimum=0,
+        zero_is_none=True,
         test="test_options_of_training.py::test_previews_are_drawn_when_they_are_asked_for",
     ),
     flag(
