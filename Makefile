@@ -103,7 +103,7 @@ help: ## This list
 	@echo '  DATASET=...  a folder of captioned pictures, or a dataset.toml'
 	@echo '  CONFIG=...   a train_args.toml'
 	@echo '  OUT=...      the folder for results'
-	@echo '  ARGS="..."   more options for the command: make all ARGS="--max_train_steps 500"'
+	@echo '  ARGS="..."   more options for the command: make all ARGS="--max_train_epochs 5"'
 	@echo '  PYTHON=...   the Python that makes $(VENV) (3.11 to 3.13)'
 	@echo '  VENV=...     the place of the virtual environment, instead of .venv'
 

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from anima_pipe import demo
 from anima_pipe.cli.main import main
 from anima_pipe.kohya.dataset_keys import DATASET_KEYS
 from anima_pipe.kohya.options import OPTIONS
 from anima_pipe.kohya.schema import dataset_schema, train_args_schema
 
 ROOT = Path(__file__).parent.parent
+DEMO = demo.options()
 
 
 def config(*arguments: str | Path) -> Result:
@@ -36,6 +38,10 @@ DATASET = '[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = "pi
 TRAIN_ARGS = """output_dir = "out"
 learning_rate = 1e-4
 """
+MODELS = "".join(
+    f'{name} = "{DEMO[name]}"\n' for name in ("pretrained_model_name_or_path", "vae", "qwen3")
+)
+"""What a file of options names that leaves no model file to the command line."""
 
 
 @pytest.mark.parametrize("row", OPTIONS, ids=lambda row: row.name)
@@ -77,7 +83,7 @@ def test_an_unknown_key_suggests_the_nearest():
 
 def test_files_in_order_pass():
     files = [
-        write("any.toml", TRAIN_ARGS),
+        write("any.toml", TRAIN_ARGS + MODELS),
         write("other.toml", DATASET),
         write("prompts.txt", "1girl --w 512\n"),
     ]
@@ -96,7 +102,7 @@ def test_all_findings_of_all_files_are_listed_with_file_line_and_key():
         write("c.txt", "1girl --w 100\n1girl --q 1\n"),
         write("d.toml", "a ="),
     )
-    assert ended.exit_code == 1
+    assert ended.exit_code == 2
     for part in (
         "a.toml line 1: seed: 'x' is not a whole number",
         "a.toml line 2: there is no option network_dimm",
@@ -111,7 +117,7 @@ def test_all_findings_of_all_files_are_listed_with_file_line_and_key():
 def test_options_fill_the_gaps_of_a_dataset_beside_them():
     dataset = write("d.toml", DATASET.replace("resolution = 512\n", ""))
     assert "resolution is required" in config("check", dataset).stdout
-    options = write("t.toml", "resolution = 512\n")
+    options = write("t.toml", f'resolution = 512\noutput_dir = "out"\n{MODELS}')
     assert config("check", dataset, options).exit_code == 0
 
 
@@ -121,18 +127,18 @@ def test_what_only_this_machine_lacks_is_a_warning():
         write("d.toml", DATASET.replace("pictures", "/nowhere/pictures")),
     ]
     ended = config("check", *files)
-    assert ended.exit_code == 0
+    assert ended.exit_code == 2
     assert "warning: t.toml line 1: vae: there is no /nowhere/vae.safetensors" in ended.stdout
     assert "warning: d.toml line 4: datasets[0].subsets[0].image_dir" in ended.stdout
 
 
 def test_what_a_run_here_would_stop_at_is_said_in_the_end():
-    lacking = write("t.toml", f'vae = "/nowhere/vae.safetensors"\n{TRAIN_ARGS}')
-    ended = config("check", lacking)
-    assert ended.exit_code == 0
+    lacking = write("t.toml", f'llm_adapter_path = "/nowhere/a.safetensors"\n{TRAIN_ARGS}{MODELS}')
+    ended = config("check", lacking, write("d.toml", DATASET))
+    assert ended.exit_code == 2
     assert "t.toml (options of the training): in order, but it names what is not" in ended.stdout
     assert ended.stdout.endswith("a run here would stop: 1 thing missing, see above\n")
-    whole = config("check", write("t.toml", TRAIN_ARGS), write("d.toml", DATASET))
+    whole = config("check", write("t.toml", TRAIN_ARGS + MODELS), write("d.toml", DATASET))
     assert whole.stdout.endswith("\n2 files in order\n")
     wrong = config("check", write("t.toml", "seed = -1\nnetwork_dim = 0\n"))
     assert wrong.stdout.endswith("\nto be mended: 2 problems\n")
@@ -143,7 +149,7 @@ def test_files_that_options_name_are_examined_too():
     write("p.txt", "1girl --w 100\n")
     named = 'dataset_config = "d.toml"\nsample_prompts = "p.txt"\nresolution = 512\n'
     ended = config("check", write("t.toml", TRAIN_ARGS + named))
-    assert ended.exit_code == 1
+    assert ended.exit_code == 2
     assert "d.toml line 2: datasets[0].resolutoin: there is no such key" in ended.stdout
     assert "p.txt line 1: width 100 is not a multiple of 16" in ended.stdout
     assert "resolution is required" not in ended.stdout
@@ -160,40 +166,61 @@ def test_files_that_options_name_are_examined_too():
 )
 def test_arguments_are_checked_by_the_parts_that_take_them(text: str, part: str):
     ended = config("check", write("t.toml", text))
-    assert ended.exit_code == 1
+    assert ended.exit_code == 2
     assert part in ended.stdout
 
 
 def test_a_package_that_is_not_installed_is_a_warning():
     ended = config("check", write("t.toml", 'optimizer_type = "not_installed.Fast"\n'))
-    assert ended.exit_code == 0
+    assert ended.exit_code == 2
     assert "warning: t.toml line 1: optimizer Fast is in the package not_installed" in ended.stdout
 
 
-def test_what_has_no_effect_and_what_is_left_to_the_command_line_are_warnings():
-    ended = config("check", write("t.toml", TRAIN_ARGS + "cache_latents = true\n"))
+def test_what_has_no_effect_is_a_warning():
+    text = f"{TRAIN_ARGS}cache_latents = true\n{MODELS}"
+    ended = config("check", write("t.toml", text), write("d.toml", DATASET))
     assert ended.exit_code == 0
     assert "warning: cache_latents (t.toml line 3) changes nothing" in ended.stdout
-    assert "vae, qwen3" in ended.stdout
+
+
+def test_what_is_left_to_the_command_line_is_missing_as_it_would_be_in_a_run():
+    """The run that the check judges ends with the same code."""
+    file = write("t.toml", TRAIN_ARGS)
+    ended = config("check", file)
+    run = CliRunner().invoke(main, ["train", "--config_file", str(file)])
+    assert ended.exit_code == run.exit_code == 2
+    missing = ("pretrained_model_name_or_path", "vae", "qwen3", "dataset_config")
+    assert f"t.toml leaves {', '.join(missing)} to the command line" in ended.stdout
+    assert "anima-pipe fetch-models" in ended.stdout
     assert "output_dir" not in ended.stdout
+    assert ended.stdout.endswith("a run here would stop: 4 things missing, see above\n")
+
+
+def test_encoders_are_not_missing_where_nothing_is_to_be_encoded():
+    ended = config("check", write("t.toml", TRAIN_ARGS + "auto_cache = false\n"))
+    assert "leaves pretrained_model_name_or_path, dataset_config to the" in ended.stdout
 
 
 @pytest.mark.parametrize(
     ("name", "text", "remedy"),
     [
-        ("old.toml", "[model]\ntransformer_path = 'a'\n[training]\nepochs = 1\n", "convert"),
-        ("preset.json", '{"LoRA_type": "Anima"}', "anima-pipe convert-config"),
+        (
+            "old.toml",
+            "[model]\ntransformer_path = 'a'\n[training]\nepochs = 1\n",
+            "`anima-pipe convert-config old.toml`",
+        ),
+        ("preset.json", '{"LoRA_type": "Anima"}', "`anima-pipe convert-config preset.json`"),
     ],
 )
 def test_a_file_to_be_converted_names_the_converter(name: str, text: str, remedy: str):
     ended = config("check", write(name, text))
-    assert ended.exit_code == 1
+    assert ended.exit_code == 2
     assert remedy in ended.stdout
 
 
 def test_a_missing_file_is_a_finding():
     ended = config("check", "nowhere.toml")
-    assert ended.exit_code == 1
+    assert ended.exit_code == 2
     assert "cannot read nowhere.toml" in ended.stdout
 
 
@@ -292,6 +319,6 @@ def test_the_datasets_schema_knows_the_levels(text: str, good: bool):
 def test_prompts_in_toml_and_json_are_known_for_what_they_are(folder, name, content):
     (folder / name).write_text(content)
     ended = config("check", name)
-    assert ended.exit_code == 1
+    assert ended.exit_code == 2
     assert f"{name} (sample prompts): 1 to be mended" in ended.stdout
     assert "line 4: width 100" in ended.stdout

@@ -552,3 +552,34 @@ def test_another_kind_of_json_is_refused(tmp_path):
 
     assert result.exit_code == 2
     assert "no preset of kohya_ss GUI" in result.stderr
+
+
+@pytest.mark.parametrize("words", [["old.toml"], ["--input", "old.toml"]])
+def test_the_file_is_given_as_a_path_or_by_name(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("old.toml").write_text(LEAST.old)
+    result = CliRunner().invoke(main, ["convert-config", *words])
+    assert result.exit_code == 0, result.stderr
+    assert read(Path("kohya_converted/train_args.toml")) == LEAST.train_args
+
+
+@pytest.mark.parametrize("words", [[], ["old.toml", "--input", "old.toml"]])
+def test_there_is_one_file_to_convert(words):
+    result = CliRunner().invoke(main, ["convert-config", *words])
+    assert result.exit_code == 2
+    assert "give one file to convert: anima-pipe convert-config FILE" in result.stderr
+
+
+def test_what_is_judged_is_what_was_written_and_no_namesake_in_the_current_folder(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("old.toml").write_text(LEAST.old)
+    Path("dataset.toml").write_text("[[datasets]]\nresolutoin = 512\n")
+    result = CliRunner().invoke(main, ["convert-config", "old.toml"])
+    assert result.exit_code == 0
+    assert "resolutoin" not in result.output
+    assert "resolutoin" not in Path("kohya_converted/train_args.toml").read_text()
+    # A run from here would take the namesake.
+    assert "dataset.toml of the current folder" in result.stderr
+    assert "by --dataset_config" in result.stderr

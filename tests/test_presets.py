@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from commands import MODEL, ROOT, TRAINING, anima_pipe, demo_pictures
 
 from anima_pipe.cli.main import main
+from anima_pipe.hub.home import record_models
 from anima_pipe.kohya.resolve import resolve
 
 PRESETS = sorted(path for path in (ROOT / "configs" / "presets").iterdir() if path.is_dir())
@@ -45,7 +46,9 @@ def test_there_is_a_preset_for_every_card_and_subject():
 
 
 @by_preset
-def test_a_preset_is_in_order_with_all_three_files(mine: Path):
+def test_a_preset_is_in_order_with_all_three_files(mine: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ANIMA_PIPE_HOME", str(mine / "home"))
+    record_models({name: Path(str(path)) for name, path in MODEL.items()})
     checked = CliRunner().invoke(main, ["config", "check", str(mine / "train_args.toml")])
 
     assert checked.exit_code == 0, checked.stdout

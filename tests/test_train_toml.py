@@ -274,7 +274,7 @@ def test_all_missing_files_are_asked_for_at_once():
         ("[[datasets]]\nresolution = 512\n", "give it as --dataset_config"),
         (
             '[model]\ntransformer_path = "a"\n[training]\nepochs = 1\n',
-            "convert_anima_root_to_kohya",
+            "anima-pipe convert-config ",
         ),
         ("[lora]\nlora_rank = 4\n", "root-style file ([lora] with lora_rank)"),
         ("seed = \n", "is not TOML"),

@@ -2,7 +2,7 @@
 
     python tools/convert_anima_root_to_kohya.py --input old.toml --output_dir DIR
 
-is `anima-pipe convert-config` with the same options.
+is `anima-pipe convert-config old.toml` with the same options.
 """
 
 import sys

@@ -10,6 +10,8 @@ from pathlib import Path
 import click
 
 from anima_pipe.cli.ending import ending_of
+from anima_pipe.errors import PipeError
+from anima_pipe.hub.home import MODEL_OPTIONS
 from anima_pipe.kohya.check import Report, check_files
 from anima_pipe.kohya.explain import explain
 from anima_pipe.kohya.schema import dataset_schema, train_args_schema
@@ -47,8 +49,8 @@ def check(files: Sequence[str]) -> None:
     They are told apart by what is in them; datasets and prompts that options name are examined
     too. Options fill the gaps of a dataset beside them. No model is loaded.
 
-    Ends with 0 where the files are in order, even if this machine lacks what they name; with 1
-    where training would refuse a file anywhere; with 2 where the command itself is wrong.
+    Ends as `anima-pipe train` with these files would start here: with 0 where it would, with 2
+    where it would refuse them or lack what they name or leave to the command line.
     """
 
     def work() -> int:
@@ -56,7 +58,7 @@ def check(files: Sequence[str]) -> None:
         for report in reports:
             _print(report)
         click.echo(_closing(reports))
-        return int(any(report.findings for report in reports))
+        return PipeError.exit_code if any(report.problems for report in reports) else 0
 
     sys.exit(ending_of(work))
 
@@ -74,6 +76,8 @@ def _print(report: Report) -> None:
         click.echo(f"  {finding}\n    Fix: {finding.remedy}")
     for finding in report.absent:
         click.echo(f"  warning: {finding}; {finding.remedy}")
+    if report.left:
+        click.echo(f"  warning: {_left(report)}")
     for warning in report.warnings:
         click.echo(f"  warning: {warning}")
 
@@ -81,13 +85,22 @@ def _print(report: Report) -> None:
 def _state(report: Report) -> str:
     if report.findings:
         return f"{len(report.findings)} to be mended"
-    return "in order, but it names what is not here" if report.absent else "ok"
+    if report.absent:
+        return "in order, but it names what is not here"
+    return "in order, but not all that a run needs" if report.left else "ok"
+
+
+def _left(report: Report) -> str:
+    """Say what a file leaves to the command line, and what brings it."""
+    fetched = any(name in MODEL_OPTIONS for name in report.left)
+    remedy = "; `anima-pipe fetch-models` brings the model files" if fetched else ""
+    return f"{report.path.name} leaves {', '.join(report.left)} to the command line{remedy}"
 
 
 def _closing(reports: Sequence[Report]) -> str:
     """Return what it comes to, in one sentence."""
     wrong = sum(len(report.findings) for report in reports)
-    lacking = sum(len(report.absent) for report in reports)
+    lacking = sum(len(report.absent) + len(report.left) for report in reports)
     if wrong:
         return f"to be mended: {counted(wrong, 'problem')}"
     if lacking:

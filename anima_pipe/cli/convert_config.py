@@ -16,7 +16,8 @@ from anima_pipe.kohya.convert import Conversion, convert_file
     help=f"{__doc__}\n\nThe result is checked; what training would refuse is said.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.option("--input", "source", required=True, metavar="FILE", help="The file to convert.")
+@click.argument("file", required=False, metavar="FILE")
+@click.option("--input", "named", metavar="FILE", help="The file to convert, by name.")
 @click.option(
     "--output_dir",
     metavar="DIR",
@@ -38,15 +39,25 @@ from anima_pipe.kohya.convert import Conversion, convert_file
 )
 @click.option("--overwrite", is_flag=True, help="Replace files that are there already.")
 def command(
-    source: str, output_dir: str | None, train_args_name: str, dataset_name: str, *, overwrite: bool
+    file: str | None,
+    named: str | None,
+    output_dir: str | None,
+    train_args_name: str,
+    dataset_name: str,
+    *,
+    overwrite: bool,
 ) -> None:
     """Convert one file."""
+    given = [path for path in (file, named) if path is not None]
+    if len(given) != 1:
+        raise click.UsageError("give one file to convert: anima-pipe convert-config FILE")
 
     def work() -> int:
-        folder = Path(output_dir) if output_dir else Path(source).parent / "kohya_converted"
+        source = Path(given[0]).expanduser()
+        folder = Path(output_dir) if output_dir else source.parent / "kohya_converted"
         _report(
             convert_file(
-                Path(source).expanduser(),
+                source,
                 folder.expanduser(),
                 train_args_name=train_args_name,
                 dataset_name=dataset_name,

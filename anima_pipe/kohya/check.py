@@ -18,26 +18,13 @@ from anima_pipe.hub.home import recorded_models
 from anima_pipe.kohya.config_file import read_json, read_text, read_toml
 from anima_pipe.kohya.dataset_toml import examine_dataset_config
 from anima_pipe.kohya.findings import Finding
-from anima_pipe.kohya.inspection import absent_file, file_findings
+from anima_pipe.kohya.inspection import absent_file, file_findings, required_options
 from anima_pipe.kohya.parts import part_findings
 from anima_pipe.kohya.resolve import examine
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import TRAIN
 from anima_pipe.kohya.sample_prompts import examine_sample_prompts, is_prompt_table
 from anima_pipe.kohya.train_toml import train_args_path
-
-LEFT_TO_THE_COMMAND_LINE: Final = (
-    "pretrained_model_name_or_path",
-    "vae",
-    "qwen3",
-    "t5_tokenizer_dir",
-    "dataset_config",
-    "output_dir",
-)
-"""Options that training cannot do without.
-
-The command line may bring what a file lacks, and fetch-models may have noted it.
-"""
 
 NAMES_A_FILE: Final = {"dataset_config": "DATASET", "sample_prompts": "PROMPTS"}
 """Options that name a file to be examined too, and the name of its kind."""
@@ -64,8 +51,16 @@ class Report:
     """What is wrong wherever the file is used."""
     absent: Sequence[Finding] = ()
     """What this machine lacks of what the file names: a run here would stop at it."""
+    left: Sequence[str] = ()
+    """Options that training cannot do without and that are left to the command line: a run of the
+    file alone would stop at them."""
     warnings: Sequence[str] = ()
-    """What has no effect, or is left to the command line."""
+    """What has no effect."""
+
+    @property
+    def problems(self) -> int:
+        """The number of things that a run of the file, here, would stop at."""
+        return len(self.findings) + len(self.absent) + len(self.left)
 
 
 @dataclass(slots=True)
@@ -87,12 +82,17 @@ class _Examined:
         )
 
 
-def check_files(paths: Sequence[Path]) -> list[Report]:
+def check_files(paths: Sequence[Path], *, named_beside: bool = False) -> list[Report]:
     """Examine files of options, datasets and prompts, told apart by what is in them.
 
     Datasets and prompts that a file of options names are examined too, where they are there. Where
     exactly one file of options is among them, its options fill the gaps of the datasets, as they
     will in training.
+
+    Args:
+        paths: The files.
+        named_beside: Look for what a file of options names beside it first, not in the current
+            folder as a run does: of files that are to stand together wherever they are used.
     """
     kinds = {path: file_kind(path) for path in map(train_args_path, paths)}
     options: dict[Path, Resolved] = {}
@@ -101,7 +101,8 @@ def check_files(paths: Sequence[Path]) -> list[Report]:
         examined = _Examined()
         with _whole_file(path, examined):
             options[path] = _examine_train_args(path, examined)
-            kinds |= {path: kind for path, kind in _named_files(options[path]) if path not in kinds}
+            for named, kind in _named_files(options[path], path.parent if named_beside else None):
+                kinds.setdefault(named, kind)
         reports[path] = examined.report(path, FileKind.TRAIN_ARGS)
     of_all = next(iter(options.values())) if len(options) == 1 else None
     for path, kind in kinds.items():
@@ -166,31 +167,37 @@ def _absent(resolved: Resolved, names: Iterable[str]) -> Iterator[Finding]:
             yield absent_file(item, item.value)
 
 
-def _named_files(resolved: Resolved) -> Iterator[tuple[Path, FileKind]]:
-    """Yield the files that are named by options and are there, with what they should be."""
+def _named_files(resolved: Resolved, folder: Path | None) -> Iterator[tuple[Path, FileKind]]:
+    """Yield the files that options name and that are there, with what they should be.
+
+    Args:
+        resolved: The options.
+        folder: Where a relative path is looked for first; None: in the current folder.
+    """
     for name, kind in NAMES_A_FILE.items():
-        path: Path | None = resolved.value(name)
-        if path is not None and path.exists():
+        item = resolved.written.get(name)
+        if item is None or not isinstance(item.value, Path):
+            continue
+        beside = folder / str(item.given) if folder else item.value
+        path = beside if beside.exists() else item.value
+        if path.exists():
             yield path, FileKind[kind]
 
 
 def _with_gaps(report: Report, options: Resolved | None, *, brings_dataset: bool) -> Report:
-    """Add, to the report of a file of options, what it leaves to the command line."""
+    """Add, to the report of a file of options, what it leaves to the command line.
+
+    What fetch-models and fetch-tokenizer noted need not be named anywhere.
+    """
     if options is None:
         return report
-    brought = {"dataset_config"} if brings_dataset or _has_training_folders(options) else set[str]()
+    brought = {"dataset_config"} if brings_dataset else set[str]()
     brought |= recorded_models().keys()
-    if options.value("auto_download_t5_tokenizer"):
-        brought.add("t5_tokenizer_dir")
-    left = [n for n in LEFT_TO_THE_COMMAND_LINE if not (n in brought or options.value(n))]
-    if not left:
-        return report
-    sentence = f"{report.path.name} leaves {', '.join(left)} to the command line"
-    return replace(report, warnings=[*report.warnings, sentence])
-
-
-def _has_training_folders(options: Resolved) -> bool:
-    return any(options.value(name) for name in ("train_data_dir", "in_json"))
+    needed = [*required_options(options)]
+    if options.value("auto_cache") and not options.value("auto_download_t5_tokenizer"):
+        needed.append("t5_tokenizer_dir")
+    lacking = options.lacking(*(name for name in needed if name not in brought))
+    return replace(report, left=[option.name for option in lacking])
 
 
 def _examine_dataset(path: Path, fallbacks: Mapping[str, object], examined: _Examined) -> None:

@@ -56,7 +56,7 @@ def convert_file(
     _check_room([*texts], overwrite=overwrite)
     for path, text in texts.items():
         write_atomically(path, text.encode())
-    reports = check_files([*texts])
+    reports = check_files([*texts], named_beside=True)
     if objections := "".join(_objections(reports)):
         # Behind everything else, so that the lines named in them stay what they are.
         write_atomically(train_args, f"{texts[train_args]}\n{objections}".encode())

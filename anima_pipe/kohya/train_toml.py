@@ -45,7 +45,7 @@ def read_train_args(path: Path) -> list[TrainArg]:
         raise ConfigError(
             f"{path} is JSON, but --config_file takes TOML",
             "write its options into a train_args.toml; a preset of kohya_ss GUI is converted by "
-            f"anima-pipe convert-config --input {path}",
+            f"`anima-pipe convert-config {path}`",
         )
     file = read_toml(train_args_path(path))
     _refuse_other_kinds(file)
@@ -72,6 +72,5 @@ def _refuse_other_kinds(file: ConfigFile) -> None:
             raise ConfigError(
                 f"{file.path} is a root-style file ([{section}] with {', '.join(found)}), "
                 "which training does not read",
-                "convert it: tools/convert_anima_root_to_kohya.py "
-                f"--input {file.path} --output_dir DIR",
+                f"convert it: `anima-pipe convert-config {file.path}`",
             )

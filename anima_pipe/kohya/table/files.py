@@ -249,7 +249,7 @@ _INPUT_AND_OUTPUT: Final = group(
     ),
     *refused(
         "root-style configuration files are gone",
-        "convert the file by anima-pipe convert-config --input FILE, and use --config_file",
+        "convert the file by `anima-pipe convert-config FILE`, and use --config_file",
         path("config", "The seed's older root-style configuration file."),
     ),
 )
