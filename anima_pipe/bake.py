@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -27,11 +25,15 @@ from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.files import published
 from anima_pipe.runtime import warn
 from anima_pipe.weights.files import BYTES_PER_NUMBER, StoredTensor, read_header
+from anima_pipe.weights.writing import (
+    DTYPES,
+    append_copy,
+    append_tensor,
+    size_in,
+    write_header,
+)
 
 STORED_NAMES: Final = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-DTYPES: Final = {name: dtype for dtype, name in STORED_NAMES.items()} | {"F64": torch.float64}
-CHUNK_BYTES: Final = 16 * 2**20
-"""How much is copied at once of a tensor that does not change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,8 @@ def bake_adapter(
         allow_unmatched: Leave out, with a warning, what of the adapter matches nothing.
 
     Raises:
-        CheckpointError: A file cannot be read, is quantised, or they are of two models.
+        CheckpointError: A file cannot be read, is quantised, or they are of two models; or a number
+            would not be finite.
         OutputError: The target cannot be written.
     """
     if target.resolve() == checkpoint.resolve():
@@ -83,25 +86,27 @@ def bake_adapter(
     stored = read_header(checkpoint)
     changes = _changes_by_tensor(adapter, deltas, checkpoint, stored)
     _warn_of_another_text_adapter(adapter, checkpoint)
-    layout = {name: _written_as(tensor, dtype) for name, tensor in stored.items()}
+    in_order = dict(sorted(stored.items(), key=lambda item: item[1].start))
+    layout = {name: _written_as(tensor, dtype) for name, tensor in in_order.items()}
     largest = 0.0
     with (
         published(target) as unfinished,
         unfinished.open("wb") as out,
         checkpoint.open("rb") as base,
     ):
-        out.write(_header(stored, layout))
-        for name, tensor in sorted(stored.items(), key=lambda item: item[1].start):
+        entries = {n: (layout[n], t.shape, size_in(layout[n], t)) for n, t in in_order.items()}
+        write_header(out, entries, {"format": "pt"})
+        for name, tensor in in_order.items():
             if name not in changes and layout[name] == tensor.dtype:
-                _copy_bytes(base, tensor, out)
+                append_copy(out, name, base, tensor, target)
                 continue
             weight = read_tensor(checkpoint, tensor)
             delta = changes.get(name)
             if delta is None:
-                _write(out, weight.to(DTYPES[layout[name]]))
+                append_tensor(out, name, weight.to(DTYPES[layout[name]]), target)
                 continue
             baked = (weight + strength * _change(delta, name, weight)).to(DTYPES[layout[name]])
-            _write(out, baked)
+            append_tensor(out, name, baked, target)
             expected = weight + strength * _by_comfyui(delta, name, weight)
             largest = max(largest, _difference(baked, expected))
         _refuse_difference(largest, layout, changes)
@@ -118,11 +123,6 @@ def _difference(baked: Tensor, expected: Tensor) -> float:
     """Return the largest difference, relative to the largest element expected."""
     largest = expected.abs().max()
     return ((baked.float() - expected).abs().max() / largest).item() if largest else 0.0
-
-
-def _write(target: BinaryIO, tensor: Tensor) -> None:
-    """Append a tensor's bytes."""
-    target.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def _changes_by_tensor(
@@ -202,32 +202,3 @@ def _written_as(tensor: StoredTensor, dtype: torch.dtype | None) -> str:
     if dtype is None or tensor.dtype not in BYTES_PER_NUMBER:
         return tensor.dtype
     return STORED_NAMES[dtype]
-
-
-def _header(stored: Mapping[str, StoredTensor], layout: Mapping[str, str]) -> bytes:
-    """Return the first bytes of the file, the tensors in the order of the source."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    place = 0
-    for name, tensor in sorted(stored.items(), key=lambda item: item[1].start):
-        size = tensor.stop - tensor.start
-        if layout[name] != tensor.dtype:
-            size = prod(tensor.shape) * BYTES_PER_NUMBER[layout[name]]
-        entries[name] = {
-            "dtype": layout[name],
-            "shape": tensor.shape,
-            "data_offsets": [place, place + size],
-        }
-        place += size
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    padded = text.ljust(-(-len(text) // 8) * 8)
-    return len(padded).to_bytes(8, "little") + padded
-
-
-def _copy_bytes(source: BinaryIO, tensor: StoredTensor, target: BinaryIO) -> None:
-    """Copy a tensor as it is, piece by piece."""
-    source.seek(tensor.start)
-    left = tensor.stop - tensor.start
-    while left:
-        piece = source.read(min(left, CHUNK_BYTES))
-        target.write(piece)
-        left -= len(piece)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from anima_pipe.adapters.delta import Delta
-from anima_pipe.adapters.files import write_deltas
+from anima_pipe.adapters.files import tensors_and_header
 from anima_pipe.adapters.reading import deltas_of, read_adapter_file
 from anima_pipe.comfy import anima_paths
 from anima_pipe.files import published
 from anima_pipe.verification import verify_export
+from anima_pipe.weights.writing import serialized
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +76,9 @@ def write_verified(
         ConfigError: The style cannot express something.
         OutputError: It cannot be written.
     """
-    with published(Path(target)) as unfinished:
-        write_deltas(deltas, unfinished, style, dtype, metadata)
+    target = Path(target)
+    tensors, header = tensors_and_header(deltas, style, dtype, metadata)
+    with published(target) as unfinished:
+        unfinished.write_bytes(serialized(tensors, header, target))
         difference = verify_export(unfinished, deltas)
-        keys = len(load_file(unfinished))
-    return Export(path=Path(target), keys=keys, largest_difference=difference)
+    return Export(path=target, keys=len(tensors), largest_difference=difference)

@@ -17,7 +17,8 @@ from anima_pipe.adapters.lora import LoraConfig, LoraDelta
 from anima_pipe.adapters.low_rank import leading_factors, svd_of_product, truncated
 from anima_pipe.adapters.norm import NormDelta
 from anima_pipe.adapters.registry import kind_name
-from anima_pipe.errors import ConfigError
+from anima_pipe.errors import CheckpointError, ConfigError
+from anima_pipe.weights.writing import is_finite
 
 Part = tuple[Delta, float]
 """A delta and its strength."""
@@ -98,6 +99,8 @@ def lora_of_matrix(change: Tensor, size: Size, generator: torch.Generator) -> Lo
 def _merged(path: str, parts: Sequence[Part], size: Size | None, whole: bool) -> Delta:
     """Return one delta in place of all those of a module."""
     for delta, _strength in parts:
+        _refuse_not_finite(path, delta)
+    for delta, _strength in parts:
         if delta.has_dora:
             raise ConfigError(
                 f"{path} is of kind {kind_name(delta)} with DoRA, whose change depends on the base",
@@ -139,6 +142,15 @@ def _merged(path: str, parts: Sequence[Part], size: Size | None, whole: bool) ->
         torch.zeros(()),
     )
     return lora_of_matrix(change, size, torch.Generator().manual_seed(0))
+
+
+def _refuse_not_finite(path: str, delta: Delta) -> None:
+    """Check that a delta can be computed with: there are no singular values of NaN."""
+    for name, tensor in delta.file_tensors().items():
+        if not is_finite(tensor):
+            raise CheckpointError(
+                f"not every number is finite in {path}.{name}", "use another save of this adapter"
+            )
 
 
 def _has_rank(part: Part) -> bool:

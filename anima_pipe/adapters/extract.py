@@ -23,6 +23,7 @@ from anima_pipe.weights.files import (
     copy_tensors,
     read_header,
 )
+from anima_pipe.weights.writing import is_finite
 
 PREFIXES: Final = ("model.diffusion_model.", "diffusion_model.", "net.")
 """What may stand before the paths of a checkpoint."""
@@ -78,6 +79,12 @@ def extract_adapter(
     for name, stored in first.items():
         change = read_tensor(tuned, second[name]) - read_tensor(base, stored)
         module, _, parameter = name.rpartition(".")
+        if not is_finite(change):
+            raise CheckpointError(
+                f"not every number is finite in {name} of {base} or {tuned}, or they differ by too "
+                "much",
+                "give two whole checkpoints",
+            )
         if not change.any():
             continue
         if parameter != "weight" or change.ndim > 2 or module.endswith(NOT_LAYERS):

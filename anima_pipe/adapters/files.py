@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from anima_pipe.adapters.adapter import Adapter
@@ -26,7 +25,7 @@ from anima_pipe.adapters.reading import (
 from anima_pipe.adapters.registry import kind_name
 from anima_pipe.adapters.styles import PathIndex, find_style
 from anima_pipe.errors import CheckpointError, ConfigError
-from anima_pipe.files import with_sorted_header, write_atomically
+from anima_pipe.weights.writing import write_tensors
 
 
 def save_adapter(
@@ -49,6 +48,7 @@ def save_adapter(
         drop_norms: Leave the norms out, for a style that cannot express them.
 
     Raises:
+        CheckpointError: A number is not finite.
         ConfigError: The style cannot express something.
         OutputError: The file cannot be written.
     """
@@ -76,7 +76,21 @@ def write_deltas(
     drop_norms: bool = False,
 ) -> Path:
     """Write deltas, by module path, to a file; otherwise as `save_adapter`."""
-    path, keys = Path(path), find_style(style)
+    tensors, header = tensors_and_header(deltas, style, dtype, metadata, drop_norms=drop_norms)
+    write_tensors(Path(path), tensors, header)
+    return Path(path)
+
+
+def tensors_and_header(
+    deltas: Mapping[str, Delta],
+    style: str,
+    dtype: torch.dtype | None,
+    metadata: Mapping[str, str] | None,
+    *,
+    drop_norms: bool = False,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return what the file of deltas holds; arguments and errors as `write_deltas`."""
+    keys = find_style(style)
     if drop_norms:
         deltas = {place: delta for place, delta in deltas.items() if delta.group != "norm"}
     tensors: dict[str, Tensor] = {}
@@ -90,8 +104,7 @@ def write_deltas(
     metadata |= hashes
     if "modelspec.sai_model_spec" in metadata:
         metadata["modelspec.hash_sha256"] = f"0x{hashes['sshs_model_hash']}"
-    write_atomically(path, with_sorted_header(save(tensors, metadata)))
-    return path
+    return tensors, metadata
 
 
 def load_adapter(

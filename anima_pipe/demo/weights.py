@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors.torch import save_file
 
 from anima_pipe.demo.layouts import (
     QwenSizes,
@@ -26,6 +25,7 @@ from anima_pipe.demo.layouts import (
     vae_shapes,
 )
 from anima_pipe.demo.text_files import T5_EMBEDDINGS
+from anima_pipe.weights.writing import write_tensors
 
 VAE_DIM = 8
 
@@ -133,5 +133,4 @@ def _drawn(shapes: Shapes, gains: Gains) -> dict[str, torch.Tensor]:
 
 def _write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     rounded = {name: tensors[name].to(torch.bfloat16).contiguous() for name in sorted(tensors)}
-    save_file(rounded, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # save_file leaves the file readable by its owner only
+    write_tensors(path, rounded, {"format": "pt"})

@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.files import published_folder
 from anima_pipe.hooks.saving import EPOCH, STEP, remove_old
 from anima_pipe.records import Moment
 from anima_pipe.runtime import say
+from anima_pipe.weights.writing import refuse_not_finite, serialized
 
 if TYPE_CHECKING:
     from anima_pipe.adapters import Adapter
@@ -144,15 +145,18 @@ def save_state(
     """Write a state folder; it is whole under its name, or not there.
 
     Raises:
+        CheckpointError: A number in a tensor is not finite.
         OutputError: It cannot be written.
     """
     with published_folder(folder) as unfinished:
         tensors = {n: t.cpu().contiguous() for n, t in parts.adapter.state_dict().items()}
-        (unfinished / ADAPTER_FILE).write_bytes(save(tensors))
+        (unfinished / ADAPTER_FILE).write_bytes(serialized(tensors, None, folder / ADAPTER_FILE))
+        states = {name: part.state_dict() for name, part in parts.stateful.items()}
+        refuse_not_finite(dict(_tensors_in(states)), folder / OPTIMIZER_FILE)
         # By way of memory: what a full disk does to torch.save names neither disk nor file.
-        states = BytesIO()
-        torch.save({name: part.state_dict() for name, part in parts.stateful.items()}, states)
-        (unfinished / OPTIMIZER_FILE).write_bytes(states.getbuffer())
+        content = BytesIO()
+        torch.save(states, content)
+        (unfinished / OPTIMIZER_FILE).write_bytes(content.getbuffer())
         description = {
             "format_version": FORMAT_VERSION,
             "current_step": moment.step,
@@ -161,6 +165,18 @@ def save_state(
             "log_folder": str(log_folder.absolute()) if log_folder else None,
         }
         (unfinished / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
+
+
+def _tensors_in(states: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors among nested states, each by the names that lead to it, dots between."""
+    if isinstance(states, torch.Tensor):
+        yield name, states
+    elif isinstance(states, Mapping):
+        for key, inner in states.items():
+            yield from _tensors_in(inner, f"{name}.{key}".lstrip("."))
+    elif isinstance(states, list | tuple):
+        for number, inner in enumerate(states):
+            yield from _tensors_in(inner, f"{name}.{number}")
 
 
 def differences(folder: Path, parts: RunParts) -> list[str]:

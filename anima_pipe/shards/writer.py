@@ -138,7 +138,8 @@ class ShardWriter(Generic[Value]):
             raise ValueError(f"{key!r} cannot name a sample")
         if key in self._published_keys or (self._shard and key in self._shard.keys):
             return
-        payload = safetensors.torch.save(stored_tensors(key, self._codec.pack(value), self._dtype))
+        tensors = stored_tensors(key, self._codec.pack(value), self._dtype)
+        payload = safetensors.torch.save(tensors)  # noqa: TID251 - a sample; finite, or refused
         members = {PAYLOAD: payload, METADATA: seal(metadata, payload)}
         piece, spans = tar_sample(key, members)
         shard = self._shard_with_room_for(len(piece))
