@@ -28,6 +28,9 @@ A command that starts others makes it, so that they do not repeat each other.
 
 LOGGER: Final = logging.getLogger("anima_pipe")
 
+ALLOCATOR_SETTINGS: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""Variables of the environment that torch's memory on a GPU heeds; older releases only the last."""
+
 DTYPE_NAMES: Final = {
     "no": "float32",
     "fp32": "float32",
@@ -181,6 +184,7 @@ def choose_device(wanted: str = "auto") -> torch.device:
     """
     import torch
 
+    let_segments_grow()
     if wanted == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", _own_gpu(torch.cuda.device_count()))
@@ -194,6 +198,16 @@ def choose_device(wanted: str = "auto") -> torch.device:
             f"device {wanted!r} cannot be used: {reason}", "leave --device at auto, or use cpu"
         ) from error
     return device
+
+
+def let_segments_grow() -> None:
+    """Let torch's memory on a GPU grow in place; to be called before the GPU is used.
+
+    Buckets and captions change the shapes from step to step: blocks of fixed sizes would leave
+    holes between them. What the user set for torch's memory stays.
+    """
+    if sys.platform == "linux" and os.environ.keys().isdisjoint(ALLOCATOR_SETTINGS):
+        os.environ[ALLOCATOR_SETTINGS[-1]] = "expandable_segments:True"
 
 
 def claim_device(wanted: str) -> torch.device:

@@ -295,6 +295,7 @@ def prepare_previews(
         Painter(transformer, vae, device, settings.model.dtype),
         encoded_prompts(settings.previews.prompts, cache),
         settings.previews.config,
+        finished=vae.release,
     )
 
 

@@ -22,6 +22,7 @@ from anima_pipe.files import write_atomically
 from anima_pipe.model import AnimaTransformer
 from anima_pipe.records import PreviewPrompt, TextCondition
 from anima_pipe.shards import Cache, text_key
+from anima_pipe.transfer import on_device
 
 Decode = Callable[[torch.Tensor], torch.Tensor]
 """Normalised latents Float[1, 16, H, W] -> pictures Float[1, 3, 8H, 8W] in [-1, 1]."""
@@ -77,11 +78,11 @@ class Painter:
         prompt = encoded.prompt
         shape = (1, LATENT_CHANNELS, prompt.height // VAE_STRIDE, prompt.width // VAE_STRIDE)
         generator = torch.Generator().manual_seed(prompt.seed)
-        noise = torch.randn(shape, generator=generator).to(self.device)
+        noise = on_device(torch.randn(shape, generator=generator), self.device)
         velocity = guided(
             self._velocity(encoded.positive), self._velocity(encoded.negative), prompt.guidance
         )
-        sigmas = simple_schedule(prompt.steps, prompt.shift).to(self.device)
+        sigmas = on_device(simple_schedule(prompt.steps, prompt.shift), self.device)
         return euler(noise, sigmas, velocity)
 
     def _velocity(self, condition: TextCondition) -> Velocity:
@@ -93,7 +94,7 @@ class Painter:
 
 
 class LazyVae:
-    """Decodes latents with a VAE that is loaded when the first picture is drawn.
+    """Decodes latents with a VAE that is loaded when a picture is drawn, and stays until released.
 
     Args:
         path: The VAE's file.
@@ -110,6 +111,14 @@ class LazyVae:
         if self._vae is None:
             self._vae = load_vae(self.path, dtype=torch.float32, device=self.device)
         return self._vae.decode(latents, tile=DECODE_TILE)
+
+    def release(self) -> None:
+        """Give its memory back, to the device too; the next picture loads it again."""
+        if self._vae is None:
+            return
+        self._vae = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def encoded_prompts(prompts: Sequence[PreviewPrompt], cache: Cache) -> list[EncodedPrompt]:

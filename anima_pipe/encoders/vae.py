@@ -16,6 +16,7 @@ from anima_pipe.encoders.vae_layers import (
     Upsample,
 )
 from anima_pipe.records import PIXELS_PER_LATENT
+from anima_pipe.transfer import on_device
 
 LATENT_CHANNELS = 16
 
@@ -192,13 +193,14 @@ class ImageVae(nn.Module):
             )
         if tile is not None and (tile < PIXELS_PER_LATENT or tile % PIXELS_PER_LATENT):
             raise ValueError(f"tile must be a positive multiple of {PIXELS_PER_LATENT}, not {tile}")
-        latents = latents.to(self.device, torch.float32)
+        latents = on_device(latents, self.device, torch.float32)
         mean = latents * _per_channel(LATENTS_STD, latents) + _per_channel(LATENTS_MEAN, latents)
         tile_latents = None if tile is None else tile // PIXELS_PER_LATENT
         return self.decoder(self.conv2(self._placed(mean)), tile_latents).float().contiguous()
 
     def _placed(self, x: torch.Tensor) -> torch.Tensor:
-        return x.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
+        placed = on_device(x, self.device, self.dtype)
+        return placed.contiguous(memory_format=torch.channels_last)
 
 
 def _stage(width_in: int, width_out: int, blocks: int) -> list[nn.Module]:
@@ -221,7 +223,7 @@ def _reach(config: VaeConfig) -> int:
 
 
 def _per_channel(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=like.device).view(1, -1, 1, 1)
+    return on_device(torch.tensor(values).view(1, -1, 1, 1), like.device)
 
 
 def _check_images(images: torch.Tensor) -> None:

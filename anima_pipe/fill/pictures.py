@@ -20,6 +20,7 @@ from anima_pipe.shards.folders import MASK_CACHE
 from anima_pipe.shards.packed_keys import KeySet, PackedKeys
 from anima_pipe.shards.places import require_writable
 from anima_pipe.shards.shipping import send_pending
+from anima_pipe.transfer import on_device
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +117,9 @@ def _encode_latents(
                 _refuse_lost_folders(folders)
             summary.failed += batch.failures
             if batch.requests:
-                encoded, failed = _add_latents(writer, vae, batch.requests, batch.pixels.to(device))
+                encoded, failed = _add_latents(
+                    writer, vae, batch.requests, on_device(batch.pixels, device)
+                )
                 stored.update(encoded)
                 summary.failed += failed
             bar.update(len(batch.requests) + len(batch.failures))

@@ -39,16 +39,22 @@ class Previews:
         painter: Draws with the model that is trained, adapter and all.
         prompts: What to draw.
         config: Where and when.
+        finished: Called when all prompts have been drawn, to give back what drawing needs alone.
     """
 
     reads_weights = True
 
     def __init__(
-        self, painter: Painter, prompts: Sequence[EncodedPrompt], config: PreviewConfig
+        self,
+        painter: Painter,
+        prompts: Sequence[EncodedPrompt],
+        config: PreviewConfig,
+        finished: Callable[[], None] = lambda: None,
     ) -> None:
         self.painter = painter
         self.prompts = prompts
         self.config = config
+        self.finished = finished
         self.show: Show = lambda *_: None
         """Told of every picture, by its name."""
         self._columns: dict[int, list[Image.Image]] | None = None
@@ -75,6 +81,7 @@ class Previews:
             save_picture(picture, self._path(moment.step, number), self._parameters(encoded))
             self.show(moment.step, {f"sample/{number:02d}": picture})
             cells.append(cell_of(picture))
+        self.finished()
         self._columns[moment.step] = cells
         labels = [encoded.prompt.prompt for encoded in self.prompts]
         rows = list(zip(*self._columns.values(), strict=True))

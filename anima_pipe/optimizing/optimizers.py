@@ -59,6 +59,9 @@ class Source:
     """It finds one step size for all: groups share a learning rate, or have 0 and stand still."""
 
 
+FUSED: Final = ("Adam", "AdamW", "SGD")
+"""Those of torch.optim that step all tensors of a GPU with one kernel, if asked."""
+
 _FIXED_RATE: Final = {"relative_step": False, "scale_parameter": False}
 _NESTEROV: Final = {"momentum": 0.9, "nesterov": True}
 
@@ -249,7 +252,7 @@ def _refuse_several_rates(
 def _has_fused_form(source: Source, groups: Sequence[ParameterGroup]) -> bool:
     """Tell whether torch steps all these tensors with one kernel, if asked."""
     on_gpu = all(parameter.is_cuda for group in groups for parameter in group.parameters)
-    return on_gpu and source.module == "torch.optim" and source.name in ("Adam", "AdamW")
+    return on_gpu and source.module == "torch.optim" and source.name in FUSED
 
 
 @contextmanager
