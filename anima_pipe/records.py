@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from anima_pipe.transfer import on_device
 
@@ -103,13 +103,30 @@ class MaskRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightedText:
+    """A prompt of which some stretches weigh more or less than others."""
+
+    parts: tuple[tuple[str, float], ...]
+    """The stretches in order, each with its weight; each is tokenised by itself."""
+
+    def __str__(self) -> str:
+        return "".join(text for text, _ in self.parts)
+
+
+Text: TypeAlias = str | WeightedText
+"""What is encoded: a caption, or a prompt as it has been read."""
+
+
+@dataclass(frozen=True, slots=True)
 class TextCondition:
-    """One caption as the transformer's text adapter takes it, at its real length."""
+    """One text as the transformer's text adapter takes it, at its real length."""
 
     qwen_hidden: torch.Tensor
     """Float[Lq, S]: Qwen3's last hidden states after the final norm."""
     t5_ids: torch.Tensor
     """Int32[Lt]: T5 token ids, closed by </s> (1)."""
+    t5_weights: torch.Tensor | None = None
+    """Float32[Lt]: factors of what the text adapter makes of each token; None: all are 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,14 +141,18 @@ class PaddedText:
     """Int64[B, max Lt], 0 behind the real tokens."""
     t5_mask: torch.Tensor
     """Bool[B, max Lt]."""
+    t5_weights: torch.Tensor | None = None
+    """Float[B, max Lt]: factors of the adapter's output; None: all are 1."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> PaddedText:
-        """Return it on a device, without waiting for that, the hidden states in another dtype."""
+        """Return it on a device, without waiting; hidden states and weights in another dtype."""
+        weights = self.t5_weights
         return PaddedText(
             qwen_hidden=on_device(self.qwen_hidden, device, dtype),
             qwen_mask=on_device(self.qwen_mask, device),
             t5_ids=on_device(self.t5_ids, device),
             t5_mask=on_device(self.t5_mask, device),
+            t5_weights=weights if weights is None else on_device(weights, device, dtype),
         )
 
 

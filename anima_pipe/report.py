@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anima_pipe.dataset.picture_captions import caption_lines
 from anima_pipe.dataset.plan import describe
 from anima_pipe.errors import DataError
 from anima_pipe.fill import ALONE, FillSummary
 from anima_pipe.records import T5_LIMIT, Skipped
 from anima_pipe.runtime import Rank, counted, say, warn
 from anima_pipe.shards.index import Problem
+from anima_pipe.source.variants import CaptionNote
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,6 +108,33 @@ def report_uncaptioned(pictures: Sequence[Skipped], *, strict: bool) -> None:
         )
 
 
+def report_captions(notes: Mapping[CaptionNote, int], weighted: Iterable[str]) -> None:
+    """Say how some captions are read.
+
+    Args:
+        notes: Of how many captions each is true.
+        weighted: The pictures in whose captions there are weights, or the first of them.
+    """
+    for line in caption_lines(notes):
+        say(line)
+    report_weighted(notes.get("weights", 0), weighted)
+
+
+def report_weighted(count: int, pictures: Iterable[str]) -> None:
+    """List pictures in whose captions there is what would be a weight in a prompt.
+
+    Args:
+        count: How many there are.
+        pictures: Their names, or those of the first.
+    """
+    if count:
+        heading = (
+            f"(x:1.2) in {counted(count, 'caption')} is trained as text, parentheses and number "
+            "too; in prompts it is a weight, so that nobody ever draws with this text:"
+        )
+        _list(heading, list(islice(pictures, NAMED)), count)
+
+
 def report_plan(
     batches: Batches,
     adapter: Adapter,
@@ -175,8 +205,16 @@ def _adapter_lines(rows: Sequence[TableRow]) -> list[str]:
     return [head, *body, f"{'in all':<{width}}  {'':<6} {'':>5} {'':>8} {total:>12,}"]
 
 
-def _list(heading: str, items: Sequence[object]) -> None:
+def _list(heading: str, items: Sequence[object], count: int | None = None) -> None:
+    """List the first items, and say how many others there are.
+
+    Args:
+        heading: What they are.
+        items: All of them, or the first.
+        count: Of all of them, where there are more than `items`.
+    """
+    more = (len(items) if count is None else count) - min(len(items), NAMED)
     lines = [f"  {item}" for item in items[:NAMED]]
-    if len(items) > NAMED:
-        lines.append(f"  ... and {len(items) - NAMED} more")
+    if more:
+        lines.append(f"  ... and {more} more")
     warn("\n".join([heading, *lines]))

@@ -55,6 +55,7 @@ def run(options: Resolved) -> TextSummary:
     )
     from anima_pipe.report import (
         NAMED,
+        report_captions,
         report_fill,
         report_long,
         report_skipped,
@@ -78,6 +79,8 @@ def run(options: Resolved) -> TextSummary:
     filled = fill_text(texts, settings, rank)
     report_fill("texts", filled, rank)
     report_long(filled.long)
+    if rank.number == 0:
+        report_captions(texts.notes, texts.weighted)
     # Every process finds the same unreadable captions: the first one names them.
     report_skipped([*(texts.skipped if rank.number == 0 else ()), *filled.failed], strict=strict)
     return TextSummary(

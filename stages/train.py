@@ -221,6 +221,7 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Sur
         report_overlap,
         report_skipped,
         report_uncaptioned,
+        report_weighted,
     )
     from anima_pipe.shards import open_cache
 
@@ -234,6 +235,7 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Sur
         cache_dir=data.cache.folder,
         rehash=data.rehash,
     )
+    report_weighted(survey.caption_notes["weights"], survey.noted("weights"))
     prompts = settings.previews.prompts if settings.previews else ()
     if data.fills_gaps:
         assert data.latents is not None

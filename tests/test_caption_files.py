@@ -16,13 +16,20 @@ def read(tmp_path, content, *, enable_wildcard=False):
 
 @pytest.mark.parametrize(
     "text",
-    ["1girl, solo", "星空の下の子狐", "Лисёнок, звёзды", "café, 狐 🦊", "line\u2028separator"],
+    [
+        "1girl, solo",
+        "星空の下の子狐",
+        "Лисёнок, звёзды",
+        "café, 狐 🦊",
+        *(f"one{sign}line" for sign in "\u2028\u2029\u0085\x0b\x0c\x1c\x1d\x1e"),
+    ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_captions_of_any_language_are_read_with_or_without_a_byte_order_mark(
     tmp_path, text, encoding
 ):
     assert read(tmp_path, text.encode(encoding)) == text
+    assert render_caption(text, CaptionRules(enable_wildcard=True), rng=Random(0)) == text
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])

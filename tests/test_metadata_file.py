@@ -77,6 +77,13 @@ def test_a_file_of_one_object_a_line_is_read_too(pictures):
     assert read(pictures, lines, name="meta.jsonl") == {"a.png": "one", "b.webp": "two"}
 
 
+@pytest.mark.parametrize("sign", ["\u2028", "\u0085", "\x7f"])
+def test_an_object_of_jsonl_ends_at_the_end_of_its_line_alone(pictures, sign):
+    entries = [{"image_path": "a.png", "caption": f"one{sign}two"}, {"image_path": "b"}]
+    lines = "\r\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
+    assert read(pictures, lines, name="meta.jsonl") == {"a.png": f"one{sign}two", "b.webp": None}
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [

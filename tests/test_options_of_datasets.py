@@ -127,6 +127,13 @@ def test_a_rule_for_captions_gives_its_texts(
     assert texts_of(read(keys)) == texts
 
 
+def test_backslashes_of_parentheses_stay_only_if_asked_to(folder: Path, read: Read):
+    add_picture(folder, r"saber \(fate\), (sitting:1.2)")
+
+    assert texts_of(read({})) == {"saber (fate), (sitting:1.2)"}
+    assert texts_of(read({"keep_backslashes": True})) == {r"saber \(fate\), (sitting:1.2)"}
+
+
 def test_another_caption_seed_draws_other_variants(folder: Path, read: Read):
     add_picture(folder, "fox, snow, sun, tree, moss, rock")
     shuffled: Keys = {"shuffle_caption": True}

@@ -29,6 +29,16 @@ def test_every_setting_of_a_line_is_read():
     )
 
 
+@pytest.mark.parametrize("sign", ["\u2028", "\u0085", "\x0b", "\x0c", "\x1c"])
+def test_a_prompt_ends_at_the_end_of_its_line_alone(tmp_path, sign):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(f"a{sign}fox\r\na cat --q 1\n".encode())
+    with pytest.raises(ConfigError, match=r"prompts\.txt line 2: unknown setting --q"):
+        read_sample_prompts(path)
+    path.write_bytes(f"a{sign}fox --w 832\r\na cat\n".encode())
+    assert [prompt.prompt for prompt in read_sample_prompts(path)] == [f"a{sign}fox", "a cat"]
+
+
 TOML = """
 [prompt]
 negative_prompt = "bad"

@@ -30,6 +30,7 @@ from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import Kind, Option
 from anima_pipe.kohya.rules import SEED_SHIFT
 from anima_pipe.runtime import SAID_BEFORE, say, warn
+from anima_pipe.source.prompts import escaped
 
 STAGES = ("fetch-tokenizer", "cache-latents", "encode-text", "train")
 """Those that take the user's options as they are; export-comfy takes what train has written."""
@@ -143,7 +144,7 @@ def _prompts_of(options: Resolved, folder: Path) -> dict[str, object]:
         return {}
     chosen = [text for text in texts if text][:: max(1, len(texts) // FIRST_LOOK_PROMPTS)]
     prompts = [
-        {"prompt": text, **FIRST_LOOK_SETTINGS, "seed": number}
+        {"prompt": escaped(text), **FIRST_LOOK_SETTINGS, "seed": number}
         for number, text in enumerate(chosen[:FIRST_LOOK_PROMPTS], 1)
     ]
     if not prompts:

@@ -141,6 +141,9 @@ def verify(
 )
 @click.option("--caption_variants", "--caption-variants", type=int, help="As given to training.")
 @click.option("--caption_seed", "--caption-seed", type=int, help="As given to training.")
+@click.option(
+    "--keep_backslashes/--no-keep_backslashes", default=None, help="As given to training."
+)
 @click.option("--crop_variants", "--crop-variants", type=int, help="As given to training.")
 @click.option("--masked_loss/--no-masked_loss", default=None, help="As given to training.")
 @click.option("--sample_prompts", "--sample-prompts", help="Of previews: their texts are kept too.")

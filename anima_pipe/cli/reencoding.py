@@ -18,12 +18,12 @@ from anima_pipe.fill import LatentSettings, TextSettings, fill_latents, fill_mas
 from anima_pipe.kohya.model_files import with_recorded_models
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.settings import dataset_configs, latent_settings, text_settings
-from anima_pipe.records import LatentRequest, MaskRequest, TextCondition
+from anima_pipe.records import LatentRequest, MaskRequest, Text, TextCondition
 from anima_pipe.shards.folders import MASK_CACHE, Identity, Kind, described_folders
 from anima_pipe.shards.latents import LATENTS
 from anima_pipe.shards.masks import MASKS
 from anima_pipe.shards.store import Store
-from anima_pipe.shards.text import TEXT
+from anima_pipe.shards.text import TEXT, noted_text
 
 ABSOLUTE_TOLERANCE = 0.01
 RELATIVE_TOLERANCE = 0.02
@@ -111,8 +111,8 @@ def _reencode_texts(options: Resolved, count: int) -> Iterator[Comparison]:
     for folder, identity in _folders_of(settings.cache.folder, "text", fingerprint):
         cached = Store(TEXT, settings.cache.folder, f"{fingerprint}-{identity.dtype}")
         keys = _drawn(cached.keys(), count)
-        captions = [str(cached.metadata(key)["caption"]) for key in keys]
-        fresh = _texts_anew(captions, settings, identity)
+        texts = [noted_text(cached.metadata(key)) for key in keys]
+        fresh = _texts_anew(texts, settings, identity)
         pairs = {
             key: (cached[key].qwen_hidden, fresh[key].qwen_hidden)
             for key in keys
@@ -144,12 +144,12 @@ def _latents_anew(
 
 
 def _texts_anew(
-    captions: Sequence[str], settings: TextSettings, identity: Identity
+    texts: Sequence[Text], settings: TextSettings, identity: Identity
 ) -> dict[str, TextCondition]:
     """Encode texts as the stage does, into a cache that is thrown away."""
     with tempfile.TemporaryDirectory() as folder:
         cache = replace(settings.cache, folder=Path(folder), dtype=identity.dtype)
-        fill_text(captions, replace(settings, cache=cache))
+        fill_text(texts, replace(settings, cache=cache))
         store = Store(TEXT, Path(folder), None)
         return {
             key: TextCondition(store[key].qwen_hidden.clone(), store[key].t5_ids.clone())

@@ -28,8 +28,9 @@ from anima_pipe.kohya.model_files import with_recorded_models
 from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.rows import TRAIN
 from anima_pipe.kohya.sample_prompts import BARE, parse_prompt, read_sample_prompts, with_settings
-from anima_pipe.kohya.settings import base_name
+from anima_pipe.kohya.settings import base_name, prompt_texts
 from anima_pipe.runtime import choose_device, progress_bar, say, torch_dtype
+from anima_pipe.source.prompts import read_prompt
 
 if TYPE_CHECKING:
     import torch
@@ -239,7 +240,7 @@ def _encoded(
     from anima_pipe.encoders import load_text_encoder
 
     prompts = list(dict.fromkeys(prompts))
-    texts = list(dict.fromkeys(t for prompt in prompts for t in (prompt.prompt, prompt.negative)))
+    texts = list(dict.fromkeys(prompt_texts(prompts)))
     encoder = load_text_encoder(
         options.value("qwen3"),
         options.value("t5_tokenizer_dir"),
@@ -253,8 +254,8 @@ def _encoded(
     return {
         prompt: EncodedPrompt(
             prompt=prompt,
-            positive=conditions[prompt.prompt],
-            negative=conditions[prompt.negative],
+            positive=conditions[read_prompt(prompt.prompt)],
+            negative=conditions[read_prompt(prompt.negative)],
         )
         for prompt in prompts
     }

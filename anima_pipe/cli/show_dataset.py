@@ -45,7 +45,7 @@ def show_dataset(options: Resolved) -> ShownDataset:
     from anima_pipe.dataset.survey import survey_pictures
     from anima_pipe.kohya.objective import warn_of_idle_offsets
     from anima_pipe.kohya.settings import cache_settings, dataset_configs
-    from anima_pipe.report import report_skipped
+    from anima_pipe.report import report_skipped, report_weighted
     from anima_pipe.shards.keys import text_key
 
     datasets = dataset_configs(options)
@@ -63,6 +63,7 @@ def show_dataset(options: Resolved) -> ShownDataset:
     if launched_rank().number == 0:
         warn_of_idle_offsets(options, datasets)
         report_skipped(survey.skipped, strict=options.value("strict"))
+        report_weighted(survey.caption_notes["weights"], survey.noted("weights"))
         say("\n".join([*describe(plan), f"seed        {seed}"]))
         for line in _lines(plan, survey, captions, options):
             click.echo(line)

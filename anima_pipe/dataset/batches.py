@@ -140,7 +140,19 @@ def pad_texts(conditions: Sequence[TextCondition]) -> PaddedText:
         qwen_mask=_real([len(states) for states in hidden], qwen.shape[1]),
         t5_ids=ids,
         t5_mask=_real([len(condition.t5_ids) for condition in conditions], ids.shape[1]),
+        t5_weights=_weights(conditions),
     )
+
+
+def _weights(conditions: Sequence[TextCondition]) -> torch.Tensor | None:
+    """Return the factors of all tokens, Float32[B, max Lt]; None where all are 1."""
+    if all(condition.t5_weights is None for condition in conditions):
+        return None
+    each = [
+        torch.ones(len(condition.t5_ids)) if condition.t5_weights is None else condition.t5_weights
+        for condition in conditions
+    ]
+    return pad_sequence(each, batch_first=True, padding_value=1.0)
 
 
 def _real(lengths: Sequence[int], longest: int) -> torch.Tensor:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 from anima_pipe.dataset.config import SubsetConfig
 from anima_pipe.dataset.pictures import Picture
 from anima_pipe.errors import DataError
-from anima_pipe.records import Skipped
+from anima_pipe.records import Skipped, Text
 from anima_pipe.runtime import counted
-from anima_pipe.source.caption_files import read_caption, read_json_caption
+from anima_pipe.source.caption_files import read_caption_lines, read_json_caption
 from anima_pipe.source.json_captions import GroupedCaption
-from anima_pipe.source.variants import CaptionTexts, caption_texts
+from anima_pipe.source.variants import CaptionNote, CaptionTexts, caption_notes, caption_texts
+
+NAMED_PICTURES: Final = 20
+"""With the same oddity, of which the names are kept; of the others there is a count."""
 
 
-class PictureTexts(Iterable[str]):
+class PictureTexts(Iterable[Text]):
     """The final texts that pictures need, and the empty one that caption dropout puts in.
 
     Whoever goes through them reads the captions; none is kept. A text that several pictures need
@@ -32,28 +37,41 @@ class PictureTexts(Iterable[str]):
         pictures: Sequence[Picture],
         *,
         caption_variants: int | None,
-        others: Iterable[str] = (),
+        others: Iterable[Text] = (),
     ) -> None:
         self._pictures = pictures
         self._variants = caption_variants
         self._others = tuple(others)
         self._unreadable: dict[str, Skipped] = {}
+        self.notes: Counter[CaptionNote] = Counter()
+        """Of how many captions each is true, as far as somebody has gone through them last."""
+        self.weighted: list[str] = []
+        """The first pictures in whose captions there are weights."""
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
         """Captions that could not be read, as far as somebody has gone through them."""
         return tuple(self._unreadable.values())
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Text]:
         """Read the captions and yield their texts; those that cannot be read yield none."""
         yield ""
+        self.notes.clear()
+        self.weighted.clear()
         for picture in self._pictures:
             try:
-                yield from picture_captions(picture, self._variants)
+                texts = picture_captions(picture, self._variants)
+                self._note(picture, texts.notes)
+                yield from texts
             except DataError as error:
                 name = str(picture.path)
                 self._unreadable[name] = Skipped(name=name, reason=error.problem)
         yield from self._others
+
+    def _note(self, picture: Picture, notes: Sequence[CaptionNote]) -> None:
+        self.notes.update(notes)
+        if "weights" in notes and len(self.weighted) < NAMED_PICTURES:
+            self.weighted.append(str(picture.path))
 
 
 def uncaptioned(pictures: Iterable[Picture]) -> list[Skipped]:
@@ -93,33 +111,60 @@ def _none_captioned(subset: SubsetConfig, count: int) -> DataError:
 def lacks_caption(picture: Picture) -> bool:
     """Tell whether there is none; one that cannot be read is not missing, it is left out."""
     try:
-        return read_raw_caption(picture) is None
+        return _read(picture).text is None
     except DataError:
         return False
-
-
-def read_raw_caption(picture: Picture) -> GroupedCaption | str | None:
-    """Return the caption of a metadata file or of the file beside it, else the class tokens.
-
-    Raises:
-        DataError: The file is not UTF-8, or is to be JSON and is not.
-    """
-    if picture.caption is not None:
-        return picture.caption
-    subset, extension = picture.subset, picture.subset.caption_extension
-    if extension.lower().endswith(".json"):
-        raw = read_json_caption(picture.path, extension)
-    else:
-        wildcards = subset.captions.enable_wildcard
-        raw = read_caption(picture.path, extension, enable_wildcard=wildcards)
-    return subset.class_tokens if raw is None else raw
 
 
 def picture_captions(picture: Picture, variants: int | None) -> CaptionTexts:
     """Return the final texts of one picture's caption, see `caption_texts`.
 
     Raises:
-        DataError: The caption file is not UTF-8.
+        DataError: The caption file is not UTF-8, or is to be JSON and is not.
     """
-    raw = read_raw_caption(picture) or ""
-    return caption_texts(raw, picture.rules.captions, 1 if picture.held_out else variants)
+    raw, rules = _read(picture), picture.rules.captions
+    text = raw.text or ""
+    texts = caption_texts(text, rules, 1 if picture.held_out else variants)
+    notes = caption_notes(text, rules, has_more_lines=raw.has_more_lines)
+    return replace(texts, notes=notes) if notes else texts
+
+
+def caption_lines(notes: Mapping[CaptionNote, int]) -> list[str]:
+    """Return the lines that tell a user how some captions are read."""
+    lines: list[str] = []
+    if count := notes.get("unescaped"):
+        lines.append(rf"escapes     \( and \) are read as ( and ) in {counted(count, 'caption')}")
+    if count := notes.get("first line"):
+        files = counted(count, "caption")
+        lines.append(
+            f"lines       line 1 alone is used, as Kohya does, of {files} of several lines"
+        )
+    return lines
+
+
+class _RawCaption(NamedTuple):
+    """A caption as it is written."""
+
+    text: GroupedCaption | str | None
+    """None: there is none."""
+    has_more_lines: bool = False
+    """The file has more lines than are in the text."""
+
+
+def _read(picture: Picture) -> _RawCaption:
+    """Return the caption of a metadata file or of the file beside it, else the class tokens.
+
+    Raises:
+        DataError: The file is not UTF-8, or is to be JSON and is not.
+    """
+    if picture.caption is not None:
+        return _RawCaption(picture.caption)
+    subset, extension = picture.subset, picture.subset.caption_extension
+    if extension.lower().endswith(".json"):
+        text = read_json_caption(picture.path, extension)
+        return _RawCaption(subset.class_tokens if text is None else text)
+    lines = read_caption_lines(picture.path, extension)
+    if lines is None:
+        return _RawCaption(subset.class_tokens)
+    used = lines if subset.captions.enable_wildcard else lines[:1]
+    return _RawCaption("\n".join(used), has_more_lines=len(used) < len(lines))

@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 from bisect import bisect
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
+from anima_pipe.dataset.picture_captions import caption_lines
 from anima_pipe.dataset.samples import Sample
 from anima_pipe.dataset.survey import Survey
 from anima_pipe.errors import CacheError, DataError
@@ -21,6 +22,7 @@ from anima_pipe.records import T5_LIMIT
 from anima_pipe.runtime import counted, derive_seed
 from anima_pipe.shards.keys import text_key
 from anima_pipe.source.captions import warmup_steps
+from anima_pipe.source.variants import CaptionNote
 
 EMPTY_CAPTION = text_key("")
 
@@ -99,6 +101,8 @@ class Plan:
     """Keys of texts of more than `T5_LIMIT` tokens, of this dataset or others."""
     left_out: tuple[str, ...] = ()
     """What is not trained on, and why; for people."""
+    caption_notes: Mapping[CaptionNote, int] = field(default_factory=dict[CaptionNote, int])
+    """Of how many captions something is true."""
 
     def batches_per_epoch(self) -> int:
         """Return the number of batches in every epoch; a bucket's last one may be smaller."""
@@ -195,6 +199,7 @@ def make_plan(
         held_out=held_out,
         long_texts=long_texts,
         left_out=tuple(_left_out(survey)),
+        caption_notes=survey.caption_notes,
     )
 
 
@@ -214,6 +219,7 @@ def describe(plan: Plan) -> list[str]:
         *_special_lines(plan),
         f"captions    {len(texts)} variants"
         + (f", {long} over {T5_LIMIT} T5 tokens" if long else ""),
+        *caption_lines(plan.caption_notes),
         f"batches     {plan.batches_per_epoch()} per epoch",
     ]
     by_size = sorted(buckets.items(), key=lambda item: (-item[1], item[0]))

@@ -121,6 +121,10 @@ class SampleTable:
         """Go over the pictures of all samples."""
         return map(self.picture, range(len(self)))
 
+    def captions(self) -> Sequence[CaptionTexts]:
+        """Return the texts of all samples, in their order."""
+        return self._captions
+
     def samples(self) -> Sequence[Sample]:
         """Return the samples, each made when it is asked for."""
         return MadeWhenAsked(len(self), self.__getitem__)

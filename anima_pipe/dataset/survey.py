@@ -31,7 +31,7 @@ from anima_pipe.errors import DataError
 from anima_pipe.records import ImageFile, LatentRequest, MaskRequest, Skipped
 from anima_pipe.runtime import counted, say
 from anima_pipe.source.scan import scan_images
-from anima_pipe.source.variants import CaptionTexts
+from anima_pipe.source.variants import CaptionNote, CaptionTexts
 
 UNREAD: Final = CaptionTexts(full=())
 """In the place of captions that were not read."""
@@ -60,6 +60,17 @@ class Survey:
     def captions(self) -> list[str]:
         """The distinct texts of all samples, and the empty one that caption dropout puts in."""
         return list(dict.fromkeys(["", *(c for sample in self.samples for c in sample.captions)]))
+
+    @property
+    def caption_notes(self) -> Counter[CaptionNote]:
+        """Of how many captions something is true."""
+        return Counter(note for captions in self.table.captions() for note in captions.notes)
+
+    def noted(self, note: CaptionNote) -> Iterator[str]:
+        """Yield the pictures whose captions something is true of."""
+        for row, captions in enumerate(self.table.captions()):
+            if note in captions.notes:
+                yield str(self.table.picture(row).path)
 
     def without(self, lost: AbstractSet[str], failed: Sequence[Skipped]) -> Survey:
         """Leave out pictures that turned out unreadable when they or their masks were decoded.

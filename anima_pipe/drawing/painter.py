@@ -22,6 +22,8 @@ from anima_pipe.files import write_atomically
 from anima_pipe.model import AnimaTransformer
 from anima_pipe.records import PreviewPrompt, TextCondition
 from anima_pipe.shards import Cache, text_key
+from anima_pipe.shards.text import prompt_condition
+from anima_pipe.source.prompts import read_prompt
 from anima_pipe.transfer import on_device
 
 Decode = Callable[[torch.Tensor], torch.Tensor]
@@ -88,7 +90,7 @@ class Painter:
     def _velocity(self, condition: TextCondition) -> Velocity:
         text = pad_texts([condition]).to(self.device, self.dtype)
         context = self.transformer.preprocess_text_embeds(
-            text.qwen_hidden, text.t5_ids, text.qwen_mask, text.t5_mask
+            text.qwen_hidden, text.t5_ids, text.qwen_mask, text.t5_mask, text.t5_weights
         )
         return lambda latents, sigma: self.transformer(latents.to(self.dtype), sigma, context)
 
@@ -130,8 +132,8 @@ def encoded_prompts(prompts: Sequence[PreviewPrompt], cache: Cache) -> list[Enco
     return [
         EncodedPrompt(
             prompt=prompt,
-            positive=cache.text[text_key(prompt.prompt)],
-            negative=cache.text[text_key(prompt.negative)],
+            positive=prompt_condition(cache.text, text_key(read_prompt(prompt.prompt))),
+            negative=prompt_condition(cache.text, text_key(read_prompt(prompt.negative))),
         )
         for prompt in prompts
     ]

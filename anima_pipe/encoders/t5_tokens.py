@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from anima_pipe.encoders.tokenizer_files import load_tokenizer
 from anima_pipe.errors import ConfigError
+from anima_pipe.records import WeightedText
 
 REQUIRED_FILES = ("config.json", "spiece.model", "tokenizer.json")
 PADDING = 0
@@ -46,7 +47,20 @@ class T5Tokens:
 
     def encode(self, caption: str) -> list[int]:
         """Return the ids of a caption; those of the empty one are [1]."""
-        return [*self._tokenizer.encode(caption, add_special_tokens=False).ids, END_OF_SEQUENCE]
+        return [*self._ids(caption), END_OF_SEQUENCE]
+
+    def encode_weighted(self, text: WeightedText) -> tuple[list[int], list[float]]:
+        """Return the ids of a prompt's stretches, one after the other, and each token's weight.
+
+        The closing </s> weighs 1.
+        """
+        stretches = [(self._ids(words), weight) for words, weight in text.parts]
+        ids = [token for tokens, _ in stretches for token in tokens]
+        weights = [weight for tokens, weight in stretches for _ in tokens]
+        return [*ids, END_OF_SEQUENCE], [*weights, 1.0]
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def check_t5_tokenizer(folder: str | Path) -> None:

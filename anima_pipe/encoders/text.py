@@ -14,7 +14,7 @@ from anima_pipe.encoders.qwen import load_qwen_network
 from anima_pipe.encoders.qwen_files import find_qwen_files
 from anima_pipe.encoders.qwen_tokens import load_qwen_tokenizer
 from anima_pipe.encoders.t5_tokens import T5Tokens
-from anima_pipe.records import TextCondition
+from anima_pipe.records import Text, TextCondition, WeightedText
 
 TOKENS_PER_BATCH = 8192
 """Of Qwen, padding included: keeps a GPU busy with well under a gigabyte of working memory."""
@@ -47,31 +47,44 @@ class TextEncoder:
         return self._network.config.hidden_size
 
     @torch.no_grad()
-    def encode(self, captions: Sequence[str]) -> list[TextCondition]:
-        """Return the condition of each caption, in order, on the CPU.
+    def encode(self, texts: Sequence[Text]) -> list[TextCondition]:
+        """Return the condition of each text, in order, on the CPU.
 
-        Captions are encoded in batches of similar length; a caption's batch mates change nothing
-        but the rounding. Nothing is cut, however long.
+        Texts are encoded in batches of similar length; a text's batch mates change nothing but the
+        rounding. Nothing is cut, however long.
 
         Args:
-            captions: As they are trained on; the empty one has no Qwen tokens and the T5 ids [1].
+            texts: Captions as they are trained on, or prompts from `read_prompt`; the empty one has
+                no Qwen tokens and the T5 ids [1]. Weights are T5's alone, as in ComfyUI.
 
         Returns:
-            For each caption qwen_hidden Float[Lq, S] in the encoder's dtype and t5_ids Int32[Lt].
+            For each text qwen_hidden Float[Lq, S] in the encoder's dtype, t5_ids Int32[Lt] and,
+            where it is weighted, t5_weights Float32[Lt].
         """
-        # One by one: batches would start threads, which do not survive the forks of a data loader.
-        qwen_ids = [
-            self._qwen_tokens.encode(caption, add_special_tokens=False).ids for caption in captions
-        ]
+        qwen_ids = [self._qwen_ids(text) for text in texts]
         hidden = [torch.zeros(0, self.width, dtype=self.dtype)] * len(qwen_ids)
         for batch in _batches([len(ids) for ids in qwen_ids]):
             states = self._hidden_states([qwen_ids[place] for place in batch])
             for place, rows in zip(batch, states, strict=True):
                 hidden[place] = rows
         return [
-            TextCondition(rows, torch.tensor(self._t5_tokens.encode(caption), dtype=torch.int32))
-            for rows, caption in zip(hidden, captions, strict=True)
+            TextCondition(rows, *self._t5_parts(text))
+            for rows, text in zip(hidden, texts, strict=True)
         ]
+
+    def _qwen_ids(self, text: Text) -> list[int]:
+        """Return Qwen's ids, of a prompt those of its stretches one after the other."""
+        stretches = [words for words, _ in text.parts] if isinstance(text, WeightedText) else [text]
+        # One by one: batches would start threads, which do not survive the forks of a data loader.
+        encoded = [self._qwen_tokens.encode(words, add_special_tokens=False) for words in stretches]
+        return [token for one in encoded for token in one.ids]
+
+    def _t5_parts(self, text: Text) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return T5's ids, Int32[Lt], and their weights, Float32[Lt], if it has any."""
+        if isinstance(text, str):
+            return torch.tensor(self._t5_tokens.encode(text), dtype=torch.int32), None
+        ids, weights = self._t5_tokens.encode_weighted(text)
+        return torch.tensor(ids, dtype=torch.int32), torch.tensor(weights, dtype=torch.float32)
 
     def _hidden_states(self, ids: list[list[int]]) -> list[torch.Tensor]:
         """Return the last hidden states after the final norm, Float[Lq, S] each, on the CPU."""

@@ -11,7 +11,7 @@ from anima_pipe.encoders.fingerprints import text_fingerprint
 from anima_pipe.errors import DataError
 from anima_pipe.fill.missing import ALONE, FillSummary, divide
 from anima_pipe.fill.settings import TextSettings
-from anima_pipe.records import T5_LIMIT, Skipped
+from anima_pipe.records import T5_LIMIT, Skipped, Text
 from anima_pipe.runtime import Rank, counted
 from anima_pipe.shards.contents import held_in, tidy
 from anima_pipe.shards.keys import text_key
@@ -28,11 +28,11 @@ SORTED_TEXTS: Final = 4096
 GPU_CAPTIONS: Final = 8
 
 SHOWN_LETTERS: Final = 60
-"""Of a caption that is named by its beginning."""
+"""Of a text that is named by its beginning."""
 
 
-def fill_text(texts: Iterable[str], settings: TextSettings, rank: Rank = ALONE) -> FillSummary:
-    """Encode the captions that the cache lacks.
+def fill_text(texts: Iterable[Text], settings: TextSettings, rank: Rank = ALONE) -> FillSummary:
+    """Encode the texts that the cache lacks.
 
     Args:
         texts: Final texts, some perhaps more than once; gone through twice where one is missing.
@@ -67,13 +67,14 @@ def fill_text(texts: Iterable[str], settings: TextSettings, rank: Rank = ALONE) 
 
 
 def _encode_text(
-    missing: PackedKeys, texts: Iterable[str], settings: TextSettings, summary: FillSummary
+    missing: PackedKeys, texts: Iterable[Text], settings: TextSettings, summary: FillSummary
 ) -> None:
     import torch
 
     from anima_pipe.encoders import load_text_encoder
     from anima_pipe.runtime import choose_device, progress_bar
     from anima_pipe.shards import TextWriter
+    from anima_pipe.shards.text import text_metadata
 
     device = choose_device(settings.cache.device)
     encoder = load_text_encoder(
@@ -88,16 +89,16 @@ def _encode_text(
         batch_size = captions_at_once(device)
     seen = 0
     with writer, progress_bar(len(missing), "caption", "texts") as bar:
-        for captions in _batches(_missing_texts(texts, missing), batch_size):
-            for caption, condition in zip(captions, encoder.encode(captions), strict=True):
+        for batch in _batches(_missing_texts(texts, missing), batch_size):
+            for text, condition in zip(batch, encoder.encode(batch), strict=True):
                 try:
-                    writer.add(text_key(caption), condition, {"caption": caption})
+                    writer.add(text_key(text), condition, text_metadata(text, condition))
                 except DataError as error:
-                    summary.failed.append(Skipped(name=repr(caption), reason=error.problem))
+                    summary.failed.append(Skipped(name=repr(str(text)), reason=error.problem))
                 if (tokens := len(condition.t5_ids)) > T5_LIMIT:
-                    summary.long.append(_long(caption, tokens))
-            seen += len(captions)
-            bar.update(len(captions))
+                    summary.long.append(_long(text, tokens))
+            seen += len(batch)
+            bar.update(len(batch))
     if gone := len(missing) - seen:
         reason = "no caption says it any more: one changed meanwhile; run the stage again"
         summary.failed.append(Skipped(name=counted(gone, "text"), reason=reason))
@@ -115,7 +116,7 @@ def captions_at_once(device: torch.device) -> int:
     return 1 if device.type == "cpu" else GPU_CAPTIONS
 
 
-def _missing_texts(texts: Iterable[str], missing: PackedKeys) -> Iterator[str]:
+def _missing_texts(texts: Iterable[Text], missing: PackedKeys) -> Iterator[Text]:
     """Yield the texts whose keys are missing, each once."""
     places = KeyPlaces(missing)
     found = bytearray(len(missing))
@@ -126,12 +127,12 @@ def _missing_texts(texts: Iterable[str], missing: PackedKeys) -> Iterator[str]:
             yield text
 
 
-def _batches(texts: Iterator[str], size: int) -> Iterator[list[str]]:
+def _batches(texts: Iterator[Text], size: int) -> Iterator[list[Text]]:
     """Yield so many texts at a time, those of like length together: less padding."""
-    while some := sorted(islice(texts, SORTED_TEXTS), key=len):
+    while some := sorted(islice(texts, SORTED_TEXTS), key=lambda text: len(str(text))):
         for start in range(0, len(some), size):
             yield some[start : start + size]
 
 
-def _long(caption: str, tokens: int) -> Skipped:
-    return Skipped(name=f"{caption[:SHOWN_LETTERS]!r}...", reason=f"{tokens} T5 tokens")
+def _long(text: Text, tokens: int) -> Skipped:
+    return Skipped(name=f"{str(text)[:SHOWN_LETTERS]!r}...", reason=f"{tokens} T5 tokens")

@@ -64,7 +64,7 @@ def _further_folders(path: Path, keys: Sequence[str]) -> Iterator[tuple[Path, bo
     for section in _sections(path):
         base = path.parent / _expanded(str(section.get("base_path") or ""))
         for key in keys:
-            for line in str(section.get(key) or "").splitlines():
+            for line in str(section.get(key) or "").split("\n"):
                 if line.strip():
                     yield base / _expanded(line.strip()), bool(section.get("is_default"))
 

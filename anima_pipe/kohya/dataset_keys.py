@@ -74,6 +74,7 @@ _SUBSET_KEYS: Final = (
     "caption_dropout_rate",
     "caption_tag_dropout_rate",
     "caption_seed",
+    "keep_backslashes",
     "caption_extension",
     "cache_info",
     "validation_seed",

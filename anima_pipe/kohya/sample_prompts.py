@@ -198,7 +198,7 @@ def with_settings(prompt: PreviewPrompt, values: Mapping[str, object], place: st
 
 def _text_prompts(path: Path, reading: _Reading) -> Iterator[PreviewPrompt]:
     """Yield the prompts of lines; empty ones and those that start with # are passed over."""
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield _line_prompt(line.strip(), f"{path} line {number}", reading)
 

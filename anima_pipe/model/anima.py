@@ -69,6 +69,7 @@ class AnimaTransformer(nn.Module):
         t5_ids: torch.Tensor,
         qwen_mask: torch.Tensor | None = None,
         t5_mask: torch.Tensor | None = None,
+        t5_weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Turn encoded captions into the text condition.
 
@@ -81,6 +82,8 @@ class AnimaTransformer(nn.Module):
             qwen_mask: Bool or Int[B, Lq], nonzero for real tokens, which come before the padding;
                 None: all are real.
             t5_mask: Bool or Int[B, Lt], likewise.
+            t5_weights: Float[B, Lt], factors of what each token becomes, for prompts such as
+                `(x:1.2)`; None: all are 1.
 
         Returns:
             Float[B, max(512, Lt), D] in the dtype of the weights, zero behind each caption's ids.
@@ -88,8 +91,10 @@ class AnimaTransformer(nn.Module):
         Raises:
             ValueError: The shapes do not fit each other or the model.
         """
-        self._check_text(qwen_hidden, t5_ids, qwen_mask, t5_mask)
+        self._check_text(qwen_hidden, t5_ids, qwen_mask, t5_mask, t5_weights)
         condition = self.llm_adapter(qwen_hidden, t5_ids, _as_bool(qwen_mask), _as_bool(t5_mask))
+        if t5_weights is not None:
+            condition = condition * t5_weights.to(condition.dtype).unsqueeze(-1)
         missing = max(0, CONDITION_LENGTH - condition.shape[1])
         return F.pad(condition, (0, 0, 0, missing))
 
@@ -155,6 +160,7 @@ class AnimaTransformer(nn.Module):
         t5_ids: torch.Tensor,
         qwen_mask: torch.Tensor | None,
         t5_mask: torch.Tensor | None,
+        t5_weights: torch.Tensor | None,
     ) -> None:
         wanted = self.config.llm_adapter.source_width
         if qwen_hidden.ndim != 3 or qwen_hidden.shape[2] != wanted:
@@ -169,6 +175,8 @@ class AnimaTransformer(nn.Module):
             raise ValueError(f"qwen_mask of shape {list(qwen_mask.shape)} does not fit qwen_hidden")
         if t5_mask is not None and t5_mask.shape != t5_ids.shape:
             raise ValueError(f"t5_mask of shape {list(t5_mask.shape)} does not fit t5_ids")
+        if t5_weights is not None and t5_weights.shape != t5_ids.shape:
+            raise ValueError(f"t5_weights of shape {list(t5_weights.shape)} do not fit t5_ids")
 
 
 class TextConditionedTransformer(nn.Module):

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
-from anima_pipe.records import BucketChoice
+from anima_pipe.records import BucketChoice, Text, WeightedText
 
 LATENT_KEYS: Final = "anima-pipe latent 1"
 """Raised when the same fields come to mean other pixels: all latents are then encoded again."""
@@ -88,9 +88,14 @@ def mask_key(
     return _digest(MASK_KEYS, fields)
 
 
-def text_key(caption: str) -> str:
-    """Return the key of a final caption: 32 hexadecimal digits, the same on every machine."""
-    return _digest(TEXT_KEYS, {"caption": caption})
+def text_key(text: Text) -> str:
+    """Return the key of a final text: 32 hexadecimal digits, the same on every machine.
+
+    A prompt without weights has the key of the caption that reads the same.
+    """
+    if isinstance(text, WeightedText):
+        return _digest(TEXT_KEYS, {"parts": text.parts})
+    return _digest(TEXT_KEYS, {"caption": text})
 
 
 def _digest(version: str, fields: Mapping[str, object]) -> str:

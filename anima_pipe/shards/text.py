@@ -1,16 +1,22 @@
-"""Encoded captions in the cache: `qwen_hidden` and `t5_ids`, each at its real length."""
+"""Encoded texts in the cache: `qwen_hidden` and `t5_ids`, each at its real length.
+
+What weights a prompt's tokens have stands in the sample's JSON: a shard's samples hold the same
+tensors, and captions, of which there are most, have no weights.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 
-from anima_pipe.records import TextCondition
+from anima_pipe.records import Text, TextCondition, WeightedText
 from anima_pipe.shards.codec import Codec
 from anima_pipe.shards.folders import StoredDtype
+from anima_pipe.shards.store import Store
 from anima_pipe.shards.writer import SHARD_BYTES, ShardWriter
 
 
@@ -28,6 +34,32 @@ def _unpack(tensors: Mapping[str, torch.Tensor]) -> TextCondition:
 
 
 TEXT: Final = Codec(kind="text", command="encode-text", pack=_pack, unpack=_unpack)
+
+
+def text_metadata(text: Text, condition: TextCondition) -> dict[str, object]:
+    """Return what the cache notes about a text beside its tensors."""
+    if not isinstance(text, WeightedText) or condition.t5_weights is None:
+        return {"caption": str(text)}
+    weights = condition.t5_weights.tolist()
+    return {"caption": str(text), "parts": text.parts, "t5_weights": weights}
+
+
+def noted_text(metadata: Mapping[str, Any]) -> Text:
+    """Return the text that the cache noted something about."""
+    if "parts" not in metadata:
+        return str(metadata["caption"])
+    return WeightedText(tuple((words, weight) for words, weight in metadata["parts"]))
+
+
+def prompt_condition(texts: Store[TextCondition], key: str) -> TextCondition:
+    """Return a cached text with the weights of its tokens.
+
+    Raises:
+        CacheError: There is no such sample, or it is damaged.
+    """
+    weights = texts.metadata(key).get("t5_weights")
+    condition = texts[key]
+    return replace(condition, t5_weights=torch.tensor(weights)) if weights else condition
 
 
 class TextWriter(ShardWriter[TextCondition]):

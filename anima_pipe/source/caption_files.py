@@ -30,11 +30,22 @@ def read_caption(image: Path, extension: str, *, enable_wildcard: bool) -> str |
     Raises:
         DataError: The file is not UTF-8, or cannot be read.
     """
+    lines = read_caption_lines(image, extension)
+    return None if lines is None else "\n".join(lines if enable_wildcard else lines[:1])
+
+
+def read_caption_lines(image: Path, extension: str) -> list[str] | None:
+    r"""Return the lines of a picture's caption file that are not blank, stripped.
+
+    A line ends at "\n", "\r\n" or "\r" alone: other signs that Unicode calls line ends are text.
+
+    Raises:
+        DataError: The file is not UTF-8, or cannot be read.
+    """
     for candidate in _candidates(image, extension):
         if candidate.is_file():
             lines = [line.strip() for line in _read_text(candidate).split("\n")]
-            lines = [line for line in lines if line]
-            return "\n".join(lines if enable_wildcard else lines[:1])
+            return [line for line in lines if line]
     return None
 
 

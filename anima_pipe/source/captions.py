@@ -88,6 +88,9 @@ class CaptionRules:
     caption_seed: int = 0
     """What the variants that are cached are drawn from, beside caption and number; not one of
     Kohya's rules."""
+    keep_backslashes: bool = False
+    r"""Encode `\(` and `\)` as they are, as Kohya does. Else, behind all other rules, they become
+    the parentheses that they stand for in prompts, so that training meets what inference meets."""
 
     def __post_init__(self) -> None:
         if not self.caption_separator:

@@ -40,6 +40,13 @@ class GroupedCaption:
     sentence: str
     """Behind all tags."""
 
+    @property
+    def written(self) -> str:
+        """All of its text."""
+        return " ".join(
+            [*self.fixed, *(tag for group in self.groups for tag in group), self.sentence]
+        )
+
     def render(self, rules: CaptionRules, rng: Random, *, step: int = 0) -> str:
         """Return the text of one visit; every other rule is applied to it as to a plain caption.
 

@@ -65,7 +65,7 @@ def _entries(file: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
     try:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix.lower() == ".jsonl":
-            lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+            lines = [json.loads(line) for line in text.split("\n") if line.strip()]
             entries = [(line["image_path"], line) for line in lines]
         else:
             entries = [*json.loads(text).items()]

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import cycle, islice
 from random import Random
-from typing import Final
+from typing import Final, Literal
 
 from anima_pipe.source.captions import CaptionRules, render_caption
 from anima_pipe.source.json_captions import GroupedCaption
+from anima_pipe.source.prompts import has_escapes, has_weights, unescaped
 
 DEFAULT_VARIANTS: Final = 8
 """Texts encoded per caption where its rules draw at random."""
@@ -31,6 +32,11 @@ DROP_SPREAD: Final = 0.2
 """How far from a rate variants are shown: standard deviation of a bell around it."""
 
 
+CaptionNote = Literal["unescaped", "weights", "first line"]
+r"""What is worth telling of how a caption is read: `\(` in it is read as `(`; what would be a
+weight in a prompt is text; of its several lines the first alone counts."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionTexts:
     """Distinct final texts, of which one is drawn per visit."""
@@ -43,6 +49,8 @@ class CaptionTexts:
     """In each part of the token warmup; empty without one."""
     warmup_chances: tuple[tuple[float, ...], ...] = ()
     """The same for those."""
+    notes: tuple[CaptionNote, ...] = ()
+    """What is true of the caption."""
 
     def __iter__(self) -> Iterator[str]:
         """Go over all of them, some perhaps more than once."""
@@ -82,6 +90,28 @@ def caption_texts(
         warmup=tuple(texts for texts, _ in parts),
         warmup_chances=tuple(chances for _, chances in parts),
     )
+
+
+def caption_notes(
+    raw: GroupedCaption | str, rules: CaptionRules, *, has_more_lines: bool = False
+) -> tuple[CaptionNote, ...]:
+    """Tell what is true of how a caption is read.
+
+    Args:
+        raw: The caption.
+        rules: What is done to it.
+        has_more_lines: Whether lines have been left out of `raw`.
+    """
+    text = raw if isinstance(raw, str) else raw.written
+    if not rules.enable_wildcard and "\n" in text:
+        text, has_more_lines = text.split("\n")[0], True
+    written = f"{rules.caption_prefix or ''} {text} {rules.caption_suffix or ''}"
+    tests: dict[CaptionNote, bool] = {
+        "unescaped": not rules.keep_backslashes and has_escapes(written),
+        "weights": has_weights(written),
+        "first line": has_more_lines,
+    }
+    return tuple(note for note, holds in tests.items() if holds)
 
 
 def chances_of_variants(drops: Sequence[float], rate: float) -> list[float]:
@@ -146,5 +176,7 @@ def _variant(raw: GroupedCaption | str, rules: CaptionRules, index: int, step: i
     """
     rng = Random(f"{rules.caption_seed}\x1f{index}\x1f{raw}")  # noqa: S311 - not a secret
     if isinstance(raw, GroupedCaption):
-        return raw.render(rules, rng, step=step)
-    return render_caption(raw, rules, rng=rng, step=step)
+        text = raw.render(rules, rng, step=step)
+    else:
+        text = render_caption(raw, rules, rng=rng, step=step)
+    return text if rules.keep_backslashes else unescaped(text)

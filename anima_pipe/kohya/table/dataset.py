@@ -227,6 +227,12 @@ _CAPTIONS: Final = group(
         minimum=0,
         test="test_options_of_datasets.py::test_another_caption_seed_draws_other_variants",
     ),
+    flag(
+        "keep_backslashes",
+        r"Leave `\(` and `\)` in captions as they are, as Kohya does; else they are read as ( and "
+        "), as ComfyUI reads them in prompts.",
+        test="test_options_of_datasets.py::test_backslashes_of_parentheses_stay_only_if_asked_to",
+    ),
 )
 
 _SOURCES: Final = group(
