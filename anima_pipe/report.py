@@ -88,7 +88,7 @@ def report_skipped(skipped: Sequence[Skipped], *, strict: bool) -> None:
     if strict:
         raise DataError(
             f"{len(skipped)} pictures or captions could not be used",
-            "mend or remove the files listed above, or leave out --strict",
+            "mend or remove the files listed above, or leave strict off",
         )
 
 
@@ -104,7 +104,7 @@ def report_uncaptioned(pictures: Sequence[Skipped], *, strict: bool) -> None:
     if strict:
         raise DataError(
             f"{counted(len(pictures), 'picture')} without a caption",
-            "write the captions, set class_tokens for their folder, or leave out --strict",
+            "write the captions, set class_tokens for their folder, or leave strict off",
         )
 
 

@@ -196,6 +196,56 @@ def test_a_run_that_is_done_has_nothing_to_resume(cached, tmp_path):
     assert "raise max_train_steps" in done.said
 
 
+def remedy(said: str) -> list[str]:
+    """Return the words of what is said to do, without signs."""
+    return said.rpartition("Fix: ")[2].replace(":", " ").replace(",", " ").split()
+
+
+def allowed_by(said: str) -> list[str]:
+    words = remedy(said)
+    return words[words.index("--resume_allow") + 1 :]
+
+
+@pytest.mark.parametrize("length", ["max_train_steps", "max_train_epochs"])
+def test_a_finished_run_whose_rate_follows_its_length_is_told_at_once_how_to_go_on(
+    cached, tmp_path, length
+):
+    given = arguments(cached, tmp_path, lr_scheduler="cosine", save_every_n_steps=None)
+    given |= {"max_train_steps": None, length: 1}
+    anima_pipe("train", **given).ok()
+    given["resume"] = "latest"
+
+    finished = anima_pipe("train", **given)
+    assert finished.code == 2
+    assert remedy(finished.said)[:2] == ["raise", length]
+    allowed = allowed_by(finished.said)[:1]
+    raised = anima_pipe("train", **{**given, length: 2})
+    assert raised.code == 2
+    assert "put the old values back" not in raised.said
+    assert allowed_by(raised.said) == allowed
+    assert "resumed" in anima_pipe("train", **{**given, length: 2}, resume_allow=allowed).ok().said
+
+
+def test_what_was_allowed_before_stays_among_what_is_to_be_allowed(cached, tmp_path):
+    anima_pipe("train", **arguments(cached, tmp_path, max_train_steps=2)).ok()
+    given = arguments(cached, tmp_path, resume="latest", learning_rate=1e-3, max_grad_norm=0.5)
+    refused = anima_pipe("train", **given, resume_allow=["learning_rate"])
+    assert refused.code == 2
+    assert allowed_by(refused.said) == ["learning_rate", "max_grad_norm"]
+    assert (
+        "resumed" in anima_pipe("train", **given, resume_allow=allowed_by(refused.said)).ok().said
+    )
+
+
+def test_nothing_is_to_be_allowed_where_the_tensors_are_others(cached, tmp_path):
+    anima_pipe("train", **arguments(cached, tmp_path, max_train_steps=2)).ok()
+    refused = anima_pipe("train", **arguments(cached, tmp_path, resume="latest", network_dim=8))
+    assert refused.code == 2
+    assert "rank" in refused.said or "network_dim" in refused.said
+    assert "--resume_allow" not in refused.said
+    assert remedy(refused.said)[:5] == ["put", "the", "old", "values", "back"]
+
+
 def test_an_average_is_saved_beside_the_adapter_and_survives_a_resumption(cached, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     anima_pipe("train", **arguments(cached, whole, ema_decay=0.9)).ok()

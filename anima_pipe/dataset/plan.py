@@ -345,5 +345,5 @@ def _refuse_gaps(what: str, names: Sequence[str], total: int, command: str) -> N
         first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise CacheError(
             f"{len(names)} of {total} images have no cached {what}: {first}",
-            f"run `anima-pipe {command}` with the same dataset, or leave out --no-auto_cache",
+            f"run `anima-pipe {command}` with the same dataset, or leave auto_cache on",
         )

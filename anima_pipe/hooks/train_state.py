@@ -42,6 +42,10 @@ DESCRIPTION: Final = "train_state.json"
 SUFFIX: Final = "-state"
 ALWAYS_THERE: Final = ("optimizer", "schedule")
 """Parts that every run has."""
+LENGTH: Final = "max_train_steps"
+"""What a run's length is called in `made_with`."""
+ANY_LENGTH: Final = "any"
+"""What stands there where nothing follows the length."""
 
 
 class Stateful(Protocol):
@@ -259,7 +263,7 @@ def latest_state(folder: Path, name: str) -> Path:
     found = [path for path in found if (path / DESCRIPTION).exists()]
     if not found:
         raise ConfigError(
-            f"there is no state of {name} in {folder}", "leave out --resume to start afresh"
+            f"there is no state of {name} in {folder}", "leave out resume to start afresh"
         )
     latest = max(found, key=lambda path: _read_description(path)["current_step"])
     _refuse_older_than_the_end(latest, folder / f"{name}.safetensors")
@@ -313,5 +317,27 @@ def _refuse_difference(folder: Path, parts: RunParts, allowed: Sequence[str]) ->
         listed = "; ".join(f"{n}: {saved.get(n)} then, {now.get(n)} now" for n in differing)
         raise ConfigError(
             f"state {folder} was made with something else: {listed}",
-            f"put the old values back, or allow it: --resume_allow {' '.join(differing)}",
+            _way_on(folder, parts.adapter, [*allowed, *differing]),
         )
+
+
+def _way_on(folder: Path, adapter: Adapter, needed: Sequence[str]) -> str:
+    """Return what makes a run go on from a state of another one; `needed` is to be allowed."""
+    if not _holds_tensors_of(folder / ADAPTER_FILE, adapter):
+        return "put the old values back: the adapter in the state has other tensors than this one"
+    allow = f"allow it: --resume_allow {' '.join(needed)}"
+    description = _read_description(folder)
+    is_finished = description["made_with"].get(LENGTH) == str(description["current_step"])
+    return allow if is_finished else f"put the old values back, or {allow}"
+
+
+def _holds_tensors_of(path: Path, adapter: Adapter) -> bool:
+    """Tell whether a file has the tensors of an adapter, by name and shape."""
+    own = {name: [*tensor.shape] for name, tensor in adapter.state_dict().items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return own == {name: file.get_slice(name).get_shape() for name in names}
+    except (OSError, SafetensorError):
+        # What is wrong with it is said when it is read.
+        return True

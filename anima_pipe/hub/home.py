@@ -14,6 +14,8 @@ from anima_pipe.runtime import home
 MODEL_OPTIONS = ("pretrained_model_name_or_path", "vae", "qwen3", "t5_tokenizer_dir")
 """The options that name model files, which are also the keys of the record."""
 
+_REMADE = "remove it: `anima-pipe fetch-models` and `fetch-tokenizer` write it anew"
+
 
 def models_folder() -> Path:
     """Return where model files are fetched to, in ComfyUI's layout."""
@@ -34,9 +36,9 @@ def recorded_models() -> dict[str, Path]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error})", "remove it, it is remade") from error
+        raise ConfigError(f"{path} cannot be read ({error})", _REMADE) from error
     if not isinstance(stored, dict):
-        raise ConfigError(f"{path} is not a record of model files", "remove it, it is remade")
+        raise ConfigError(f"{path} is not a record of model files", _REMADE)
     known = cast("dict[str, object]", stored)
     paths = {name: Path(str(known[name])) for name in MODEL_OPTIONS if name in known}
     return {name: path for name, path in paths.items() if path.exists()}

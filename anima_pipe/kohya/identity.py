@@ -14,6 +14,7 @@ from anima_pipe import __version__
 from anima_pipe.dataset.batches import Batches
 from anima_pipe.dataset.plan import Plan
 from anima_pipe.encoders.fingerprints import file_digest
+from anima_pipe.hooks.train_state import ANY_LENGTH, LENGTH
 from anima_pipe.kohya.training import TrainSettings
 from anima_pipe.optimizing.optimizers import find_optimizer
 from anima_pipe.shards.folders import Identity
@@ -53,7 +54,7 @@ def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> di
         "learning_rate": settings.learning_rate,
         **{f"{part.name}_lr": part.rate for part in settings.part_rates},
         **_fields("lr_scheduler", schedule),
-        "max_train_steps": total_steps if follows_length else "any",
+        LENGTH: total_steps if follows_length else ANY_LENGTH,
         "max_grad_norm": settings.max_grad_norm,
         **_fields("objective", settings.objective),
         "mixed_precision": settings.mixed_precision,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from anima_pipe.errors import ConfigError
-from anima_pipe.hooks.train_state import StateSaver, differences, resume
+from anima_pipe.hooks.train_state import ANY_LENGTH, LENGTH, StateSaver, differences, resume
 from anima_pipe.kohya.identity import changes_arguments, changes_optimizer, changes_rates
 from anima_pipe.kohya.training import TrainSettings
 from anima_pipe.optimizing.configured import Configured
@@ -34,7 +36,19 @@ def resume_if_asked(settings: TrainSettings, states: StateSaver, trainer: Traine
     if done >= trainer.config.max_train_steps:
         raise ConfigError(
             f"state {settings.states.resume} is at step {done}, the run's last",
-            "raise max_train_steps or max_train_epochs to train on",
+            _way_to_a_longer_run(settings, states.parts.made_with),
         )
     say(f"resumed   at step {done} from {settings.states.resume}")
     return done
+
+
+def _way_to_a_longer_run(settings: TrainSettings, made_with: Mapping[str, str]) -> str:
+    """Return all that has to be said at once for a finished run to go on."""
+    length = "max_train_steps" if settings.length.epochs is None else "max_train_epochs"
+    if made_with[LENGTH] == ANY_LENGTH:
+        return f"raise {length} to train on"
+    allowed = dict.fromkeys((*settings.states.resume_allow, LENGTH))
+    return (
+        f"raise {length} to train on, and add --resume_allow {' '.join(allowed)}: what follows the "
+        "length goes on as if it had been so from the beginning"
+    )

@@ -68,7 +68,7 @@ def stored_tensors(
     if not _all_fit(floats, target):
         raise DataError(
             f"the encoder gave NaN or infinite values for sample {key}",
-            "run the encoder in fp32 or bf16, and check that its weights are whole",
+            "check that its weights are whole: fetch or copy their file again",
         )
     return {
         name: (floats[name].to(target) if name in floats else tensor.detach().cpu()).contiguous()

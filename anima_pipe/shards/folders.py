@@ -7,7 +7,7 @@ it. Other weights, another encoding version or another dtype is another folder, 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -24,6 +24,13 @@ StoredDtype = Literal["fp16", "bf16", "fp32"]
 MASK_CACHE: Final = "area-average-1"
 """Stands in for a fingerprint where there is no encoder: how masks come to latent resolution, and
 the version of that. All masks share it, whatever the VAE and the dtype of the latents."""
+
+_MADE_BY: Final[Mapping[Kind, str]] = {
+    "latents": "--vae",
+    "masks": "--vae",
+    "text": "--qwen3 and --t5_tokenizer_dir",
+}
+"""The options that name what made a cache."""
 
 FORMAT_VERSION: Final = 1
 DESCRIPTION: Final = "cache.json"
@@ -135,7 +142,8 @@ def find_folder(cache_dir: Path, kind: Kind, name: str | None) -> tuple[Path, Id
     if len(fitting) > 1:
         raise CacheError(
             f"{cache_dir} holds {len(fitting)} {kind} caches: {_listed(fitting)}",
-            "say which one by its fingerprint, or remove those you no longer need",
+            f"name what made the right one by {_MADE_BY[kind]} (in a program: its fingerprint), or "
+            "remove those you no longer need",
         )
     return fitting[0] if fitting else None
 

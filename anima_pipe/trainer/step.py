@@ -153,9 +153,10 @@ class TrainStep:
         skips = self.config.skips_non_finite or self._is_overflow(outcome)
         if not skips or self._skips_in_a_row == SKIPS_IN_A_ROW:
             times = f" for the {SKIPS_IN_A_ROW}th time in a row" * skips
+            in_fp16 = ", or use mixed_precision bf16" * (self.config.dtype == torch.float16)
             raise NonFiniteError(
                 f"{problem}{times}, on {names}",
-                "lower learning_rate, or use mixed_precision bf16, and look at those pictures"
+                f"lower learning_rate{in_fp16}, and look at those pictures"
                 + "; on_nonfinite skip passes over such steps" * (not skips),
             )
         warn(f"{problem}: passed over{self._lower_scale()}, on {names}")

@@ -267,8 +267,8 @@ _LENGTH: Final = group(
         integer("initial_step", "Step to start counting from."),
     ),
     *refused(
-        "a state fits the optimizer it was made with alone",
-        "use network_weights to start from a saved adapter with another optimizer",
+        "what may differ from the state is named one by one",
+        "use --resume_allow optimizer_type: another optimizer then begins afresh",
         flag(
             "resume_ignore_optimizer_mismatch",
             "Resume although the optimizer differs.",
