@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anima_pipe.adapters.delta import Delta
 from anima_pipe.adapters.extract import depths_of, read_tensor, without_prefix
+from anima_pipe.adapters.headers import Origin, Source, baked_header, stored_metadata
 from anima_pipe.adapters.reading import (
     AdapterFile,
     deltas_of,
@@ -88,6 +89,7 @@ def bake_adapter(
     _warn_of_another_text_adapter(adapter, checkpoint)
     in_order = dict(sorted(stored.items(), key=lambda item: item[1].start))
     layout = {name: _written_as(tensor, dtype) for name, tensor in in_order.items()}
+    metadata = _metadata(checkpoint, adapter, strength)
     largest = 0.0
     with (
         published(target) as unfinished,
@@ -95,7 +97,7 @@ def bake_adapter(
         checkpoint.open("rb") as base,
     ):
         entries = {n: (layout[n], t.shape, size_in(layout[n], t)) for n, t in in_order.items()}
-        write_header(out, entries, {"format": "pt"})
+        write_header(out, entries, metadata)
         for name, tensor in in_order.items():
             if name not in changes and layout[name] == tensor.dtype:
                 append_copy(out, name, base, tensor, target)
@@ -111,6 +113,13 @@ def bake_adapter(
             largest = max(largest, _difference(baked, expected))
         _refuse_difference(largest, layout, changes)
     return Baked(path=target, keys=len(stored), changed=len(changes), largest_difference=largest)
+
+
+def _metadata(checkpoint: Path, adapter: AdapterFile, strength: float) -> dict[str, str]:
+    """Return what the header says: what the base's does, and what was baked into it."""
+    base = Source(path=checkpoint, metadata=stored_metadata(checkpoint))
+    baked = Source(path=adapter.path, metadata=adapter.metadata, strength=strength)
+    return baked_header(Origin(command="export-comfy --merge", sources=(base, baked)))
 
 
 def _change(delta: Delta, name: str, weight: Tensor) -> Tensor:

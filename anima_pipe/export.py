@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from anima_pipe.adapters.delta import Delta
-from anima_pipe.adapters.files import tensors_and_header
+from anima_pipe.adapters.files import in_style, tensors_and_header
+from anima_pipe.adapters.headers import Origin, Source, derived_header
 from anima_pipe.adapters.reading import deltas_of, read_adapter_file
 from anima_pipe.comfy import anima_paths
 from anima_pipe.files import published
@@ -37,6 +38,7 @@ def export_adapter(
     *,
     drop_norms: bool = False,
     allow_unmatched: bool = False,
+    command: str = "convert",
 ) -> Export:
     """Write an adapter file anew in another style or dtype; no model is needed.
 
@@ -49,6 +51,7 @@ def export_adapter(
         dtype: Of the trained tensors; None: as in the source.
         drop_norms: Leave the norms out, for a style that cannot express them.
         allow_unmatched: Leave out, with a warning, what of the source matches nothing.
+        command: What the header is to say made it.
 
     Raises:
         CheckpointError: The source cannot be read, or the target fails its verification.
@@ -57,9 +60,11 @@ def export_adapter(
     """
     file = read_adapter_file(source, allow_unmatched=allow_unmatched)
     deltas = deltas_of(file, anima_paths())
+    whole = Source(path=file.path, metadata=file.metadata, deltas=deltas)
     if drop_norms:
         deltas = {module: delta for module, delta in deltas.items() if delta.group != "norm"}
-    return write_verified(deltas, target, style, dtype or file.dtype, file.metadata)
+    origin = Origin(command=command, sources=(whole,))
+    return write_verified(deltas, target, style, dtype or file.dtype, origin)
 
 
 def write_verified(
@@ -67,9 +72,16 @@ def write_verified(
     target: str | os.PathLike[str],
     style: str,
     dtype: torch.dtype | None,
-    metadata: Mapping[str, str],
+    origin: Origin,
 ) -> Export:
     """Write deltas to a file that gets its name when it is verified; see `write_deltas`.
+
+    Args:
+        deltas: What it is to hold, by module path.
+        target: The file.
+        style: "comfy", "kohya" or "diffusers".
+        dtype: Of the trained tensors; None: as they are.
+        origin: What it was made of, from whose headers its own follows.
 
     Raises:
         CheckpointError: It fails its verification.
@@ -77,6 +89,7 @@ def write_verified(
         OutputError: It cannot be written.
     """
     target = Path(target)
+    metadata = derived_header(origin, in_style(deltas, style), target.stem)
     tensors, header = tensors_and_header(deltas, style, dtype, metadata)
     with published(target) as unfinished:
         unfinished.write_bytes(serialized(tensors, header, target))

@@ -47,6 +47,7 @@ def run(options: Resolved) -> ExportSummary:
         dtype=torch_dtype(precision) if precision else None,
         drop_norms=options.value("drop_norms"),
         allow_unmatched=options.value("allow_unmatched"),
+        command="export-comfy",
     )
     say(
         f"exported  {export.path}: {export.keys} tensors, as {READERS[style]} reads them; "

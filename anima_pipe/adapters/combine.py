@@ -16,7 +16,7 @@ from anima_pipe.adapters.lokr import LokrDelta
 from anima_pipe.adapters.lora import LoraConfig, LoraDelta
 from anima_pipe.adapters.low_rank import leading_factors, svd_of_product, truncated
 from anima_pipe.adapters.norm import NormDelta
-from anima_pipe.adapters.registry import kind_name
+from anima_pipe.adapters.registry import kind_in_words, kind_name
 from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.weights.writing import is_finite
 
@@ -103,7 +103,7 @@ def _merged(path: str, parts: Sequence[Part], size: Size | None, whole: bool) ->
     for delta, _strength in parts:
         if delta.has_dora:
             raise ConfigError(
-                f"{path} is of kind {kind_name(delta)} with DoRA, whose change depends on the base",
+                f"{path} is of kind {kind_in_words(delta)}, whose change depends on the base",
                 "bake it into the base: export-comfy --merge",
             )
     if size is None and len(parts) == 1 and isinstance(parts[0][0], LokrDelta):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from anima_pipe.adapters.delta import Delta
-from anima_pipe.adapters.registry import kind_name
+from anima_pipe.adapters.registry import kind_in_words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +33,7 @@ def describe(deltas: Mapping[str, Delta]) -> list[ContentsRow]:
     for path, delta in deltas.items():
         block = re.match(r"(.*?\bblocks\.\d+)\.", path)
         place = block[1] if block else path
-        kind = kind_name(delta) + (" with DoRA" if delta.has_dora else "")
-        groups.setdefault((place, kind), []).append(delta)
+        groups.setdefault((place, kind_in_words(delta)), []).append(delta)
     ordered = sorted(groups.items(), key=lambda item: _by_number(item[0][0]))
     return [_row(place, kind, members) for (place, kind), members in ordered]
 

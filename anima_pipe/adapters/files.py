@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from anima_pipe.adapters.adapter import Adapter
 from anima_pipe.adapters.delta import SCALES, Delta, root_module
 from anima_pipe.adapters.hashes import kohya_hashes
+from anima_pipe.adapters.headers import DEPTHS_KEY, tensor_facts
 from anima_pipe.adapters.inject import depths, walk
-from anima_pipe.adapters.linear import LinearDelta
+from anima_pipe.adapters.lora import LoraConfig, LoraDelta
 from anima_pipe.adapters.reading import (
-    DEPTHS_KEY,
     OTHER_MODEL,
     deltas_of,
     read_adapter_file,
     refuse_other_depth,
 )
-from anima_pipe.adapters.registry import kind_name
+from anima_pipe.adapters.registry import kind_in_words
 from anima_pipe.adapters.styles import PathIndex, find_style
 from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.weights.writing import write_tensors
@@ -62,8 +62,7 @@ def check_style(adapter: Adapter, style: str) -> None:
     Raises:
         ConfigError: It cannot.
     """
-    for place, delta in adapter.deltas.items():
-        _expressed(delta, place, style)
+    in_style(adapter.deltas, style)
 
 
 def write_deltas(
@@ -93,12 +92,15 @@ def tensors_and_header(
     keys = find_style(style)
     if drop_norms:
         deltas = {place: delta for place, delta in deltas.items() if delta.group != "norm"}
+    deltas = in_style(deltas, style)
     tensors: dict[str, Tensor] = {}
     for place, delta in deltas.items():
-        for name, tensor in _expressed(delta, place, style).items():
+        for name, tensor in delta.file_tensors().items():
+            if name == "alpha" and keys.plain_lora_only:
+                continue
             kept = tensor if name in SCALES or dtype is None else tensor.to(dtype)
             tensors[keys.key(place, name)] = kept.cpu().contiguous()
-    metadata = {**(metadata or {}), **_own_metadata(deltas, style)}
+    metadata = {**(metadata or {}), **tensor_facts(deltas, style, metadata or {})}
     # Those of the file that the metadata came from would not be of these tensors.
     hashes = kohya_hashes(tensors, metadata)
     metadata |= hashes
@@ -147,39 +149,26 @@ def _parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in own}
 
 
-def _expressed(delta: Delta, place: str, style: str) -> dict[str, Tensor]:
-    """Return a delta's tensors for a style, by our names.
+def in_style(deltas: Mapping[str, Delta], style: str) -> Mapping[str, Delta]:
+    """Return deltas as a style expresses them: for one of plain LoRA, with alpha folded in.
 
     Raises:
-        ConfigError: The style has no words for this kind.
+        ConfigError: The style has no words for a kind.
     """
     if not find_style(style).plain_lora_only:
-        return delta.file_tensors()
+        return deltas
+    return {place: _folded(delta, place, style) for place, delta in deltas.items()}
+
+
+def _folded(delta: Delta, place: str, style: str) -> LoraDelta:
+    """Return a delta as a LoRA whose alpha is its rank."""
     plain = delta.plain_lora()
     if plain is not None:
-        return {"lora_A.weight": plain[0], "lora_B.weight": plain[1]}
+        return LoraDelta(*plain, LoraConfig(rank=plain[0].shape[0]))
     raise ConfigError(
-        f"style {style} cannot express {place}, which is of kind {kind_name(delta)}",
+        f"style {style} cannot express {place}, which is of kind {kind_in_words(delta)}",
         "drop the norms when exporting (--drop_norms; the picture will differ), or train without "
         "them (--no-train_norm)"
         if delta.group == "norm"
         else "save in style comfy",
     )
-
-
-def _own_metadata(deltas: Mapping[str, Delta], style: str) -> dict[str, str]:
-    """Return what every adapter file says of itself."""
-    ranked = [delta for delta in deltas.values() if delta.rank is not None]
-    linear = [delta for delta in deltas.values() if isinstance(delta, LinearDelta)]
-    flags = {
-        "adapter_dora": any(delta.has_dora for delta in linear),
-        "adapter_rs_lora": any(delta.config.rs_lora for delta in linear),
-    }
-    return {
-        **{name: "true" for name, is_set in flags.items() if is_set},
-        "format": "pt",
-        "adapter_kind": "+".join(sorted({kind_name(delta) for delta in deltas.values()})),
-        "adapter_style": style,
-        "adapter_rank": ",".join(sorted({str(delta.stated_rank) for delta in ranked})),
-        "adapter_alpha": ",".join(sorted({str(delta.alpha) for delta in ranked})),
-    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from anima_pipe.adapters.delta import SCALES, Delta
+from anima_pipe.adapters.headers import read_depths
 from anima_pipe.adapters.registry import (
     FOREIGN_TENSORS,
     delta_class_of,
@@ -24,9 +24,6 @@ from anima_pipe.adapters.registry import (
 from anima_pipe.adapters.styles import PathIndex, split_key
 from anima_pipe.errors import CheckpointError
 from anima_pipe.runtime import warn
-
-DEPTHS_KEY = "model_depths"
-"""Metadata: the lengths of the model's lists of layers, JSON. An adapter fits one depth only."""
 
 BLOCKS: Final = "blocks"
 """The list of layers that models differ in."""
@@ -68,12 +65,7 @@ class AdapterFile:
     @property
     def depths(self) -> dict[str, int]:
         """The depths of the model that it was trained on; empty if it does not say."""
-        try:
-            return json.loads(self.metadata.get(DEPTHS_KEY, "{}"))
-        except ValueError as error:
-            raise CheckpointError(
-                f"{self.path}: {DEPTHS_KEY} in its header is not JSON", _EDITED
-            ) from error
+        return read_depths(self.metadata, self.path)
 
 
 def finest(dtypes: Iterable[torch.dtype]) -> torch.dtype:

@@ -83,6 +83,11 @@ def kind_name(delta: Delta) -> str:
     return next(name for name, delta_class in classes.items() if isinstance(delta, delta_class))
 
 
+def kind_in_words(delta: Delta) -> str:
+    """Return a delta's kind, and whether it has DoRA, for a message."""
+    return kind_name(delta) + (" with DoRA" if delta.has_dora else "")
+
+
 def kind_names() -> tuple[str, ...]:
     """Return the names of all kinds, first those that a run can start with."""
     return (*KINDS, "norm", "diff")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -15,8 +15,11 @@ from anima_pipe.cli.ending import ending_of
 from anima_pipe.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
+
     from anima_pipe.adapters.contents import ContentsRow
     from anima_pipe.adapters.delta import Delta
+    from anima_pipe.adapters.headers import Origin, Source
     from anima_pipe.adapters.reading import AdapterFile
 
 SETTINGS: dict[str, Any] = {
@@ -75,7 +78,8 @@ def info(source: Path, *, as_json: bool, allow_unmatched: bool) -> None:
     def work() -> int:
         from anima_pipe.adapters.contents import describe
 
-        file, deltas = _read(source, allow_unmatched)
+        file, read = _read(source, allow_unmatched)
+        deltas = read.deltas
         rows = describe(deltas)
         facts = {
             "file": str(source),
@@ -156,20 +160,22 @@ def merge(
 ) -> None:
     """Merge files, each at its strength: without a size exactly, the ranks adding up."""
 
-    def combine() -> tuple[dict[str, Delta], AdapterFile]:
+    def combine() -> _Made:
         from anima_pipe.adapters.combine import Size, merge_adapters
+        from anima_pipe.adapters.headers import Origin, joined_depths
+        from anima_pipe.adapters.reading import finest
 
         read = [
-            (_read(path, allow_unmatched), strength)
+            _read(path, allow_unmatched, strength)
             for path, strength in map(path_and_strength, sources)
         ]
         whole_size = rank is None and energy is None
         size = None if whole_size else Size(rank=rank, energy=energy)
-        first = read[0][0][0]
-        for (file, _deltas), _strength_of_file in read[1:]:
-            _refuse_other_model(first, file)
-        adapters = [(deltas, strength) for (_file, deltas), strength in read]
-        return merge_adapters(adapters, size, whole=whole), first
+        origin = Origin(command="merge", sources=tuple(source for _file, source in read))
+        joined_depths(origin.sources)
+        adapters = [(source.deltas, source.strength) for source in origin.sources]
+        dtype = finest(file.dtype for file, _source in read)
+        return _Made(merge_adapters(adapters, size, whole=whole), dtype, origin)
 
     sys.exit(ending_of(lambda: _write(combine, output, save_format, save_precision)))
 
@@ -194,11 +200,13 @@ def resize(
 ) -> None:
     """Resize one file."""
 
-    def shrink() -> tuple[dict[str, Delta], AdapterFile]:
+    def shrink() -> _Made:
         from anima_pipe.adapters.combine import Size, resize_adapter
+        from anima_pipe.adapters.headers import Origin
 
-        file, deltas = _read(source, allow_unmatched)
-        return resize_adapter(deltas, Size(rank=rank, energy=energy)), file
+        file, whole = _read(source, allow_unmatched)
+        deltas = resize_adapter(whole.deltas, Size(rank=rank, energy=energy))
+        return _Made(deltas, file.dtype, Origin(command="resize", sources=(whole,)))
 
     sys.exit(ending_of(lambda: _write(shrink, output, save_format, save_precision)))
 
@@ -235,7 +243,7 @@ def extract(
     def work() -> int:
         from anima_pipe.adapters.combine import Size
         from anima_pipe.adapters.extract import extract_adapter
-        from anima_pipe.adapters.reading import DEPTHS_KEY
+        from anima_pipe.adapters.headers import extracted_from
         from anima_pipe.export import write_verified
         from anima_pipe.runtime import counted, torch_dtype, warn
 
@@ -248,28 +256,37 @@ def extract(
             )
         if not found.deltas:
             raise ConfigError(f"{tuned} differs from {base} in no layer", "give two other files")
-        metadata = {DEPTHS_KEY: json.dumps(found.depths)}
         dtype = torch_dtype(save_precision)
-        export = write_verified(found.deltas, output, save_format, dtype, metadata)
+        origin = extracted_from(base, tuned, found.depths)
+        export = write_verified(found.deltas, output, save_format, dtype, origin)
         click.echo(f"{output}: {len(found.deltas)} modules, {export.keys} tensors")
         return 0
 
     sys.exit(ending_of(work))
 
 
+class _Made(NamedTuple):
+    """An adapter that a command made."""
+
+    deltas: dict[str, Delta]
+    dtype: torch.dtype
+    """The finest of the files that it was made of."""
+    origin: Origin
+
+
 def _write(
-    make: Callable[[], tuple[dict[str, Delta], AdapterFile]],
+    make: Callable[[], _Made],
     output: Path,
     save_format: str,
     save_precision: str | None,
 ) -> int:
-    """Write what `make` returns, with the metadata and dtype of the file that it came from."""
+    """Write what `make` returns, in its dtype unless told otherwise."""
     from anima_pipe.export import write_verified
     from anima_pipe.runtime import torch_dtype
 
-    deltas, file = make()
-    dtype = torch_dtype(save_precision) if save_precision else file.dtype
-    export = write_verified(deltas, output, save_format, dtype, file.metadata)
+    deltas, finest, origin = make()
+    dtype = torch_dtype(save_precision) if save_precision else finest
+    export = write_verified(deltas, output, save_format, dtype, origin)
     ranks = sorted({delta.rank for delta in deltas.values() if delta.rank is not None})
     click.echo(
         f"{output}: {len(deltas)} modules, ranks {', '.join(map(str, ranks))}, "
@@ -285,12 +302,15 @@ def _read_back(difference: float) -> str:
     )
 
 
-def _read(path: Path, allow_unmatched: bool) -> tuple[AdapterFile, dict[str, Delta]]:
+def _read(path: Path, allow_unmatched: bool, strength: float = 1.0) -> tuple[AdapterFile, Source]:
+    """Return an adapter file, and it as what something is to be made of."""
+    from anima_pipe.adapters.headers import Source
     from anima_pipe.adapters.reading import deltas_of, read_adapter_file
     from anima_pipe.comfy import anima_paths
 
     file = read_adapter_file(path, allow_unmatched=allow_unmatched)
-    return file, deltas_of(file, anima_paths())
+    deltas = deltas_of(file, anima_paths())
+    return file, Source(path=path, metadata=file.metadata, deltas=deltas, strength=strength)
 
 
 def path_and_strength(argument: str) -> tuple[Path, float]:
@@ -300,16 +320,6 @@ def path_and_strength(argument: str) -> tuple[Path, float]:
         return (Path(path), float(strength)) if found else (Path(argument), 1.0)
     except ValueError:
         return Path(argument), 1.0
-
-
-def _refuse_other_model(first: AdapterFile, other: AdapterFile) -> None:
-    """Check that two adapters are of models of one depth, where both say it."""
-    if first.depths and other.depths and first.depths != other.depths:
-        raise ConfigError(
-            f"{first.path} is of a model with {first.depths}, {other.path} of one with "
-            f"{other.depths}",
-            "merge adapters of one base model",
-        )
 
 
 def _overview(facts: Mapping[str, Any]) -> list[str]:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from anima_pipe import __version__
-from anima_pipe.adapters.hashes import LEGACY_BYTES, LEGACY_OFFSET, legacy_hash
-from anima_pipe.encoders.fingerprints import file_digest
+from anima_pipe.adapters.headers import ARCHITECTURE, BASE_VERSION, SPEC_VERSION, model_facts
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.dataset_metadata import dataset_facts
 from anima_pipe.kohya.optimizer import optimizer_config
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
     from anima_pipe.dataset.survey import Survey
     from anima_pipe.kohya.training import TrainSettings
 
-BASE_VERSION: Final = "anima"
-ARCHITECTURE: Final = "anima-preview/lora"
-"""Kohya's name for adapters of every kind on every release."""
 IMPLEMENTATION: Final = "https://huggingface.co/circlestone-labs/Anima"
 
 MINIMAL: Final = (
@@ -179,9 +175,9 @@ def run_metadata(
         "ss_num_epochs": -(-total_steps // per_epoch),
         "ss_total_batch_size": survey.datasets[0].batch_size * batches.window_size,
         **dataset_facts(survey),
-        **_model_facts("sd_model", options.value("pretrained_model_name_or_path")),
-        **_model_facts("llm_adapter", options.value("llm_adapter_path")),
-        **_model_facts("vae", options.value("vae")),
+        **model_facts("sd_model", options.value("pretrained_model_name_or_path")),
+        **model_facts("llm_adapter", options.value("llm_adapter_path")),
+        **model_facts("vae", options.value("vae")),
     }
     texts = {name: str(value) for name, value in facts.items()}
     if options.value("no_metadata"):
@@ -199,25 +195,11 @@ def _optimizer(options: Resolved) -> str:
     return f"{found.__module__}.{found.__name__}" + (f"({listed})" if listed else "")
 
 
-def _model_facts(name: str, path: Path | None) -> dict[str, object]:
-    """Return a model file's name and its hashes by AUTOMATIC1111's old and new rule."""
-    if path is None or not path.is_file():
-        return {}
-    with path.open("rb") as file:
-        file.seek(LEGACY_OFFSET)
-        piece = file.read(LEGACY_BYTES)
-    return {
-        f"ss_{name}_name": path.name,
-        f"ss_{name}_hash": legacy_hash(piece),
-        f"ss_new_{name}_hash": file_digest(path),
-    }
-
-
 def _model_spec(options: Resolved, survey: Survey) -> dict[str, str]:
     """Return the fields of modelspec.* that are known before the tensors are."""
     width, height = survey.datasets[0].buckets.resolution
     spec: dict[str, str | None] = {
-        "sai_model_spec": "1.0.1",
+        "sai_model_spec": SPEC_VERSION,
         "architecture": ARCHITECTURE,
         "implementation": IMPLEMENTATION,
         "implementation_version": f"anima-pipe/{__version__}",
