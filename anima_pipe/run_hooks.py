@@ -51,13 +51,16 @@ class RunHooks:
     def in_order(self) -> list[Hook]:
         """Return this process's hooks.
 
-        The average comes first, so that what is measured or saved in a step includes that step;
+        What is part of the state comes first, so that what is measured or saved in a step includes
+        that step, and a state is whole whatever goes wrong behind;
         what is said, drawn and saved is the first process's business.
         """
         settings, trainer = self.settings, self.trainer
         is_first = trainer.accelerator.is_main_process
         log = self._log() if is_first else RunLog()
         hooks: list[Hook] = [self.ema] if self.ema else []
+        if is_first:
+            hooks.append(self.losses)
         hooks += self._validations(log.numbers)
         if not is_first:
             along = [DrawingAlong(self.previews)] if self.previews and self.is_divided else []
@@ -67,14 +70,14 @@ class RunHooks:
             hooks.append(Saver(self.adapter, beside, self.ema.in_place))
         hooks.append(Saver(self.adapter, settings.save))
         device, memory = trainer.accelerator.device, settings.logs.memory
-        hooks += [self.losses, StepNumbers(log, self.losses, device, memory=memory)]
+        hooks.append(StepNumbers(log, self.losses, device, memory=memory))
         if self.previews:
             self.previews.show = log.pictures
             hooks.append(self.previews)
         steps, alarms = trainer.config.max_train_steps, settings.logs.alarms
         hooks += [ProgressBar(steps, self.losses), TimeLeft(steps), self.states]
-        # Behind the state: an alarm may end the run.
-        return [*hooks, LossAlarm(alarms), MemoryAlarm(alarms, device)]
+        end = trainer.end_with
+        return [*hooks, LossAlarm(alarms, end), MemoryAlarm(alarms, device, end)]
 
     def _log(self) -> RunLog:
         """Return where numbers and pictures go, and start what shows them."""

@@ -8,8 +8,6 @@ Costs   the transformer's memory in the run's precision, plus the adapter and it
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -75,7 +73,12 @@ def train(options: Resolved) -> TrainSummary:
     from anima_pipe.kohya.model_files import with_tokenizer
     from anima_pipe.kohya.training import process_config
     from anima_pipe.runtime import claim_device, launched_rank, speak_of_errors_only
-    from anima_pipe.trainer import ending_training, start_accelerate, take_fsdp_request
+    from anima_pipe.trainer import (
+        deterministic_kernels,
+        ending_training,
+        start_accelerate,
+        take_fsdp_request,
+    )
 
     started = time.monotonic()
     if options.value("auto_cache"):
@@ -87,7 +90,8 @@ def train(options: Resolved) -> TrainSummary:
     )
     if not accelerator.is_main_process:
         speak_of_errors_only()
-    with ending_training(accelerator):
+    kernels = deterministic_kernels(wanted=options.value("deterministic"))
+    with kernels, ending_training(accelerator):
         return train_together(options, accelerator, divided, started)
 
 
@@ -101,7 +105,7 @@ def train_together(
     from anima_pipe.interrupts import stop_request
     from anima_pipe.kohya import building
     from anima_pipe.kohya.metadata import described
-    from anima_pipe.kohya.resuming import resume_if_asked
+    from anima_pipe.kohya.resuming import last_good_state_saved, resume_if_asked
     from anima_pipe.kohya.training import train_settings, with_save_ratio
     from anima_pipe.memory_needs import largest_batch, memory_explained, memory_needs
     from anima_pipe.model import TextConditionedTransformer
@@ -224,6 +228,7 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Sur
         report_weighted,
     )
     from anima_pipe.shards import open_cache
+    from anima_pipe.trainer import first_process_first
 
     data = settings.data
     pictures = find_pictures(data.datasets)
@@ -241,7 +246,7 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Sur
         assert data.latents is not None
         assert data.text is not None
         # The first process fills the caches; the others wait, and find nothing missing.
-        with accelerator.main_process_first():
+        with first_process_first(accelerator):
             latents = fill_latents(survey.latents, data.latents)
             masks = fill_masks(survey.masks, data.latents)
             wanted = dict.fromkeys([*survey.captions, *prompt_texts(prompts)])
@@ -375,20 +380,6 @@ def report_end(
     say(f"trained   {settings.save.final_path}{losses}")
     if previews:
         say(f"previews  {previews.sheet_path}")
-
-
-@contextmanager
-def last_good_state_saved(states: StateSaver, trainer: Trainer) -> Generator[None]:
-    """Save the state before a step that cannot be taken, whose error then goes on its way."""
-    from anima_pipe.trainer import NonFiniteError
-
-    try:
-        yield
-    except NonFiniteError:
-        moment = trainer.moment
-        if trainer.accelerator.is_main_process and moment is not None and moment.step:
-            states.at(replace(moment, stopping=True))
-        raise
 
 
 command = stage_command("train", run, __doc__)

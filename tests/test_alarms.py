@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from commands import Ended, anima_pipe, assert_one_error
 
+from anima_pipe.errors import PipeError
 from anima_pipe.hooks.alarms import AlarmConfig, LossAlarm, TimeLeft, duration
 from anima_pipe.records import Moment
 
@@ -29,11 +30,13 @@ def moment(step: int, loss: float, seconds: float = 0.0) -> Moment:
 
 
 def warnings_of(losses: list[float], config: AlarmConfig, caplog: pytest.LogCaptureFixture) -> int:
-    alarm = LossAlarm(config)
+    ended: list[PipeError] = []
+    alarm = LossAlarm(config, ended.append)
     with caplog.at_level(logging.WARNING):
         for step, loss in enumerate(losses):
             if alarm.due(now := moment(step, loss)):
                 alarm.at(now)
+    assert not ended
     return sum("the loss rises" in message for message in caplog.messages)
 
 
@@ -77,12 +80,23 @@ def test_anima_monitor_memory_warn_ratio_is_the_share_that_is_told(cached: Cache
 
 
 def test_anima_monitor_alert_policy_ends_the_run_or_warns(cached: Cached, tmp_path: Path):
-    given = {"anima_monitor_memory_warn_ratio": 0, "save_state": True, "save_every_n_steps": 1}
+    given = {"anima_monitor_memory_warn_ratio": 0, "max_train_steps": 4}
     ended = train(cached, tmp_path, **given, anima_monitor_alert_policy="raise")
 
     assert_one_error(ended, "step 1", "of the memory is in use", "anima_monitor_alert_policy")
-    assert (tmp_path / "fox-step00000001-state").is_dir()
+    # What it ends is the step behind the one that it looked at.
+    assert (tmp_path / "fox-step00000002-state").is_dir()
+    assert not (tmp_path / "fox.safetensors").exists()
     assert "warning: step 1" in train(cached, tmp_path, **given).ok().said
+
+
+def test_an_alarm_at_the_last_step_leaves_the_adapter_and_the_state(cached: Cached, tmp_path: Path):
+    given = {"anima_monitor_memory_warn_ratio": 0, "max_train_steps": 1}
+    ended = train(cached, tmp_path, **given, anima_monitor_alert_policy="raise")
+
+    assert_one_error(ended, "step 1", "of the memory is in use")
+    assert (tmp_path / "fox.safetensors").exists()
+    assert (tmp_path / "fox-state").is_dir()
 
 
 def test_the_time_left_is_told_once_from_the_steps_behind_the_first(

@@ -159,6 +159,40 @@ def test_gradient_checkpointing_runs_each_block_again_for_its_gradients(
     assert again == 2 * plain > 0
 
 
+def kernels() -> dict[str, object]:
+    """What torch is asked for."""
+    return {
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "only warns": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "cuDNN's attention": torch.backends.cuda.cudnn_sdp_enabled(),
+        "cuDNN's trials": torch.backends.cudnn.benchmark,
+        "cuBLAS's memory": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+    }
+
+
+def test_deterministic_is_asked_of_torch_while_training_alone(cached: Cached, tmp_path: Path):
+    before = kernels()
+    files: list[bytes] = []
+    seen: list[dict[str, object]] = []
+    for number, given in enumerate(({}, {"deterministic": True})):
+        handle = register_module_forward_pre_hook(lambda *_: seen.append(kernels()))
+        try:
+            anima_pipe("train", output_dir=tmp_path / f"{number}", **cached, **given).ok()
+        finally:
+            handle.remove()
+        asked = dict(before)
+        if given:
+            asked |= {"deterministic": True, "cuDNN's attention": False}
+            asked |= {"cuBLAS's memory": ":4096:8"}
+        assert seen
+        assert all(now == asked for now in seen)
+        assert kernels() == before
+        seen.clear()
+        files.append((tmp_path / f"{number}" / "fox.safetensors").read_bytes())
+    # On a processor it changes nothing.
+    assert files[0] == files[1]
+
+
 @pytest.mark.parametrize(
     ("given", "dtype"), [("no", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)]
 )

@@ -270,6 +270,14 @@ def test_a_state_by_time_replaces_the_one_before(cached, whole, tmp_path):
     anima_pipe("train", **given).ok()
     assert (resumed / "fox.safetensors").read_bytes() == whole
 
+    # One from before a resumption is replaced as well.
+    earlier = arguments(cached, tmp_path / "on", save_state=False, save_every_n_steps=None)
+    earlier |= {"save_state_every_minutes": 1e-9, "max_train_steps": STEPS + 2}
+    shutil.copytree(state, tmp_path / "on" / state.name)
+    anima_pipe("train", **earlier, resume="latest").ok()
+    names = [path.name for path in (tmp_path / "on").glob("*-state")]
+    assert names == [f"fox-step{STEPS + 1:08}-state"]
+
     seldom = tmp_path / "seldom"
     given |= {"output_dir": seldom, "resume": None}
     anima_pipe("train", **given, save_state_every_minutes=60).ok()

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen3Model
 
+from anima_pipe.encoders.exact import without_tf32
 from anima_pipe.encoders.qwen import load_qwen_network
 from anima_pipe.encoders.qwen_files import find_qwen_files
 from anima_pipe.encoders.qwen_tokens import load_qwen_tokenizer
@@ -47,6 +48,7 @@ class TextEncoder:
         return self._network.config.hidden_size
 
     @torch.no_grad()
+    @without_tf32()
     def encode(self, texts: Sequence[Text]) -> list[TextCondition]:
         """Return the condition of each text, in order, on the CPU.
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from anima_pipe.encoders.exact import without_tf32
 from anima_pipe.encoders.vae_layers import (
     Attention,
     Downsample,
@@ -159,6 +160,7 @@ class ImageVae(nn.Module):
         return (mean - _per_channel(LATENTS_MEAN, mean)) / _per_channel(LATENTS_STD, mean)
 
     @torch.no_grad()
+    @without_tf32()
     def posterior_mean(self, images: torch.Tensor) -> torch.Tensor:
         """Return the mean of the posterior, not normalised: Float32[B, 16, h, w].
 

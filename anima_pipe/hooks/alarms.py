@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,13 +40,23 @@ class AlarmConfig:
     """Share of all memory in use that is told; None: none."""
 
 
+End = Callable[[PipeError], None]
+"""Ends the run behind the next step, with an error."""
+
+
 class LossAlarm:
-    """The hook that tells where the loss runs away."""
+    """The hook that tells where the loss runs away.
+
+    Args:
+        config: From which rise on, and whether it ends the run.
+        end: How the run is ended.
+    """
 
     reads_weights = False
 
-    def __init__(self, config: AlarmConfig) -> None:
+    def __init__(self, config: AlarmConfig, end: End) -> None:
         self._config = config
+        self._end = end
         self._losses: deque[float] = deque(maxlen=BEFORE + RECENT)
         self._told = False
 
@@ -67,7 +78,8 @@ class LossAlarm:
         runs_away = now > ratio * usual
         if runs_away and not self._told:
             problem = f"step {moment.step}: the loss rises, {now:.4f} where {usual:.4f} was usual"
-            _tell(self._config, problem, "lower learning_rate, or go on from an earlier state")
+            remedy = "lower learning_rate, or go on from an earlier state"
+            _tell(self._config, self._end, problem, remedy)
         self._told = runs_away
 
 
@@ -75,15 +87,17 @@ class MemoryAlarm:
     """The hook that tells where memory runs short.
 
     Args:
-        config: From which share on.
+        config: From which share on, and whether it ends the run.
         device: Whose memory.
+        end: How the run is ended.
     """
 
     reads_weights = False
 
-    def __init__(self, config: AlarmConfig, device: torch.device) -> None:
+    def __init__(self, config: AlarmConfig, device: torch.device, end: End) -> None:
         self._config = config
         self._device = device
+        self._end = end
         self._told = False
 
     def due(self, moment: Moment) -> bool:
@@ -96,7 +110,8 @@ class MemoryAlarm:
         if self._config.memory_share is not None and share >= self._config.memory_share:
             self._told = True
             problem = f"step {moment.step}: {share:.0%} of the memory is in use"
-            _tell(self._config, problem, "use gradient_checkpointing, or a smaller batch_size")
+            remedy = "use gradient_checkpointing, or a smaller batch_size"
+            _tell(self._config, self._end, problem, remedy)
 
 
 class TimeLeft:
@@ -135,7 +150,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _tell(config: AlarmConfig, problem: str, remedy: str) -> None:
+def _tell(config: AlarmConfig, end: End, problem: str, remedy: str) -> None:
     if config.stops:
-        raise PipeError(problem, f"{remedy}; anima_monitor_alert_policy warn goes on regardless")
-    warn(f"{problem}; {remedy}")
+        end(PipeError(problem, f"{remedy}; anima_monitor_alert_policy warn goes on regardless"))
+    else:
+        warn(f"{problem}; {remedy}")

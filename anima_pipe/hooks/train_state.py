@@ -1,4 +1,6 @@
-"""Everything a run needs to go on from a step to the bit as if it had never stopped.
+"""Everything a run needs to go on from a step as if it had never stopped, to the bit.
+
+That takes kernels that give the same bits each time, as a processor's do: see `deterministic`.
 
 The order of samples and every random number are functions of the seed and the step, so no
 generator's state is part of it: the adapter, its average, the optimizer, the schedule, fp16's
@@ -102,8 +104,9 @@ class StateSaver:
         self.config = config
         self.last: Path | None = None
         """The state saved last."""
+        self.saved_step: int | None = None
+        """Of which step it is."""
         self._saved_at = time.monotonic()
-        self._by_time: Path | None = None
 
     def due(self, moment: Moment) -> bool:
         """Tell whether a state is due."""
@@ -116,15 +119,21 @@ class StateSaver:
     def at(self, moment: Moment) -> None:
         """Save the state, and remove those that are too old to be kept."""
         folder = self.config.folder / state_name(self.config, moment)
-        save_state(folder, self.parts, moment, self.config.log_folder)
-        self.last = folder
-        self._saved_at = time.monotonic()
-        if self._by_time is not None and self._by_time != folder:
-            shutil.rmtree(self._by_time, ignore_errors=True)
         lasts = moment.is_last or moment.stopping or self._by_count(moment)
-        self._by_time = None if lasts else folder
+        save_state(folder, self.parts, moment, self.config.log_folder, by_time=not lasts)
+        self.last, self.saved_step = folder, moment.step
+        self._saved_at = time.monotonic()
+        self._remove_earlier_by_time(moment)
         say(f"state saved: continue with --resume {folder}")
         remove_old(self.config, SUFFIX, moment)
+
+    def _remove_earlier_by_time(self, moment: Moment) -> None:
+        """Remove the states that time alone asked for, those from before a resumption too."""
+        name = re.compile(re.escape(self.config.name) + STEP + SUFFIX)
+        for path in self.config.folder.iterdir():
+            found = name.fullmatch(path.name)
+            if found and int(found[1]) < moment.step and _is_by_time(path):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _by_count(self, moment: Moment) -> bool:
         return moment.falls_on(self.config.every_n_steps, self.config.every_n_epochs)
@@ -144,9 +153,21 @@ def state_name(config: StateConfig, moment: Moment) -> str:
 
 
 def save_state(
-    folder: Path, parts: RunParts, moment: Moment, log_folder: Path | None = None
+    folder: Path,
+    parts: RunParts,
+    moment: Moment,
+    log_folder: Path | None = None,
+    *,
+    by_time: bool = False,
 ) -> None:
     """Write a state folder; it is whole under its name, or not there.
+
+    Args:
+        folder: Its name.
+        parts: What is saved.
+        moment: Where the run stands.
+        log_folder: Where its log is.
+        by_time: Whether a later one takes its place.
 
     Raises:
         CheckpointError: A number in a tensor is not finite.
@@ -167,6 +188,7 @@ def save_state(
             "current_epoch": moment.epoch,
             "made_with": dict(parts.made_with),
             "log_folder": str(log_folder.absolute()) if log_folder else None,
+            "by_time": by_time,
         }
         (unfinished / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
 
@@ -287,6 +309,14 @@ def _refuse_older_than_the_end(state: Path, adapter: Path) -> None:
             f"--resume {state} trains on from step {step}; --network_weights {adapter} starts anew "
             "from the finished adapter",
         )
+
+
+def _is_by_time(folder: Path) -> bool:
+    """Tell whether a state was saved for its time alone; what is no state was not."""
+    try:
+        return bool(_read_description(folder).get("by_time"))
+    except CheckpointError:
+        return False
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

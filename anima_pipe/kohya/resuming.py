@@ -1,14 +1,17 @@
-"""Going on from a saved state where the options name one."""
+"""Going on from a saved state where the options name one; leaving one where a run breaks off."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 
 from anima_pipe.errors import ConfigError
 from anima_pipe.hooks.train_state import ANY_LENGTH, LENGTH, StateSaver, differences, resume
 from anima_pipe.kohya.identity import changes_arguments, changes_optimizer, changes_rates
 from anima_pipe.kohya.training import TrainSettings
 from anima_pipe.optimizing.configured import Configured
+from anima_pipe.records import Moment
 from anima_pipe.runtime import say, warn
 from anima_pipe.trainer import Trainer
 
@@ -52,3 +55,24 @@ def _way_to_a_longer_run(settings: TrainSettings, made_with: Mapping[str, str]) 
         f"raise {length} to train on, and add --resume_allow {' '.join(allowed)}: what follows the "
         "length goes on as if it had been so from the beginning"
     )
+
+
+@contextmanager
+def last_good_state_saved(states: StateSaver, trainer: Trainer) -> Generator[None]:
+    """Save the state of the last step where a run ends by an error, which then goes on its way."""
+    try:
+        yield
+    except Exception:
+        if trainer.is_whole and trainer.accelerator.is_main_process:
+            _save_last(states, trainer.moment)
+        raise
+
+
+def _save_last(states: StateSaver, moment: Moment | None) -> None:
+    """Save the state of the last step if there is none; warn where it cannot be saved."""
+    if moment is None or not moment.after_step or states.saved_step == moment.step:
+        return
+    try:
+        states.at(replace(moment, stopping=True))
+    except Exception as error:  # noqa: BLE001 - the first error is the one to be told
+        warn(f"the state could not be saved: {error}")

@@ -39,7 +39,7 @@ from anima_pipe.objective.flow_loss import ObjectiveConfig
 from anima_pipe.optimizing.optimizers import OptimizerConfig
 from anima_pipe.optimizing.schedules import ScheduleConfig
 from anima_pipe.runtime import launched_rank, torch_dtype
-from anima_pipe.trainer.processes import PATIENCE, ProcessConfig
+from anima_pipe.trainer.processes import TIMEOUT, ProcessConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +154,7 @@ def process_config(options: Resolved) -> ProcessConfig:
         )
     minutes: int | None = options.value("ddp_timeout")
     return ProcessConfig(
-        timeout=PATIENCE if minutes is None else timedelta(minutes=minutes),
+        timeout=TIMEOUT if minutes is None else timedelta(minutes=minutes),
         gradient_as_bucket_view=options.value("ddp_gradient_as_bucket_view"),
         static_graph=options.value("ddp_static_graph"),
     )

@@ -3,11 +3,13 @@
 The only importer of accelerate. It is handed everything it trains with and builds none of it.
 """
 
+from anima_pipe.trainer.determinism import deterministic_kernels
 from anima_pipe.trainer.fsdp import take_fsdp_request
 from anima_pipe.trainer.loop import Closing, Hook, Trainer
 from anima_pipe.trainer.processes import (
     ProcessConfig,
     agree_on_seed,
+    first_process_first,
     start_accelerate,
     sum_over_processes,
 )
@@ -24,8 +26,10 @@ __all__ = [
     "Trainer",
     "TrainerConfig",
     "agree_on_seed",
+    "deterministic_kernels",
     "draw_seed",
     "ending_training",
+    "first_process_first",
     "start_accelerate",
     "sum_over_processes",
     "take_fsdp_request",

@@ -86,6 +86,11 @@ class Trainer:
         """Steps of the run passed over, for their loss or gradient was not finite."""
         self.moment: Moment | None = None
         """What the hooks were told last; None before the run."""
+        self.ending: Exception | None = None
+        """Why the run ends behind the next step, where it does not end as planned."""
+        self.is_whole = True
+        """Whether weights, optimizer and schedule are all those of the last moment."""
+        optimizer.register_step_pre_hook(lambda *_: self._begin_change())
 
     def run(self, steps_done: int = 0) -> Moment:
         """Train on to the planned number of steps, or until stopped; return where that ended."""
@@ -103,13 +108,45 @@ class Trainer:
         )
         moment = self._tell(self._start(steps_done))
         windows = Awaited(self.batches.starting_at(steps_done))
-        while not (moment.is_last or moment.stopping):
-            window, waited = next(windows)
+        upcoming = None if moment.is_last else next(windows)
+        while upcoming is not None and not moment.stopping:
+            window, waited = upcoming
+            upcoming = self._read_ahead(windows, moment.step + 1)
             began = time.monotonic()
-            outcome = train_step(moment.step, window, stop=self.should_stop())
+            stop = self.should_stop() or self.ending is not None
+            outcome = train_step(moment.step, window, stop=stop)
             seconds = time.monotonic() - began
             moment = self._tell(self._after(moment.step, window, outcome, waited, seconds))
+        if moment.stopping:
+            # None leaves before the first one has saved.
+            self.accelerator.wait_for_everyone()
+        if self.ending is not None:
+            raise self.ending
         return moment
+
+    def end_with(self, error: Exception) -> None:
+        """End the run behind the next step, on all processes and with its state saved; then raise.
+
+        To raise at once would leave the others waiting for this process.
+        """
+        self.ending = self.ending or error
+
+    def _read_ahead(self, windows: Awaited, step: int) -> tuple[Window, float] | None:
+        """Return the window of a step to come, and how long it took; None: there is none.
+
+        It is read before it is needed, so that where it cannot be, the step before still tells all
+        processes that the run ends.
+        """
+        if step >= self.config.max_train_steps:
+            return None
+        try:
+            return next(windows)
+        except Exception as error:  # noqa: BLE001 - raised in the end, whatever it is
+            self.end_with(error)
+            return None
+
+    def _begin_change(self) -> None:
+        self.is_whole = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return what it counts over the whole of a run."""
@@ -159,7 +196,7 @@ class Trainer:
 
     def _tell(self, moment: Moment) -> Moment:
         """Tell the hooks where the run stands."""
-        self.moment = moment
+        self.moment, self.is_whole = moment, True
         for hook in self.hooks:
             if hook.due(moment):
                 optimizer = self.plain_optimizer

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -12,26 +14,44 @@ from accelerate import Accelerator
 from accelerate.utils import (
     AutocastKwargs,
     DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     broadcast,
 )
-from torch import nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from anima_pipe.adapters.divided import divided_tensors
 from anima_pipe.errors import ConfigError
-from anima_pipe.runtime import launched_rank
+from anima_pipe.runtime import launched_rank, warn
+
+TIMEOUT: Final = timedelta(minutes=30)
+"""How long a process waits for another in a run: one may draw previews, or save."""
 
 PATIENCE: Final = timedelta(days=7)
-"""How long a process waits for another: one may encode a large dataset, or draw previews."""
+"""The same while the first one encodes a large dataset."""
+
+OF_OPTIONS: Final = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "gradient_accumulation_steps of the options"),
+    "ACCELERATE_DYNAMO_BACKEND": ("NO", "no option: compiling is not there yet"),
+}
+"""What accelerate would take from the environment behind the options' backs: the variable, its
+value that asks for nothing, and what decides here."""
+
+ELSEWHERE: Final = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed, which takes over the optimizer and what is saved",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM, which has models of its own",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config, which divides a model's layers",
+}
+"""What it may be set to that trains something else, by the launcher's variable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessConfig:
     """How several processes work together."""
 
-    timeout: timedelta = PATIENCE
-    """How long one waits for another."""
+    timeout: timedelta = TIMEOUT
+    """How long one waits for another, but for `first_process_first`."""
     gradient_as_bucket_view: bool = False
     """Gradients lie in the buffers that are exchanged: one copy less of them."""
     static_graph: bool = False
@@ -52,17 +72,23 @@ def start_accelerate(
         cpu: Stay on the CPU although there is a GPU.
 
     Raises:
-        ConfigError: Several processes were started that cannot join, or with DeepSpeed.
+        ConfigError: Several processes were started that cannot join, or with DeepSpeed and such.
     """
-    _refuse_deepspeed()
+    _refuse_other_trainers()
+    _warn_of_idle_settings()
     processes = processes or ProcessConfig()
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
         cpu=cpu,
+        # Said here, for what is not said is looked up in the environment.
+        dynamo_backend="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[
             AutocastKwargs(enabled=False),
             InitProcessGroupKwargs(timeout=processes.timeout),
             DistributedDataParallelKwargs(
+                # They never change: all processes have the first one's from the start.
+                broadcast_buffers=False,
                 gradient_as_bucket_view=processes.gradient_as_bucket_view,
                 static_graph=processes.static_graph,
             ),
@@ -80,13 +106,39 @@ def start_accelerate(
     return accelerator
 
 
-def _refuse_deepspeed() -> None:
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("true", "1"):
-        raise ConfigError(
-            "accelerate is set to DeepSpeed, which takes over the optimizer and what is saved",
-            "launch with configs/accelerate/fsdp.yaml, which divides the frozen weights among the "
-            "processes, or with configs/accelerate/ddp.yaml",
-        )
+def _refuse_other_trainers() -> None:
+    for variable, what in ELSEWHERE.items():
+        if os.environ.get(variable, "").lower() in ("true", "1"):
+            raise ConfigError(
+                f"accelerate is set to {what}",
+                "launch with configs/accelerate/fsdp.yaml, which divides the frozen weights among "
+                "the processes, or with configs/accelerate/ddp.yaml",
+            )
+
+
+def _warn_of_idle_settings() -> None:
+    for variable, (idle, decides) in OF_OPTIONS.items():
+        value = os.environ.get(variable, idle)
+        if value.upper() != idle and launched_rank().number == 0:
+            name = variable.removeprefix("ACCELERATE_").lower()
+            warn(f"accelerate's {name} is {value}: without effect; what counts is {decides}")
+
+
+@contextmanager
+def first_process_first(accelerator: Accelerator) -> Generator[None]:
+    """Let the first process do something long before the others, which wait for days if need be."""
+    if accelerator.num_processes == 1:
+        yield
+        return
+    # A group of its own, for the run's would give up after its timeout.
+    patient = distributed.new_group(timeout=PATIENCE, backend="gloo")
+    assert isinstance(patient, distributed.ProcessGroup)
+    if not accelerator.is_main_process:
+        distributed.barrier(patient)
+    yield
+    if accelerator.is_main_process:
+        distributed.barrier(patient)
+    distributed.destroy_process_group(patient)
 
 
 def wrapped(accelerator: Accelerator, module: nn.Module) -> nn.Module:

@@ -107,6 +107,14 @@ _ATTENTION: Final = group(
 _SPEED: Final = group(
     "Speed",
     TRAINING,
+    flag(
+        "deterministic",
+        "Take only kernels that give the same bits each time. On a GPU the backward pass of "
+        "attention does not by default; without it a run and its repetition, or what is resumed, "
+        "differ in the last bits. It costs speed in that pass, most with long sequences, and "
+        "nothing on a processor, where all runs are so.",
+        test="test_options_of_the_machine.py::test_deterministic_is_asked_of_torch_while_training_alone",
+    ),
     *no_op(
         "compiling is not there yet; the run is the same, at its usual speed",
         flag("compile", "Compile each block."),
@@ -134,7 +142,8 @@ _PROCESSES: Final = group(
     TRAINING,
     integer(
         "ddp_timeout",
-        "Minutes that a process waits for another; 0 or not set: a week.",
+        "Minutes that a process waits for another; 0 or not set: 30. For a cache to be filled it "
+        "waits a week.",
         minimum=0,
         zero_is_none=True,
         test="test_processes.py::test_the_ddp_options_reach_the_processes",

@@ -244,7 +244,7 @@ _LENGTH: Final = group(
     ),
     text(
         "resume",
-        "Go on from this state folder, to the bit; latest: from the run's furthest.",
+        "Go on from this state folder as if the run had never stopped; latest: from its furthest.",
         test="test_resume_commands.py::test_a_terminated_run_finishes_its_step_and_says_how_to_go_on",
     ),
     texts(
