@@ -90,6 +90,11 @@ def test_an_object_of_jsonl_ends_at_the_end_of_its_line_alone(pictures, sign):
         ("{", "is not JSON"),
         ("[1]", "is not a metadata file"),
         ({"a": "caption"}, "'a' has no object of its own"),
+        ({"a": {"caption": 5}}, "'a': caption is 5, not a text"),
+        (
+            {"a": {"caption": "fox", "tags": ["b", 1]}},
+            r"'a': tags is \['b', 1\], not a text or a li",
+        ),
         ({}, "describes no picture"),
         (b"\xff", "is not UTF-8"),
     ],

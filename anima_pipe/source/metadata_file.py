@@ -53,7 +53,7 @@ def read_metadata_file(
         path = folder / key
         if not path.is_file():
             path = by_stem.get(path, by_stem.get(path.with_suffix(""), path))
-        caption = _caption(entry, separator, enable_wildcard=enable_wildcard)
+        caption = _caption(entry, separator, f"{file}: {key!r}", enable_wildcard=enable_wildcard)
         found.append(Described(path=path, caption=caption))
     if not found:
         raise DataError(f"{file} describes no picture", "add pictures to it, or remove the subset")
@@ -75,7 +75,7 @@ def _entries(file: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8", "save it as UTF-8") from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{file} is not JSON: {error}", "correct that place") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file} is not a metadata file", _FORM) from error
@@ -88,8 +88,11 @@ def _entries(file: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
 _FORM = 'write {"picture.png": {"caption": "...", "tags": "a, b"}, ...}'
 
 
-def _caption(entry: Mapping[str, object], separator: str, *, enable_wildcard: bool) -> str | None:
-    caption, tags = _text(entry.get("caption"), "\n"), _text(entry.get("tags"), separator)
+def _caption(
+    entry: Mapping[str, object], separator: str, place: str, *, enable_wildcard: bool
+) -> str | None:
+    caption = _text(entry.get("caption"), "\n", f"{place}: caption")
+    tags = _text(entry.get("tags"), separator, f"{place}: tags")
     if caption is None or tags is None:
         return tags if caption is None else caption
     if not enable_wildcard:
@@ -98,9 +101,14 @@ def _caption(entry: Mapping[str, object], separator: str, *, enable_wildcard: bo
     return "\n".join(f"{line}{separator}{tags}" for line in caption.split("\n"))
 
 
-def _text(value: object, separator: str) -> str | None:
-    """Return a text, or a list of texts as one; None where nothing stands in it."""
-    if isinstance(value, list):
-        value = separator.join(map(str, cast("list[object]", value)))
-    lines = [line.strip() for line in value.split("\n")] if isinstance(value, str) else []
-    return "\n".join(line for line in lines if line) or None
+def _text(value: object, separator: str, place: str) -> str | None:
+    """Return a text, or a list of texts as one; None where nothing stands in it.
+
+    Raises:
+        DataError: It is of another type.
+    """
+    texts = cast("list[object]", value) if isinstance(value, list) else [value]
+    if value is not None and not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{place} is {value!r}, not a text or a list of texts", _FORM)
+    lines = separator.join(cast("list[str]", texts)).split("\n") if value is not None else []
+    return "\n".join(line.strip() for line in lines if line.strip()) or None
