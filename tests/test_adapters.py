@@ -334,6 +334,8 @@ def test_the_table_counts_every_parameter(model, case):
         ({"kind": "lara"}, "lara.*\n.*lora, lokr"),
         ({"kind": "lora", "rank_dropuot": 0.1}, "rank_dropuot.*\n.*did you mean rank_dropout"),
         ({"kind": "lora", "lokr_factor": 8}, "no setting 'lokr_factor'"),
+        ({"kind": "lora", "rank": 8}, "no setting 'rank'.*\n.*set network_dim instead"),
+        ({"kind": "lokr", "alpha": 1}, "no setting 'alpha'.*\n.*set network_alpha instead"),
         ({"kind": "lora", "network_dim": 0}, "network_dim is 0"),
         ({"kind": "lora", "dropout": 1.0}, "dropout is 1.0"),
         ({"kind": "lora", "dropout": "much"}, "dropout is 'much'"),

@@ -11,7 +11,7 @@ from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.dataset_keys import DATASET_KEYS
 from anima_pipe.kohya.dataset_toml import examine_training_folders, load_dataset_config, settled
 from anima_pipe.kohya.resolve import resolve
-from anima_pipe.kohya.settings import dataset_configs
+from anima_pipe.kohya.settings import dataset_configs, examine_datasets
 
 PUBLISHED = json.loads(
     (Path(__file__).parent / "data" / "published_configs.json").read_text(encoding="utf-8")
@@ -352,6 +352,39 @@ def test_folders_named_for_their_visits_are_one_dataset(folders, caplog):
     assert dataset.subsets[0].captions.shuffle_caption
     (warning,) = caplog.records
     assert "notes is left out: its name does not begin with a number" in warning.getMessage()
+
+
+def overruled(text: str, **options: str) -> list[str]:
+    Path("dataset.toml").write_text(text, encoding="utf-8")
+    given = resolve("train", {"dataset_config": "dataset.toml", **options})
+    return [said for said in examine_datasets(given).warnings if "has no effect" in said]
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "key", "in_file"),
+    [
+        ("resolution", "768", "resolution", "512"),
+        ("train_batch_size", "4", "batch_size", "2"),
+        ("keep_tokens", "3", "keep_tokens", "1"),
+        ("caption_dropout_rate", "0.2", "caption_dropout_rate", "0.1"),
+        ("dataset_repeats", "5", "num_repeats", "2"),
+        ("max_bucket_reso", "2048", "max_bucket_reso", "1536"),
+    ],
+)
+def test_an_option_that_a_dataset_overrules_is_warned_of(folders, option, given, key, in_file):
+    text = f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n[general]\n{key} = {in_file}\n"
+    assert overruled(text, **{"resolution": "512", option: given}) == [
+        f"{option} (command line) has no effect: dataset.toml sets {key} for every subset"
+    ]
+    assert overruled(text, **{"resolution": "512", option: in_file}) == []
+
+
+def test_an_option_that_fills_the_gap_of_one_subset_is_not_said_to_be_idle(folders):
+    text = "[[datasets]]\nresolution = 512\n" + "".join(
+        f"[[datasets.subsets]]\nimage_dir = '{name}'\n{key}\n"
+        for name, key in (("a", "keep_tokens = 1"), ("b", ""))
+    )
+    assert overruled(text, keep_tokens="2") == []
 
 
 def test_training_folders_serve_where_no_dataset_is_given(folders):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import MODEL, ROOT, TRAINING, anima_pipe, options
+from commands import MODEL, ROOT, TRAINING, anima_pipe, assert_one_error, options
 from safetensors.torch import load_file
 
 STEPS = 8
@@ -106,6 +106,38 @@ def test_a_state_of_other_options_is_refused_by_their_names(cached, whole, tmp_p
     allowed = anima_pipe("train", **given, resume_allow=["learning_rate"]).ok()
     assert "resumed" in allowed.said
     assert (tmp_path / "fox.safetensors").read_bytes() != whole
+
+
+@pytest.mark.parametrize("name", ["max_train_epochs", "max_train_steps"])
+def test_another_length_is_allowed_by_either_name(cached, tmp_path, name):
+    longer = {"lr_scheduler": "cosine", "max_train_steps": None, "save_every_n_steps": None}
+    anima_pipe("train", **arguments(cached, tmp_path, **longer, max_train_epochs=1)).ok()
+    given = arguments(cached, tmp_path, **longer, max_train_epochs=2, resume="latest")
+    assert_one_error(anima_pipe("train", **given), "max_train_steps: ")
+    assert "resumed" in anima_pipe("train", **given, resume_allow=[name]).ok().said
+
+
+def test_what_is_to_be_allowed_has_to_be_something(cached, tmp_path):
+    anima_pipe("train", **arguments(cached, tmp_path, max_train_steps=2)).ok()
+    given = arguments(cached, tmp_path, resume="latest", resume_allow=["learning_rat"])
+    refused = anima_pipe("train", **given)
+    assert_one_error(refused, "resume_allow learning_rat: no option")
+    assert "did you mean learning_rate?" in refused.said
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_a_state_of_kohyas_is_refused_with_what_to_do_instead(cached, tmp_path, described):
+    state = tmp_path / "theirs-000004-state"
+    state.mkdir()
+    (state / "optimizer.bin").touch()
+    (tmp_path / "theirs-000004.safetensors").touch()
+    if described:
+        (state / "train_state.json").write_text('{"current_epoch": 4, "current_step": 40}')
+    given = arguments(cached, tmp_path / "out", resume=state)
+    refused = anima_pipe("train", **given)
+    assert_one_error(refused, f"{state} is a state of Kohya's scripts")
+    assert "give its .safetensors as network_weights: " in refused.said
+    assert "theirs-000004.safetensors" in refused.said
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.config_file import key_lines
 from anima_pipe.kohya.options import find_option
+from anima_pipe.kohya.parts import adapter_choice
 from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.train_toml import read_train_args
 
@@ -186,6 +187,42 @@ def test_what_changes_nothing_is_warned_of(tmp_path):
 def test_what_makes_no_other_adapter_is_never_refused(tmp_path, text):
     (warning,) = resolve("train", {}, write(tmp_path, text + "\n")).warnings
     assert warning.startswith(f"{text.split()[0]} (train_args.toml line 1) changes nothing: ")
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        (["network_dim=32"], "network_args network_dim=32: network_dim is an option of its own"),
+        (["learning_rate=1"], "learning_rate is an option of its own"),
+        (["dropout=0.1"], "network_args dropout=0.1 contradicts network_dropout"),
+        (["train_norm=true"], "network_args train_norm=True contradicts train_norm"),
+    ],
+)
+def test_network_args_say_nothing_that_an_option_says_otherwise(tmp_path, written, problem):
+    text = f"network_args = {written}\nnetwork_dropout = 0.2\ntrain_norm = false\n"
+    assert problem in problem_of(tmp_path, text)
+
+
+def test_network_args_may_say_what_an_option_says_too(tmp_path):
+    text = 'network_args = ["dropout=0.2", "train_norm=no"]\n'
+    file = write(tmp_path, text + "network_dropout = 0.2\ntrain_norm = false\n")
+    assert resolve("train", {}, file).warnings == ()
+
+
+def test_network_args_that_make_no_other_adapter_are_warned_of(tmp_path):
+    text = 'network_args = ["conv_dim=8", "loraplus_text_encoder_lr_ratio=4"]\n'
+    resolved = resolve("train", {}, write(tmp_path, text))
+    place = "network_args (train_args.toml line 1)"
+    assert resolved.warnings == (
+        f"{place}: conv_dim changes nothing: Anima has no convolutions",
+        f"{place}: loraplus_text_encoder_lr_ratio changes nothing: Qwen3 is frozen",
+    )
+    assert "conv_dim" not in adapter_choice(resolved).arguments
+
+
+def test_what_may_differ_without_a_state_is_warned_of():
+    (warning,) = resolve("train", {"resume_allow": ("learning_rate",)}).warnings
+    assert warning == "resume_allow (command line) has no effect without resume"
 
 
 @pytest.mark.parametrize(

@@ -18,18 +18,25 @@ _WORDS = {
 }
 
 
+SAID_BY_THE_CALLER = {"rank": "network_dim", "dim": "network_dim", "alpha": "network_alpha"}
+"""What is no setting by name, and the argument that says it."""
+
+
 def check_names(given: Iterable[str], classes: Collection[type], kind: str) -> None:
     """Check that every setting given is a field of one of these dataclasses.
 
     Raises:
         ConfigError: It names the unknown setting, the nearest known one and all of them.
     """
-    known = sorted(name for each in classes for name in field_types(each))
+    names = {name for each in classes for name in field_types(each)}
+    known = sorted(names - SAID_BY_THE_CALLER.keys())
     for name in given:
         if name not in known:
+            own = SAID_BY_THE_CALLER.get(name)
+            hint = f"set {own} instead. " if own else did_you_mean(name, known)
             raise ConfigError(
                 f"adapter kind {kind!r} has no setting {name!r}",
-                f"{did_you_mean(name, known)}The settings are {', '.join(known)}",
+                f"{hint}The settings are {', '.join(known)}",
             )
 
 

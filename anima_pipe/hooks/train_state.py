@@ -17,7 +17,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -42,6 +42,8 @@ ADAPTER_FILE: Final = "adapter.safetensors"
 OPTIMIZER_FILE: Final = "optimizer.pt"
 DESCRIPTION: Final = "train_state.json"
 SUFFIX: Final = "-state"
+KOHYAS_OPTIMIZER: Final = "optimizer.bin"
+"""A file of the states that accelerate writes for Kohya's scripts."""
 ALWAYS_THERE: Final = ("optimizer", "schedule")
 """Parts that every run has."""
 LENGTH: Final = "max_train_steps"
@@ -211,13 +213,12 @@ def differences(folder: Path, parts: RunParts) -> list[str]:
     Raises:
         CheckpointError: The folder is not a state.
     """
-    saved: Mapping[str, str] = _read_description(folder)["made_with"]
-    now = parts.made_with
+    saved, now = state_made_with(folder), parts.made_with
     return [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
 
 
 def resume(
-    folder: Path, parts: RunParts, allowed: Sequence[str] = (), afresh: Collection[str] = ()
+    folder: Path, parts: RunParts, allowed: Collection[str] = (), afresh: Collection[str] = ()
 ) -> int:
     """Put a saved state into the parts of a run.
 
@@ -254,13 +255,22 @@ def resume(
     return description["current_step"]
 
 
+def state_made_with(folder: Path) -> Mapping[str, str]:
+    """Return everything that changes the mathematics of the run that a state is of, by name.
+
+    Raises:
+        CheckpointError: The folder is not a state.
+    """
+    return _read_description(folder)["made_with"]
+
+
 def state_seed(folder: Path) -> int:
     """Return the seed of the run that a state is of.
 
     Raises:
         CheckpointError: The folder is not a state.
     """
-    return int(_read_description(folder)["made_with"]["seed"])
+    return int(state_made_with(folder)["seed"])
 
 
 def state_log(folder: Path) -> Path | None:
@@ -320,6 +330,7 @@ def _is_by_time(folder: Path) -> bool:
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
+    _refuse_kohyas(folder)
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -335,23 +346,30 @@ def _read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def _refuse_difference(folder: Path, parts: RunParts, allowed: Sequence[str]) -> None:
-    # What belongs together is allowed together: "objective" stands for "objective.shift".
-    differing = [
-        name
-        for name in differences(folder, parts)
-        if not {name, name.partition(".")[0]} & set(allowed)
-    ]
-    if differing:
-        saved, now = _read_description(folder)["made_with"], parts.made_with
-        listed = "; ".join(f"{n}: {saved.get(n)} then, {now.get(n)} now" for n in differing)
-        raise ConfigError(
-            f"state {folder} was made with something else: {listed}",
-            _way_on(folder, parts.adapter, [*allowed, *differing]),
+def _refuse_kohyas(folder: Path) -> None:
+    """Check that a folder is not what accelerate saves for Kohya's scripts."""
+    if (folder / KOHYAS_OPTIMIZER).exists():
+        adapter = folder.with_name(f"{folder.name.removesuffix(SUFFIX)}.safetensors")
+        named = f": {adapter}" if adapter.exists() else ""
+        raise CheckpointError(
+            f"{folder} is a state of Kohya's scripts, from which only they can go on",
+            f"give its .safetensors as network_weights{named}",
         )
 
 
-def _way_on(folder: Path, adapter: Adapter, needed: Sequence[str]) -> str:
+def _refuse_difference(folder: Path, parts: RunParts, allowed: Collection[str]) -> None:
+    all_differing = differences(folder, parts)
+    differing = [name for name in all_differing if name not in allowed]
+    if differing:
+        saved, now = state_made_with(folder), parts.made_with
+        listed = "; ".join(f"{n}: {saved.get(n)} then, {now.get(n)} now" for n in differing)
+        raise ConfigError(
+            f"state {folder} was made with something else: {listed}",
+            _way_on(folder, parts.adapter, all_differing),
+        )
+
+
+def _way_on(folder: Path, adapter: Adapter, needed: Collection[str]) -> str:
     """Return what makes a run go on from a state of another one; `needed` is to be allowed."""
     if not _holds_tensors_of(folder / ADAPTER_FILE, adapter):
         return "put the old values back: the adapter in the state has other tensors than this one"

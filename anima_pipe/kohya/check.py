@@ -6,7 +6,7 @@ be meant for another one.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -24,6 +24,7 @@ from anima_pipe.kohya.resolve import examine
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import TRAIN
 from anima_pipe.kohya.sample_prompts import examine_sample_prompts, is_prompt_table
+from anima_pipe.kohya.settings import told_of_overruled
 from anima_pipe.kohya.train_toml import train_args_path
 
 NAMES_A_FILE: Final = {"dataset_config": "DATASET", "sample_prompts": "PROMPTS"}
@@ -111,7 +112,7 @@ def check_files(paths: Sequence[Path], *, named_beside: bool = False) -> list[Re
         examined = _Examined()
         with _whole_file(path, examined):
             if kind is FileKind.DATASET:
-                _examine_dataset(path, of_all.dataset_fallbacks() if of_all else {}, examined)
+                _examine_dataset(path, of_all, examined)
             else:
                 examined.findings += examine_sample_prompts(path).findings
         reports[path] = examined.report(path, kind)
@@ -200,7 +201,9 @@ def _with_gaps(report: Report, options: Resolved | None, *, brings_dataset: bool
     return replace(report, left=[option.name for option in lacking])
 
 
-def _examine_dataset(path: Path, fallbacks: Mapping[str, object], examined: _Examined) -> None:
-    datasets = examine_dataset_config(path, fallbacks)
+def _examine_dataset(path: Path, options: Resolved | None, examined: _Examined) -> None:
+    datasets = examine_dataset_config(path, options.dataset_fallbacks() if options else {})
+    if options:
+        datasets = told_of_overruled(datasets, path, options)
     examined.findings += datasets.findings
     examined.warnings += datasets.warnings

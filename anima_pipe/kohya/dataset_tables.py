@@ -28,6 +28,10 @@ class Reading:
     """What the command line and train_args.toml set, by the names of dataset keys."""
     findings: list[Finding] = field(default_factory=list[Finding])
     warnings: list[str] = field(default_factory=list[str])
+    taken: set[str] = field(default_factory=set[str])
+    """Keys for which some subset has the value of the options."""
+    overruled: set[str] = field(default_factory=set[str])
+    """Keys for which some subset has another value than the options'."""
 
     def object_to(
         self, path: KeyPath, problem: str, remedy: str, *, here_only: bool = False
@@ -112,6 +116,19 @@ def object_to_unknown(reading: Reading, path: KeyPath, *, top: bool = False) -> 
     elif find_option(key):
         hint = "it is an option of the training: write it into the file of --config_file"
     reading.object_to(path, problem, hint)
+
+
+def note_use_of_options(reading: Reading, levels: Levels) -> None:
+    """Note for one subset which options have their say, and which its tables overrule.
+
+    Args:
+        reading: It takes the notes.
+        levels: Of the subset, the options last.
+    """
+    *tables, options = levels
+    for name, value in options.items():
+        own = next((table[name] for table in tables if table.get(name) is not None), value)
+        (reading.taken if own == value else reading.overruled).add(name)
 
 
 def first_value(name: str, levels: Levels) -> Any:

@@ -21,6 +21,7 @@ from anima_pipe.kohya.dataset_tables import (
     Reading,
     Table,
     first_value,
+    note_use_of_options,
     object_to_unknown,
     read_level,
     read_tables,
@@ -36,6 +37,9 @@ LATENT_STEP: Final = 16
 
 FOLDER_RESOLUTION: Final = (1024, 1024)
 """Resolution of a bare folder where nothing says otherwise: what Anima is trained at."""
+
+
+_OPTION_OF_KEY: Final = {key: option for option, key in RENAMED.items()}
 
 
 class _Source(NamedTuple):
@@ -54,6 +58,8 @@ class ExaminedDatasets(NamedTuple):
     """What is wrong with the others."""
     warnings: list[str]
     """What is without effect, or left out as Kohya leaves it out."""
+    overruled: Mapping[str, str]
+    """Options that have no say, by name, and the keys that are set otherwise in every subset."""
 
 
 def load_dataset_config(path: Path, fallbacks: Mapping[str, object]) -> list[DatasetConfig]:
@@ -152,7 +158,9 @@ def _examined(reading: Reading, datasets: list[DatasetConfig]) -> ExaminedDatase
         reading.warnings.append(
             "masked_loss changes nothing: no subset has conditioning_data_dir or alpha_mask"
         )
-    return ExaminedDatasets(datasets, reading.findings, reading.warnings)
+    keys = reading.overruled - reading.taken
+    overruled = {_OPTION_OF_KEY.get(key, key): key for key in sorted(keys)}
+    return ExaminedDatasets(datasets, reading.findings, reading.warnings, overruled)
 
 
 def _read_file(path: Path) -> ConfigFile:
@@ -231,6 +239,7 @@ def _subsets(
         own_path = (*path, "subsets", number)
         own = read_level(reading, own_path, table, SUBSETS)
         own_levels = (own, *levels)
+        note_use_of_options(reading, own_levels)
         source = _source(reading, own_path, table, own)
         if source is None:
             continue

@@ -38,16 +38,6 @@ OF_LOKR: Final[Mapping[str, str]] = {
 }
 """Settings of LoKr, by what they are called here."""
 
-OF_CONVOLUTIONS: Final = (
-    "conv_dim",
-    "conv_alpha",
-    "use_tucker",
-    "use_cp",
-    "use_conv_cp",
-    "disable_conv_cp",
-)
-"""Settings of convolutions, of which Anima has none."""
-
 OF_OTHERS: Final[Mapping[str, tuple[object, ...]]] = {
     "bypass_mode": (True, False),
     "block_size": (),
@@ -70,9 +60,7 @@ def lycoris_adapter(network_args: Mapping[str, object]) -> tuple[str, dict[str, 
         ConfigError: An algorithm, a preset or a setting is not available here.
     """
     arguments: dict[str, Any] = {
-        name: value
-        for name, value in network_args.items()
-        if name not in (*OF_CONVOLUTIONS, "algo", "preset")
+        name: value for name, value in network_args.items() if name not in ("algo", "preset")
     }
     for name in OF_OTHERS.keys() & arguments.keys():
         harmless, value = OF_OTHERS[name], arguments.pop(name)
@@ -90,11 +78,6 @@ def lycoris_adapter(network_args: Mapping[str, object]) -> tuple[str, dict[str, 
     if not {"target_modules"} & arguments.keys():
         defaults["target_modules"] = ALL_LINEARS
     return kind, defaults | arguments
-
-
-def idle_arguments(network_args: Mapping[str, object]) -> list[str]:
-    """Return the names of arguments that change nothing on Anima."""
-    return [name for name in network_args if name in OF_CONVOLUTIONS]
 
 
 def _kind(algorithm: object) -> str:

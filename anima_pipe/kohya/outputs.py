@@ -8,7 +8,7 @@ from pathlib import Path
 from anima_pipe.errors import ConfigError
 from anima_pipe.hooks.previews import PreviewConfig
 from anima_pipe.hooks.saving import SaveConfig
-from anima_pipe.hooks.train_state import StateConfig, latest_state
+from anima_pipe.hooks.train_state import StateConfig, latest_state, state_made_with
 from anima_pipe.kohya import settings
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.optimizing.optimizers import find_optimizer
@@ -40,6 +40,7 @@ def state_settings(options: Resolved) -> StateSettings:
 
     Raises:
         ConfigError: The latest state is asked for, and there is none.
+        CheckpointError: What the run is to go on from is no state.
     """
     saves: bool = options.value("save_state")
     saving = save_config(options)
@@ -55,6 +56,8 @@ def state_settings(options: Resolved) -> StateSettings:
     )
     resume: str | None = options.value("resume")
     found = latest_state(config.folder, config.name) if resume == "latest" else resume
+    if found:
+        state_made_with(Path(found))
     return StateSettings(
         config=config,
         resume=Path(found) if found else None,

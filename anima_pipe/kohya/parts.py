@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from anima_pipe.errors import ConfigError
+from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.kohya import lycoris
 from anima_pipe.kohya.findings import Finding
+from anima_pipe.kohya.network_args import effective
 from anima_pipe.kohya.resolved import Resolved
 
 ADAPTER_KINDS: Final[Mapping[str, str]] = {
@@ -42,7 +44,7 @@ def adapter_choice(options: Resolved) -> AdapterChoice:
         ConfigError: LyCORIS's arguments ask for something that is not available here.
     """
     module: str = options.value("network_module")
-    network_args: dict[str, Any] = options.value("network_args") or {}
+    network_args: dict[str, Any] = effective(options.value("network_args") or {})
     of_the_run: dict[str, Any] = {
         "network_dim": options.value("network_dim"),
         "network_alpha": options.value("network_alpha"),
@@ -73,13 +75,20 @@ def part_findings(options: Resolved) -> Iterator[Finding]:
             continue
         try:
             check.part(options)
-        except ConfigError as error:
+        except (ConfigError, CheckpointError) as error:
             yield Finding(
                 place=place,
                 problem=error.problem,
                 remedy=error.remedy,
-                here_only=check.part is _check_optimizer and not _is_installed(options),
+                here_only=_is_of_this_machine(check, options),
             )
+
+
+def _is_of_this_machine(check: _Check, options: Resolved) -> bool:
+    """Tell whether another machine might not object: it has the package, or the state."""
+    if check.part is _check_state:
+        return not Path(options.value("resume")).exists()
+    return check.part is _check_optimizer and not _is_installed(options)
 
 
 def _check_adapter(options: Resolved) -> None:

@@ -7,8 +7,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from anima_pipe.errors import ConfigError
-from anima_pipe.hooks.train_state import ANY_LENGTH, LENGTH, StateSaver, differences, resume
+from anima_pipe.hooks.train_state import (
+    ANY_LENGTH,
+    LENGTH,
+    StateSaver,
+    differences,
+    resume,
+    state_made_with,
+)
 from anima_pipe.kohya.identity import changes_arguments, changes_optimizer, changes_rates
+from anima_pipe.kohya.resume_names import allowed_names
 from anima_pipe.kohya.training import TrainSettings
 from anima_pipe.optimizing.configured import Configured
 from anima_pipe.records import Moment
@@ -29,7 +37,9 @@ def resume_if_asked(settings: TrainSettings, states: StateSaver, trainer: Traine
     other = changes_optimizer(differing)
     rates = other or changes_rates(differing)
     afresh = ["optimizer"] * other + ["schedule"] * rates
-    done = resume(settings.states.resume, states.parts, settings.states.resume_allow, afresh)
+    names = {*state_made_with(settings.states.resume), *states.parts.made_with}
+    allowed = allowed_names(settings.states.resume_allow, names)
+    done = resume(settings.states.resume, states.parts, allowed, afresh)
     if changes_arguments(differing):
         configured.restore_arguments()
     if rates:

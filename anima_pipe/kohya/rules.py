@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
-from anima_pipe.kohya import lycoris
 from anima_pipe.kohya.findings import Finding
+from anima_pipe.kohya.network_args import network_arg_findings, network_arg_warnings
 from anima_pipe.kohya.resolved import Resolved
 
 
@@ -27,6 +26,7 @@ def rule_findings(resolved: Resolved) -> Iterator[Finding]:
             remedy="set lr_warmup_steps to 0, or lr_scheduler to constant_with_warmup",
         )
     yield from _schedule_free_findings(resolved)
+    yield from network_arg_findings(resolved)
     schedule = resolved.written.get("lr_scheduler")
     if schedule and schedule.value == "adafactor" and not adafactor_sizes_steps(resolved):
         yield Finding(
@@ -82,7 +82,7 @@ def rule_warnings(resolved: Resolved) -> Iterator[str]:
         if current not in values and item.spelling != SEED_SHIFT:
             yield f"{item} has no effect beside {other} = {current}"
     yield from _adafactor_warnings(resolved)
-    yield from _idle_network_args(resolved)
+    yield from network_arg_warnings(resolved)
     if resolved.given("max_train_epochs") and resolved.given("max_train_steps"):
         steps = resolved.written["max_train_steps"]
         yield f"{steps} has no effect beside max_train_epochs"
@@ -98,6 +98,8 @@ def rule_warnings(resolved: Resolved) -> Iterator[str]:
     for name in ("train_data_dir", "reg_data_dir", "in_json"):
         if resolved.given("dataset_config") and resolved.given(name):
             yield f"{resolved.written[name]} has no effect beside dataset_config"
+    if resolved.written.get("resume_allow") and not resolved.value("resume"):
+        yield f"{resolved.written['resume_allow']} has no effect without resume"
     if resolved.given("reg_data_dir") and resolved.given("in_json"):
         yield f"{resolved.written['reg_data_dir']} has no effect beside in_json"
 
@@ -117,13 +119,6 @@ def _adafactor_warnings(resolved: Resolved) -> Iterator[str]:
             f"{optimizer}: trained at learning_rate; Kohya's default lets Adafactor find its own "
             "steps, as relative_step=True in optimizer_args does"
         )
-
-
-def _idle_network_args(resolved: Resolved) -> Iterator[str]:
-    item = resolved.written.get("network_args")
-    if item and item.value and resolved.value("network_module") == lycoris.MODULE:
-        for name in lycoris.idle_arguments(cast("dict[str, object]", item.value)):
-            yield f"{item}: {name} changes nothing: Anima has no convolutions"
 
 
 WITHOUT_WARMUP = ("constant", "adafactor")

@@ -64,12 +64,32 @@ def examine_datasets(options: Resolved) -> ExaminedDatasets:
         ConfigError: The file that describes them cannot be read.
     """
     fallbacks = options.dataset_fallbacks()
-    if path := options.value("dataset_config"):
-        return examine_dataset_config(path, fallbacks)
     folder = options.value("train_data_dir")
-    if metadata_file := options.value("in_json"):
-        return examine_metadata_file(metadata_file, folder, fallbacks)
-    return examine_training_folders(folder, options.value("reg_data_dir"), fallbacks)
+    if path := options.value("dataset_config"):
+        examined = examine_dataset_config(path, fallbacks)
+    elif path := options.value("in_json"):
+        examined = examine_metadata_file(path, folder, fallbacks)
+    else:
+        path = folder
+        examined = examine_training_folders(path, options.value("reg_data_dir"), fallbacks)
+    return told_of_overruled(examined, path, options)
+
+
+def told_of_overruled(
+    examined: ExaminedDatasets, path: Path, options: Resolved
+) -> ExaminedDatasets:
+    """Return what was read with a warning for each option that has no say there.
+
+    Args:
+        examined: What was read.
+        path: From where.
+        options: Whose values filled the gaps.
+    """
+    said = [
+        f"{options.written[name]} has no effect: {path.name} sets {key} for every subset"
+        for name, key in examined.overruled.items()
+    ]
+    return examined._replace(warnings=[*examined.warnings, *said])
 
 
 def cache_settings(options: Resolved) -> CacheSettings:
