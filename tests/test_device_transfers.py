@@ -46,8 +46,12 @@ aten = torch.ops.aten
 
 KINDS = {
     "lora": ("lora", {}),
-    "lora with dropouts": ("lora", {"dropout": 0.1, "rank_dropout": 0.1}),
-    "dora": ("lora", {"dora": True}),
+    "lora with dropouts": ("lora", {"dropout": 0.1, "rank_dropout": 0.1, "module_dropout": 0.1}),
+    "lora left out at times": ("lora", {"module_dropout": 0.5}),
+    "pissa left out at times": ("lora", {"pissa": True, "module_dropout": 0.5, "dropout": 0.1}),
+    "lokr left out at times": ("lokr", {"lokr_factor": 4, "module_dropout": 0.5}),
+    "loha left out at times": ("loha", {"module_dropout": 0.5}),
+    "dora": ("lora", {"dora": True, "module_dropout": 0.5}),
     "dora by columns": ("lora", {"dora": True, "wd_on_output": False}),
     "pissa": ("lora", {"pissa": True}),
     "tlora": ("tlora", {}),

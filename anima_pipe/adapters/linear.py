@@ -136,24 +136,24 @@ class LinearDelta(Delta):
         """Return the matrices by their names in a file; the change is linear in each of them."""
 
     @abstractmethod
-    def added(self, x: Tensor, strength: float) -> Tensor:
+    def added(self, x: Tensor, strength: float | Tensor) -> Tensor:
         """Return what the matrices add to the layer's output, with this pass's dropouts.
 
         Args:
             x: The layer's input, Float[..., in].
-            strength: Multiplies the result.
+            strength: Multiplies the result: a number, or Float[] on x's device.
 
         Returns:
             Float[..., out] in x's dtype.
         """
 
-    def changed(self, base: FrozenLinear, x: Tensor, strength: float) -> Tensor | None:
+    def changed(self, base: FrozenLinear, x: Tensor, strength: float | Tensor) -> Tensor | None:
         """Return the output of a frozen layer with what the matrices add, in one pass.
 
         Args:
             base: The layer.
             x: As for `added`, with the same dropouts.
-            strength: Multiplies the change.
+            strength: Multiplies the change, as in `added`.
 
         Returns:
             Float[..., out] in x's dtype; None where there is no such pass: use `added`.
@@ -196,7 +196,7 @@ class LinearDelta(Delta):
         """Return the base's output plus the change; see `Delta.forward`."""
         if self.strength == 0:
             return base(x)
-        strength = 0.0 if self._left_out() else self.strength
+        strength = self._strength_now(x)
         if self.dora_scale is None:
             frozen = frozen_linear(base)
             output = None if frozen is None else self.changed(frozen, x, strength)
@@ -204,15 +204,17 @@ class LinearDelta(Delta):
         output = base(x)
         return output + strength * self._rescaled(self.dora_scale, base, x, output)
 
-    def _left_out(self) -> bool:
-        """Draw whether this pass goes without the change.
+    def _strength_now(self, x: Tensor) -> float | Tensor:
+        """Return the strength of this pass, which module_dropout draws: all of it, or zero.
 
-        It is then multiplied by zero: a tensor that a pass leaves out altogether would stop
-        data-parallel training, which waits for its gradient.
+        The change is multiplied by zero rather than left out: a tensor that a pass leaves out
+        altogether would stop data-parallel training, which waits for its gradient. The host does
+        not learn what was drawn, and so need not wait for the device.
         """
         chance = self.config.module_dropout if self.training else 0.0
-        # Drawn on the CPU: the host need not wait for the device to learn the outcome.
-        return chance > 0 and torch.rand(()).item() < chance
+        if not chance:
+            return self.strength
+        return self.strength * (torch.rand((), device=x.device) >= chance)
 
     def _rescaled(self, scale: Tensor, base: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         """Return the change of the output under DoRA, zero to the bit where the gain is one."""

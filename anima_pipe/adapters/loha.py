@@ -39,7 +39,7 @@ class LohaConfig(DeltaConfig):
         return LohaDelta([tall, wide[0], torch.zeros_like(tall), wide[1]], self)
 
 
-def loha_delta(x: Tensor, factors: Sequence[Tensor], scale: float) -> Tensor:
+def loha_delta(x: Tensor, factors: Sequence[Tensor], scale: float | Tensor) -> Tensor:
     """Return what LoHa adds to a linear layer's output.
 
     An elementwise product of ranks r is a LoRA of rank r * r; `merges` chooses between that form
@@ -137,7 +137,7 @@ class LohaDelta(LinearDelta):
         """Return the four factors by their names in a file."""
         return dict(zip(self.matrix_names, self.factors, strict=True))
 
-    def added(self, x: Tensor, strength: float) -> Tensor:
+    def added(self, x: Tensor, strength: float | Tensor) -> Tensor:
         """Return what LoHa adds to the output; see `LinearDelta.added`."""
         config, scale = self.config, self.config.scale * strength
         if self.training and config.dropout:
@@ -148,7 +148,7 @@ class LohaDelta(LinearDelta):
             change = change * (rows >= config.rank_dropout)
         return change
 
-    def changed(self, base: FrozenLinear, x: Tensor, strength: float) -> Tensor | None:
+    def changed(self, base: FrozenLinear, x: Tensor, strength: float | Tensor) -> Tensor | None:
         """Return the layer's output with the change; see `LinearDelta.changed`."""
         if self.training and self.config.drops:
             return None

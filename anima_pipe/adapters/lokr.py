@@ -83,7 +83,7 @@ def factorize(size: int, factor: int) -> tuple[int, int]:
     return small, size // small
 
 
-def lokr_delta(x: Tensor, first: Tensor, second: Sequence[Tensor], scale: float) -> Tensor:
+def lokr_delta(x: Tensor, first: Tensor, second: Sequence[Tensor], scale: float | Tensor) -> Tensor:
     """Return what LoKr adds to a linear layer's output, its Kronecker product never formed.
 
     Args:
@@ -186,7 +186,7 @@ class LokrDelta(LinearDelta):
             for part, matrix in zip("ab", factor, strict=False)
         }
 
-    def added(self, x: Tensor, strength: float) -> Tensor:
+    def added(self, x: Tensor, strength: float | Tensor) -> Tensor:
         """Return what LoKr adds to the output; see `LinearDelta.added`."""
         config, scale = self.config, self._scale * strength
         if self.training and config.dropout:
@@ -197,7 +197,7 @@ class LokrDelta(LinearDelta):
             change = change * (rows >= config.rank_dropout)
         return change
 
-    def changed(self, base: FrozenLinear, x: Tensor, strength: float) -> Tensor | None:
+    def changed(self, base: FrozenLinear, x: Tensor, strength: float | Tensor) -> Tensor | None:
         """Return the layer's output with the change; see `LinearDelta.changed`."""
         # A large factor that is a product of thin matrices is multiplied by them in turn.
         if len(self.second) > 1 or (self.training and self.config.drops):

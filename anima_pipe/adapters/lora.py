@@ -100,11 +100,11 @@ class LoraDelta(LinearDelta):
         """
         return self.down, self.up
 
-    def added(self, x: Tensor, strength: float) -> Tensor:
+    def added(self, x: Tensor, strength: float | Tensor) -> Tensor:
         """Return what LoRA adds to the output; see `LinearDelta.added`."""
         return lora_delta(x, *self.factors(), self.inner_scale(x, strength))
 
-    def changed(self, base: FrozenLinear, x: Tensor, strength: float) -> Tensor | None:
+    def changed(self, base: FrozenLinear, x: Tensor, strength: float | Tensor) -> Tensor | None:
         """Return the layer's output and LoRA's in one pass; see `LinearDelta.changed`."""
         return lora_linear(x, base, *self.factors(), self.inner_scale(x, strength))
 
@@ -120,7 +120,7 @@ class LoraDelta(LinearDelta):
         down, up = (factor.detach() for factor in self.factors())
         return down, up * self.config.scale
 
-    def inner_scale(self, x: Tensor, strength: float) -> float | Tensor:
+    def inner_scale(self, x: Tensor, strength: float | Tensor) -> float | Tensor:
         """Return the factor of the inner activation, with this pass's dropouts in it."""
         config, scale = self.config, self.config.scale * strength
         if not self.training:

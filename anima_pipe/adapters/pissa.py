@@ -106,10 +106,12 @@ class PissaDelta(LoraDelta):
         down = torch.cat([moved_down, self.start_down])
         return down, torch.cat([self.up.float(), moved_up], dim=1)
 
-    def inner_scale(self, x: Tensor, strength: float) -> float | Tensor:
+    def inner_scale(self, x: Tensor, strength: float | Tensor) -> float | Tensor:
         """Return LoRA's factor of the inner activation, a rank's for both of its parts."""
         scale = super().inner_scale(x, strength)
-        return torch.cat([scale, scale], dim=-1) if isinstance(scale, Tensor) else scale
+        if not isinstance(scale, Tensor) or scale.ndim == 0:
+            return scale
+        return torch.cat([scale, scale], dim=-1)
 
     @torch.no_grad()
     def limit_norm(self, largest: float) -> None:

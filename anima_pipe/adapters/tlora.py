@@ -69,7 +69,7 @@ class TloraDelta(LoraDelta):
         """Use as many ranks in the next pass as these noise levels, Float[B], leave."""
         self.sigmas = sigmas
 
-    def inner_scale(self, x: Tensor, strength: float) -> float | Tensor:
+    def inner_scale(self, x: Tensor, strength: float | Tensor) -> float | Tensor:
         """Return LoRA's factor of the inner activation, zero for the ranks not in use."""
         scale = super().inner_scale(x, strength)
         if not self.training:
