@@ -21,10 +21,11 @@ from anima_pipe.adapters.reading import (
     refuse_other_depth,
 )
 from anima_pipe.adapters.targets import TEXT_ADAPTER_PREFIX
-from anima_pipe.comfy import anima_paths, parameter_change
+from anima_pipe.comfy import FileModule, anima_paths, file_modules
 from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.files import published
 from anima_pipe.runtime import warn
+from anima_pipe.verification import verify_checkpoint
 from anima_pipe.weights.files import BYTES_PER_NUMBER, StoredTensor, read_header
 from anima_pipe.weights.writing import (
     DTYPES,
@@ -63,8 +64,9 @@ def bake_adapter(
 ) -> Baked:
     """Write a checkpoint with an adapter's changes in its weights, under the names it had.
 
-    One tensor is in memory at a time, its change and both in fp32. Every changed tensor is
-    compared with what ComfyUI's rules make of the adapter before the file gets its name.
+    One tensor is in memory at a time, its change and both in fp32. Before the file gets its name
+    it is read back: every changed tensor is compared with what ComfyUI makes of the adapter's own
+    tensors, every other with the base's.
 
     Args:
         source: An adapter file of any style.
@@ -86,32 +88,24 @@ def bake_adapter(
     deltas = deltas_of(adapter, anima_paths())
     stored = read_header(checkpoint)
     changes = _changes_by_tensor(adapter, deltas, checkpoint, stored)
+    expected = _by_tensor(file_modules(adapter), stored)
     _warn_of_another_text_adapter(adapter, checkpoint)
     in_order = dict(sorted(stored.items(), key=lambda item: item[1].start))
     layout = {name: _written_as(tensor, dtype) for name, tensor in in_order.items()}
     metadata = _metadata(checkpoint, adapter, strength)
-    largest = 0.0
-    with (
-        published(target) as unfinished,
-        unfinished.open("wb") as out,
-        checkpoint.open("rb") as base,
-    ):
-        entries = {n: (layout[n], t.shape, size_in(layout[n], t)) for n, t in in_order.items()}
-        write_header(out, entries, metadata)
-        for name, tensor in in_order.items():
-            if name not in changes and layout[name] == tensor.dtype:
-                append_copy(out, name, base, tensor, target)
-                continue
-            weight = read_tensor(checkpoint, tensor)
-            delta = changes.get(name)
-            if delta is None:
+    with published(target) as unfinished:
+        with unfinished.open("wb") as out, checkpoint.open("rb") as base:
+            entries = {n: (layout[n], t.shape, size_in(layout[n], t)) for n, t in in_order.items()}
+            write_header(out, entries, metadata)
+            for name, tensor in in_order.items():
+                if name not in changes and layout[name] == tensor.dtype:
+                    append_copy(out, name, base, tensor, target)
+                    continue
+                weight = read_tensor(checkpoint, tensor)
+                if name in changes:
+                    weight = weight + strength * _change(changes[name], name, weight)
                 append_tensor(out, name, weight.to(DTYPES[layout[name]]), target)
-                continue
-            baked = (weight + strength * _change(delta, name, weight)).to(DTYPES[layout[name]])
-            append_tensor(out, name, baked, target)
-            expected = weight + strength * _by_comfyui(delta, name, weight)
-            largest = max(largest, _difference(baked, expected))
-        _refuse_difference(largest, layout, changes)
+        largest = verify_checkpoint(unfinished, checkpoint, expected, strength)
     return Baked(path=target, keys=len(stored), changed=len(changes), largest_difference=largest)
 
 
@@ -126,12 +120,6 @@ def _change(delta: Delta, name: str, weight: Tensor) -> Tensor:
     """Return the change of one tensor, as it trained."""
     parameter = name.rpartition(".")[2]
     return delta.weight_changes({parameter: weight})[parameter]
-
-
-def _difference(baked: Tensor, expected: Tensor) -> float:
-    """Return the largest difference, relative to the largest element expected."""
-    largest = expected.abs().max()
-    return ((baked.float() - expected).abs().max() / largest).item() if largest else 0.0
 
 
 def _changes_by_tensor(
@@ -163,6 +151,13 @@ def _changes_by_tensor(
     return changes
 
 
+def _by_tensor(modules: Mapping[str, FileModule], stored: Collection[str]) -> dict[str, FileModule]:
+    """Return what ComfyUI changes each tensor of a checkpoint by, by its name there."""
+    names = {without_prefix(name): name for name in stored}
+    paths = {f"{path}.{n}": module for path, module in modules.items() for n in module.shapes}
+    return {names[path]: module for path, module in paths.items() if path in names}
+
+
 def _refuse_absent_text_adapter(
     adapter: AdapterFile, deltas: Collection[str], checkpoint: Path, names: Collection[str]
 ) -> None:
@@ -186,23 +181,6 @@ def _warn_of_another_text_adapter(adapter: AdapterFile, checkpoint: Path) -> Non
         warn(
             f"{adapter.path} was trained with the text adapter of {name} (llm_adapter_path), which "
             f"is not baked in: the output has that of {checkpoint}"
-        )
-
-
-def _by_comfyui(delta: Delta, name: str, weight: Tensor) -> Tensor:
-    """Return the change of a tensor by ComfyUI's rules, from what a file would hold."""
-    return parameter_change(name.rpartition(".")[2], weight, delta.file_tensors())
-
-
-def _refuse_difference(
-    largest: float, layout: Mapping[str, str], changes: Mapping[str, Delta]
-) -> None:
-    """Check that what was written differs from ComfyUI's weights by rounding alone."""
-    coarsest = max((torch.finfo(DTYPES[layout[name]]).eps for name in changes), default=1.0)
-    if largest > max(coarsest, 1e-5):
-        raise CheckpointError(
-            f"a baked weight is off by {largest:.1e} of its size from what ComfyUI makes of it",
-            "do not bake this adapter; report this with the file",
         )
 
 

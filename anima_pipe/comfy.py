@@ -19,13 +19,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from anima_pipe.adapters.inject import walk
+from anima_pipe.adapters.reading import AdapterFile
 from anima_pipe.adapters.styles import PathIndex
 from anima_pipe.errors import CheckpointError
 from anima_pipe.model import AnimaTransformer, LlmAdapterConfig, TransformerConfig
@@ -43,15 +47,30 @@ LORA_NAMES: Final = (
 )
 """What files call B and A."""
 
+OUR_NAMES: Final = {
+    name: ours for pair in LORA_NAMES for name, ours in zip(pair, LORA_NAMES[1], strict=True)
+}
+"""Any name of B and A -> the one that all are compared by."""
+
 LOHA_NAMES: Final = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 
 LOKR_NAMES: Final = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
 
-DIFFERENCE_NAMES: Final = ("diff", "w_norm", "diff_b", "b_norm")
+BIAS_NAMES: Final = ("diff_b", "b_norm")
+
+DIFFERENCE_NAMES: Final = ("diff", "w_norm", *BIAS_NAMES)
 
 KNOWN_NAMES: Final = frozenset(
     ("alpha", "dora_scale", *sum(LORA_NAMES, ()), *LOHA_NAMES, *LOKR_NAMES, *DIFFERENCE_NAMES)
 )
+
+TOGETHER: Final = (
+    *map(frozenset, LORA_NAMES),
+    frozenset(LOHA_NAMES),
+    frozenset(("lokr_w1_a", "lokr_w1_b")),
+    frozenset(("lokr_w2_a", "lokr_w2_b")),
+)
+"""Tensors of one module that are of use together only."""
 
 DEEPEST: Final = 128
 """Blocks that a file may speak of when there is no model to ask; models with 52 are known."""
@@ -115,21 +134,14 @@ def tensors_by_module(
         modules: Checkpoint names of modules, `diffusion_model.` before them or not.
 
     Returns:
-        For each module that is changed, its tensors by their names behind the module's.
+        For each module that is changed, its tensors by their names behind the module's, B and A
+        of a LoRA as `lora_B.weight` and `lora_A.weight`.
 
     Raises:
-        CheckpointError: ComfyUI would pass over a tensor: it has no rule for it, or no module.
+        CheckpointError: ComfyUI would pass over a tensor: it has no rule for it, or no module; or
+            it lacks one, or has it twice.
     """
-    owners = {key: module for module in modules for key in module_keys(module)}
-    found: dict[str, dict[str, Tensor]] = {}
-    passed_over: list[str] = []
-    for key, tensor in file_tensors.items():
-        name = next((name for name in KNOWN_NAMES if key.endswith(f".{name}")), "")
-        module = owners.get(key.removesuffix(f".{name}"))
-        if module is None:
-            passed_over.append(key)
-        else:
-            found.setdefault(module, {})[name] = tensor
+    found, passed_over = read_by_comfyui(file_tensors, modules)
     for module, tensors in found.items():
         if "b_norm" in tensors and "w_norm" not in tensors:
             passed_over.append(f"{module}.b_norm")
@@ -139,6 +151,47 @@ def tensors_by_module(
             "use an adapter of this model, saved in style comfy or kohya",
         )
     return found
+
+
+def read_by_comfyui(
+    file_tensors: Tensors, modules: Collection[str]
+) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """Return what ComfyUI finds of a file, and the keys that it passes over.
+
+    Arguments and result are those of `tensors_by_module`.
+
+    Raises:
+        CheckpointError: A tensor lacks its partner, or is there twice.
+    """
+    owners = {key: module for module in modules for key in module_keys(module)}
+    found: dict[str, dict[str, Tensor]] = {}
+    passed_over: list[str] = []
+    for key, tensor in file_tensors.items():
+        name = next((name for name in KNOWN_NAMES if key.endswith(f".{name}")), "")
+        module = owners.get(key.removesuffix(f".{name}"))
+        if module is None:
+            passed_over.append(key)
+            continue
+        tensors = found.setdefault(module, {})
+        if OUR_NAMES.get(name, name) in tensors:
+            raise CheckpointError(f"{key} is there under two names", _WHOLE)
+        tensors[OUR_NAMES.get(name, name)] = tensor
+    for module, tensors in found.items():
+        if lacking := _lacking(tensors.keys()):
+            raise CheckpointError(f"{module} lacks {', '.join(sorted(lacking))}", _WHOLE)
+    return found, passed_over
+
+
+def _lacking(names: AbstractSet[str]) -> set[str]:
+    """Return the tensors without which the others of their module are of no use."""
+    wanted = {name for group in TOGETHER if group & names for name in group}
+    if names & set(LOKR_NAMES):
+        sides = ("lokr_w1", "lokr_w2")
+        wanted |= {side for side in sides if not any(name.startswith(side) for name in names)}
+    return wanted - names
+
+
+_WHOLE: Final = "use the file as its trainer wrote it"
 
 
 def module_keys(module: str) -> tuple[str, str]:
@@ -172,7 +225,7 @@ def weight_change(weight: Tensor, tensors: Tensors) -> Tensor:
 
 def bias_change(bias: Tensor, tensors: Tensors) -> Tensor:
     """Return the change of a bias at strength 1, Float[out]; arguments as `weight_change`."""
-    for name in ("diff_b", "b_norm"):
+    for name in BIAS_NAMES:
         if name in tensors:
             return tensors[name].to(bias.dtype)
     return torch.zeros_like(bias)
@@ -189,12 +242,87 @@ def anima_paths() -> PathIndex:
 
     A name in Kohya's style can only be undone by knowing them: its dots became underscores.
     """
+    return PathIndex(anima_modules())
+
+
+@cache
+def anima_modules() -> frozenset[str]:
+    """Return the names that `anima_paths` finds modules by."""
     paths = [path for path, _module in walk(AnimaTransformer(SMALLEST))]
-    return PathIndex(
+    return frozenset(
         re.sub(r"(?<=\bblocks\.)0\b", str(block), path)
         for path in paths
         for block in range(DEEPEST)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class FileModule:
+    """What ComfyUI makes of a file's tensors of one module: the counterpart of an adapter's delta.
+
+    Args:
+        tensors: By their names behind the module's, as `tensors_by_module` gives them.
+    """
+
+    tensors: Tensors
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the parameters that are changed, by name."""
+        meta = {name: tensor.to("meta") for name, tensor in self.tensors.items()}
+        product = _product(meta)
+        found = {"weight": product[0]} if product is not None else {}
+        for name in DIFFERENCE_NAMES:
+            if name in meta:
+                found["bias" if name in BIAS_NAMES else "weight"] = meta[name]
+        return {name: tuple(tensor.shape) for name, tensor in found.items()}
+
+    @property
+    def has_dora(self) -> bool:
+        """Whether the change depends on the weight."""
+        return "dora_scale" in self.tensors
+
+    def weight_changes(self, weights: Tensors, /) -> dict[str, Tensor]:
+        """Return the change of each parameter, at strength 1, in the dtype of the weights."""
+        return {n: parameter_change(n, weights[n], self.tensors) for n in self.shapes}
+
+    def change_norm(self) -> float:
+        """Return the norm of all changes together, before DoRA rescales them."""
+        plain = FileModule({n: t for n, t in self.tensors.items() if n != "dora_scale"})
+        zeros = {name: torch.zeros(()).expand(shape) for name, shape in plain.shapes.items()}
+        changes = plain.weight_changes(zeros).values()
+        return sum(change.norm().item() ** 2 for change in changes) ** 0.5
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that have an effect, by name."""
+        has_factors = self.tensors.keys() - {"alpha", *DIFFERENCE_NAMES}
+        return {n: t for n, t in self.tensors.items() if has_factors or n != "alpha"}
+
+
+def is_norm(module: FileModule) -> bool:
+    """Tell whether a file's tensors of a module change the weight of a norm."""
+    return len(module.shapes.get("weight", ())) == 1
+
+
+def file_modules(file: AdapterFile) -> dict[str, FileModule]:
+    """Return what ComfyUI makes of an adapter file's own tensors, by module.
+
+    They are read again, apart from our reader, so that comparing the two finds a misreading. Ours
+    is relied on for what ComfyUI passes over: names of other programs, and what stands beside the
+    file.
+
+    Raises:
+        CheckpointError: A tensor lacks its partner, or is there twice.
+    """
+    modules: dict[str, dict[str, Tensor]] = {}
+    for name, tensors in file.modules.items():
+        place = anima_paths().find(name)
+        if place is not None:
+            modules[place] = dict(tensors)
+    found, _passed_over = read_by_comfyui(load_file(file.path), anima_modules())
+    for place, tensors in found.items():
+        modules.setdefault(place, {}).update(tensors)
+    return {place: FileModule(tensors) for place, tensors in modules.items()}
 
 
 def _product(tensors: Tensors) -> tuple[Tensor, int | None] | None:

@@ -13,9 +13,11 @@ from anima_pipe.adapters.delta import Delta
 from anima_pipe.adapters.files import in_style, tensors_and_header
 from anima_pipe.adapters.headers import Origin, Source, derived_header
 from anima_pipe.adapters.reading import deltas_of, read_adapter_file
-from anima_pipe.comfy import anima_paths
+from anima_pipe.adapters.styles import find_style
+from anima_pipe.comfy import anima_paths, file_modules, is_norm
+from anima_pipe.errors import ConfigError
 from anima_pipe.files import published
-from anima_pipe.verification import verify_export
+from anima_pipe.verification import Change, verify_export
 from anima_pipe.weights.writing import serialized
 
 
@@ -60,11 +62,15 @@ def export_adapter(
     """
     file = read_adapter_file(source, allow_unmatched=allow_unmatched)
     deltas = deltas_of(file, anima_paths())
+    expected = file_modules(file)
     whole = Source(path=file.path, metadata=file.metadata, deltas=deltas)
     if drop_norms:
         deltas = {module: delta for module, delta in deltas.items() if delta.group != "norm"}
+        expected = {module: own for module, own in expected.items() if not is_norm(own)}
+    if not deltas:
+        raise ConfigError(f"{file.path} holds nothing but norms", "leave out --drop_norms")
     origin = Origin(command=command, sources=(whole,))
-    return write_verified(deltas, target, style, dtype or file.dtype, origin)
+    return write_verified(deltas, target, style, dtype or file.dtype, origin, expected=expected)
 
 
 def write_verified(
@@ -73,8 +79,10 @@ def write_verified(
     style: str,
     dtype: torch.dtype | None,
     origin: Origin,
+    *,
+    expected: Mapping[str, Change] | None = None,
 ) -> Export:
-    """Write deltas to a file that gets its name when it is verified; see `write_deltas`.
+    """Write deltas to a file that gets its name when it is verified.
 
     Args:
         deltas: What it is to hold, by module path.
@@ -82,6 +90,7 @@ def write_verified(
         style: "comfy", "kohya" or "diffusers".
         dtype: Of the trained tensors; None: as they are.
         origin: What it was made of, from whose headers its own follows.
+        expected: What the file should change, where that is known apart from the deltas.
 
     Raises:
         CheckpointError: It fails its verification.
@@ -93,5 +102,7 @@ def write_verified(
     tensors, header = tensors_and_header(deltas, style, dtype, metadata)
     with published(target) as unfinished:
         unfinished.write_bytes(serialized(tensors, header, target))
-        difference = verify_export(unfinished, deltas)
+        folded = find_style(style).plain_lora_only
+        wanted = deltas if expected is None else expected
+        difference = verify_export(unfinished, wanted, folded=folded)
     return Export(path=target, keys=len(tensors), largest_difference=difference)
