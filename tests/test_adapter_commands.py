@@ -257,6 +257,65 @@ def test_extracting_says_what_no_adapter_can_express(tmp_path, base):
     assert ended.exit_code == 0
 
 
+EXTRAS = {
+    "net.pos_embedder.dim_spatial_range": torch.arange(4.0),
+    "net.llm_adapter.rotary_emb.inv_freq": torch.ones(3),
+    "net.accum_iteration": torch.tensor(7),
+    "net.blocks.0.self_attn.attn_op._extra_state": torch.zeros(0, dtype=torch.uint8),
+}
+
+
+@pytest.mark.parametrize("which", ["base", "tuned", "both"])
+def test_extracting_passes_over_what_says_nothing_about_the_model(tmp_path, base, which):
+    tuned, tensors = tmp_path / "tuned.safetensors", load_file(base)
+    name = "net.blocks.0.mlp.layer1.weight"
+    save_file({**tensors, name: tensors[name] + 1} | (EXTRAS if which != "base" else {}), tuned)
+    others = {key: torch.zeros_like(tensor) for key, tensor in EXTRAS.items()}
+    save_file(tensors | (others if which != "tuned" else {}), base)
+
+    ended = run(
+        *("extract", "--base", base, "--tuned", tuned),
+        *("--output", tmp_path / "found.safetensors", "--rank", 1),
+    )
+
+    assert ended.exit_code == 0, ended.stderr
+    assert ended.stderr == ""
+    assert "1 modules" in ended.stdout
+
+
+def test_extracting_refuses_a_quantised_file_by_name(tmp_path, base):
+    tuned = tmp_path / "tuned.safetensors"
+    scale = {"net.blocks.0.mlp.layer1.scale_weight": torch.ones(())}
+    save_file(load_file(base) | scale, tuned)
+
+    ended = run(
+        *("extract", "--base", base, "--tuned", tuned),
+        *("--output", tmp_path / "found.safetensors", "--rank", 1),
+    )
+
+    assert ended.exit_code != 0
+    assert f"{tuned} is quantised: it holds blocks.0.mlp.layer1.scale_weight" in ended.stderr
+
+
+@pytest.mark.parametrize("order", [("bf16", "fp32"), ("fp32", "bf16"), ("bf16", "fp16", "bf16")])
+def test_a_merge_is_as_fine_as_the_finest_of_its_sources(tmp_path, order):
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    files: list[Path] = []
+    for number, name in enumerate(order):
+        adapter = pretend_training(create_adapter("lora", small_model()), seed=number)
+        path = tmp_path / f"{number}.safetensors"
+        files.append(save_adapter(adapter, path, dtype=dtypes[name]))
+
+    run("merge", *files, "--output", tmp_path / "sum.safetensors")
+
+    found = {
+        tensor.dtype
+        for key, tensor in load_file(tmp_path / "sum.safetensors").items()
+        if not key.endswith("alpha")
+    }
+    assert found == {dtypes["fp32" if "fp32" in order else "fp16"]}
+
+
 def test_checkpoints_of_two_models_have_no_adapter_between_them(tmp_path, base):
     other = {name: t for name, t in golden_weights("a").items() if "blocks.1" not in name}
     save_file(other, tmp_path / "other.safetensors")

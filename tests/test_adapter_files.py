@@ -132,6 +132,7 @@ def test_a_diffusers_file_holds_two_factors_a_module_with_alpha_in_the_second(tm
     [
         ({"kind": "lora"}, "diffusers cannot express .*norm.*\n.*drop the norms"),
         ({"kind": "lokr", "train_norm": False}, "which is of kind lokr.*\n.*comfy"),
+        ({"dora": True, "train_norm": False}, "which is of kind lora with DoRA.*\n.*comfy"),
     ],
 )
 def test_what_a_style_cannot_express_is_refused_and_nothing_written(tmp_path, adapter, words):
@@ -358,6 +359,15 @@ def test_a_header_that_was_damaged_is_named(tmp_path):
     save_file(load_file(path), path, {"model_depths": "28 blocks"})
 
     with pytest.raises(CheckpointError, match="model_depths in its header is not JSON"):
+        load_adapter(path, small_model())
+
+
+@pytest.mark.parametrize("text", ["28", "[28]", '"blocks"', "null", '{"blocks": "28"}'])
+def test_a_depth_that_is_no_table_of_numbers_is_named(tmp_path, text):
+    path = saved(tmp_path)
+    save_file(load_file(path), path, {"model_depths": text})
+
+    with pytest.raises(CheckpointError, match=r"model_depths in its header is no table.*\n  Fix"):
         load_adapter(path, small_model())
 
 

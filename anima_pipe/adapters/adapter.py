@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from anima_pipe.adapters.delta import Delta
+from anima_pipe.adapters.delta import Delta, effective_weights, root_module
 from anima_pipe.adapters.inject import depths, unwrap, walk, wrap
 from anima_pipe.adapters.linear import DeltaConfig, LinearDelta
-from anima_pipe.adapters.merge import merge_delta
+from anima_pipe.adapters.merge import add_changes
 from anima_pipe.adapters.norm import NormDelta
 from anima_pipe.adapters.registry import find_kind, kind_name
 from anima_pipe.adapters.rules import (
@@ -205,8 +205,28 @@ class Adapter:
 
     def merge(self) -> None:
         """Bake the changes, at the present strength, into the model's weights and take it off."""
-        for path, delta in self.deltas.items():
-            merge_delta(unwrap(self.model, path, delta), delta)
+        merge_together([self])
+
+
+@torch.no_grad()
+def merge_together(adapters: Sequence[Adapter]) -> None:
+    """Bake adapters of one model into its weights, at their present strengths, and take them off.
+
+    Their changes are added up in fp32, and each weight is rounded once: six small changes that are
+    rounded to bf16 one after the other are lost by twice as much.
+
+    Args:
+        adapters: In the order in which they were put on.
+    """
+    for path in dict.fromkeys(path for adapter in adapters for path in adapter.deltas):
+        changes: dict[str, Tensor] = {}
+        # From the outside in: what one was put on still has those below it.
+        for adapter in reversed([adapter for adapter in adapters if path in adapter.deltas]):
+            delta = adapter.deltas[path]
+            weights = effective_weights(unwrap(adapter.model, path, delta))
+            for name, change in delta.weight_changes(weights).items():
+                changes[name] = changes.get(name, torch.zeros(())) + change * delta.strength
+        add_changes(root_module(adapters[0].model.get_submodule(path)), changes)
 
 
 def _role(path: str) -> str:

@@ -23,10 +23,8 @@ from anima_pipe.weights.files import (
     copy_tensors,
     read_header,
 )
+from anima_pipe.weights.names import PREFIXES, usable
 from anima_pipe.weights.writing import is_finite
-
-PREFIXES: Final = ("model.diffusion_model.", "diffusion_model.", "net.")
-"""What may stand before the paths of a checkpoint."""
 
 NOT_LAYERS: Final = ("embed",)
 """Last names of modules whose weight is a table and not a linear layer's."""
@@ -137,7 +135,7 @@ def read_tensor(path: Path, stored: StoredTensor) -> Tensor:
 
 def without_prefix(name: str) -> str:
     """Return a checkpoint's name of a tensor as the released model has it."""
-    return name.removeprefix(next((p for p in PREFIXES if name.startswith(p)), ""))
+    return name.removeprefix(next(p for p in PREFIXES if name.startswith(p)))
 
 
 def depths_of(names: Iterable[str]) -> dict[str, int]:
@@ -150,11 +148,12 @@ def depths_of(names: Iterable[str]) -> dict[str, int]:
 
 
 def _transformer_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a checkpoint's transformer by their names without a prefix."""
-    tensors = read_header(path)
-    prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in tensors)), "")
-    return {
-        name.removeprefix(prefix): stored
-        for name, stored in tensors.items()
-        if name.startswith(prefix)
-    }
+    """Return the tensors of a checkpoint's transformer by their names without a prefix.
+
+    Raises:
+        CheckpointError: The file cannot be read, or is quantised.
+    """
+    stored = read_header(path)
+    prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in stored)), "")
+    own = {n.removeprefix(prefix): tensor for n, tensor in stored.items() if n.startswith(prefix)}
+    return usable(path, own)

@@ -1,28 +1,29 @@
-"""Baking deltas into the weights they change."""
+"""Baking changes into the weights that they are of."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Mapping
 
-from anima_pipe.adapters.delta import Delta, effective_weights, root_module
+import torch
+from torch import Tensor, nn
+
+from anima_pipe.adapters.delta import effective_weights
 from anima_pipe.adapters.eight_bit import EightBitLinear
 
 
 @torch.no_grad()
-def merge_delta(module: nn.Module, delta: Delta) -> None:
-    """Add a delta's change to the weights of the module under it.
+def add_changes(root: nn.Module, changes: Mapping[str, Tensor]) -> None:
+    """Add changes to a module's own weights.
 
     The sum is made in fp32 and rounded once, to the dtype of the weight.
 
     Args:
-        module: The module that the delta was put on, perhaps adapted itself.
-        delta: At the strength to bake in.
+        root: Under all wrappers.
+        changes: By parameter, fp32, in its shape.
     """
-    weights, root = effective_weights(module), root_module(module)
     own, before = dict(root.named_parameters(recurse=False)), effective_weights(root)
-    for name, change in delta.weight_changes(weights).items():
-        merged = before[name] + change * delta.strength
+    for name, change in changes.items():
+        merged = before[name] + change
         if isinstance(root, EightBitLinear) and name == "weight":
             root.take(merged)
         else:

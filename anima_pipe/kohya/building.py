@@ -6,6 +6,7 @@ import torch
 from torch.optim import Optimizer
 
 from anima_pipe.adapters import Adapter, create_adapter, load_adapter
+from anima_pipe.adapters.adapter import merge_together
 from anima_pipe.adapters.continued import continue_adapter
 from anima_pipe.adapters.divided import divide
 from anima_pipe.adapters.eight_bit import keep_in_eight_bits
@@ -33,9 +34,13 @@ def prepare_base(
     )
     transformer.requires_grad_(requires_grad=False)
     transformer.checkpoint_blocks(settings.gradient_checkpointing)
-    for path, strength in settings.base_weights:
-        lenient = settings.allow_unmatched
-        load_adapter(path, transformer, strength, allow_unmatched=lenient).merge()
+    lenient = settings.allow_unmatched
+    merge_together(
+        [
+            load_adapter(path, transformer, strength, allow_unmatched=lenient)
+            for path, strength in settings.base_weights
+        ]
+    )
     if settings.eight_bit:
         keep_in_eight_bits(transformer, BLOCK_LAYERS)
     if divided:

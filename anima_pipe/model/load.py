@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -12,37 +11,16 @@ import torch
 from anima_pipe.errors import CheckpointError
 from anima_pipe.model.anima import AnimaTransformer
 from anima_pipe.model.config import TransformerConfig, config_from_shapes
-from anima_pipe.weights.files import (
-    BYTES_PER_NUMBER,
-    StoredTensor,
-    check_names,
-    copy_tensors,
-    read_header,
-)
+from anima_pipe.weights.files import StoredTensor, check_names, copy_tensors, read_header
 from anima_pipe.weights.kinds import LLM_ADAPTER, TRANSFORMER, find_kind, wrong_kind
+from anima_pipe.weights.names import PREFIXES, usable
 
 WANTED = "an Anima transformer"
 WANTED_TEXT_ADAPTER = "the file of Anima's text adapter alone"
 TEXT_ADAPTER = "llm_adapter."
 """What the names of the text adapter's tensors begin with."""
-PREFIXES = ("net.", "model.diffusion_model.", "diffusion_model.", "")
-"""What stands before the names: by the author's trainer, by ComfyUI (two ways), or nothing."""
-
-HARMLESS_EXTRAS = re.compile(
-    r"^pos_embedder\."  # tables that follow from the sizes
-    r"|^llm_adapter\.rotary_emb\.inv_freq$"  # likewise
-    r"|^accum_"  # counters of Cosmos' trainer
-    r"|(^|\.)_extra_state$"  # of its layers, empty
-)
-"""Tensors in released files that say nothing about the model; matched without prefix."""
-
 OTHER_PARTS = ("vae.", "first_stage_model.", "text_encoders.", "cond_stage_model.")
 """What else is in a whole ComfyUI checkpoint, beside `model.diffusion_model.`."""
-
-_QUANTISED = re.compile(
-    r"\.comfy_quant$|(^|\.)scaled_fp8$|\.(weight|input)_scale(_2)?$|\.scale_(weight|input)$"
-    r"|\.(absmax|quant_map|quant_state\..*|qweight|qzeros)$"
-)
 
 
 class _Part(NamedTuple):
@@ -180,7 +158,7 @@ def _transformer_tensors(path: Path) -> dict[str, StoredTensor]:
         for name, tensor in stored.items()
         if not (prefix and name.startswith(OTHER_PARTS))
     }
-    return _usable(path, tensors)
+    return usable(path, tensors)
 
 
 def _text_adapter_tensors(path: Path) -> dict[str, StoredTensor]:
@@ -196,23 +174,7 @@ def _text_adapter_tensors(path: Path) -> dict[str, StoredTensor]:
         TEXT_ADAPTER + name.removeprefix(prefix) if name.startswith(prefix) else name: tensor
         for name, tensor in stored.items()
     }
-    return _usable(path, tensors)
-
-
-def _usable(path: Path, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Leave harmless extras out.
-
-    Raises:
-        CheckpointError: The file is quantised.
-    """
-    kept = {name: tensor for name, tensor in tensors.items() if not HARMLESS_EXTRAS.search(name)}
-    for name, tensor in kept.items():
-        if tensor.dtype not in BYTES_PER_NUMBER or _QUANTISED.search(name):
-            raise CheckpointError(
-                f"{path} is quantised: it holds {name} as {tensor.dtype}",
-                "Give the bf16 or fp32 file of the same model.",
-            )
-    return kept
+    return usable(path, tensors)
 
 
 def _find_prefix(path: Path, names: Collection[str]) -> str:
