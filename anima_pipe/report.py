@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anima_pipe.dataset.overlap import held_out_but_trained
 from anima_pipe.dataset.picture_captions import caption_lines
 from anima_pipe.dataset.plan import describe
 from anima_pipe.errors import DataError
-from anima_pipe.fill import ALONE, FillSummary
+from anima_pipe.fill import ALONE, FillSummary, long_text
 from anima_pipe.records import T5_LIMIT, Skipped
 from anima_pipe.runtime import Rank, counted, say, warn
 from anima_pipe.shards.index import Problem
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from anima_pipe.adapters.adapter import Adapter, TableRow
     from anima_pipe.dataset.batches import Batches
+    from anima_pipe.dataset.survey import Survey
     from anima_pipe.trainer import Trainer, TrainerConfig
 
 NAMED = 20
@@ -66,6 +68,40 @@ def report_overlap(pictures: Sequence[Skipped]) -> None:
         )
 
 
+def report_survey(survey: Survey, *, strict: bool) -> None:
+    """Tell all that a survey found wrong, as every command does that looks at a whole dataset.
+
+    Raises:
+        DataError: No picture of a subset has a caption; under `strict`, anything cannot be used.
+    """
+    report_surveyed_captions(survey, strict=strict)
+    report_surveyed_pictures(survey, strict=strict)
+
+
+def report_surveyed_captions(survey: Survey, *, strict: bool) -> None:
+    """Tell what is wrong with the captions of a survey; see `report_survey`."""
+    report_uncaptioned(survey.uncaptioned(), strict=strict)
+    report_weighted(survey.caption_notes["weights"], survey.noted("weights"))
+
+
+def report_surveyed_pictures(survey: Survey, *, strict: bool) -> None:
+    """Tell what is wrong with the pictures of a survey; see `report_survey`."""
+    report_skipped(survey.skipped, strict=strict)
+    report_overlap(held_out_but_trained(survey))
+
+
+def report_long_captions(survey: Survey, count_t5: Callable[[str], int] | None) -> None:
+    """List captions over the limit of T5 tokens before they are encoded.
+
+    Args:
+        survey: With captions.
+        count_t5: Counts T5's tokens; None: no tokenizer is known, and nothing is said.
+    """
+    if count_t5 is not None:
+        counts = ((text, count_t5(str(text))) for text in survey.captions)
+        report_long([long_text(text, tokens) for text, tokens in counts if tokens > T5_LIMIT])
+
+
 def report_problems(problems: Sequence[Problem]) -> None:
     """List what is wrong in a cache."""
     if problems:
@@ -88,7 +124,7 @@ def report_skipped(skipped: Sequence[Skipped], *, strict: bool) -> None:
     if strict:
         raise DataError(
             f"{len(skipped)} pictures or captions could not be used",
-            "mend or remove the files listed above, or leave strict off",
+            "mend or remove the files listed above, or leave out --strict",
         )
 
 
@@ -104,7 +140,7 @@ def report_uncaptioned(pictures: Sequence[Skipped], *, strict: bool) -> None:
     if strict:
         raise DataError(
             f"{counted(len(pictures), 'picture')} without a caption",
-            "write the captions, set class_tokens for their folder, or leave strict off",
+            "write the captions, set class_tokens for their folder, or leave out --strict",
         )
 
 

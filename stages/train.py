@@ -211,8 +211,6 @@ def check_model_files(settings: TrainSettings) -> None:
 
 def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Survey, Plan, Cache]:
     """Survey the dataset, fill what the caches lack, and join the two."""
-    from anima_pipe.dataset.overlap import held_out_but_trained
-    from anima_pipe.dataset.picture_captions import uncaptioned
     from anima_pipe.dataset.pictures import find_pictures
     from anima_pipe.dataset.plan import make_plan
     from anima_pipe.dataset.survey import survey_pictures
@@ -222,25 +220,21 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Sur
     from anima_pipe.report import (
         report_fill,
         report_long,
-        report_overlap,
-        report_skipped,
-        report_uncaptioned,
-        report_weighted,
+        report_surveyed_captions,
+        report_surveyed_pictures,
     )
     from anima_pipe.shards import open_cache
     from anima_pipe.trainer import first_process_first
 
     data = settings.data
-    pictures = find_pictures(data.datasets)
-    report_uncaptioned(uncaptioned(pictures), strict=data.strict)
     survey = survey_pictures(
-        pictures,
+        find_pictures(data.datasets),
         caption_variants=data.caption_variants,
         crop_variants=data.crop_variants,
         cache_dir=data.cache.folder,
         rehash=data.rehash,
     )
-    report_weighted(survey.caption_notes["weights"], survey.noted("weights"))
+    report_surveyed_captions(survey, strict=data.strict)
     prompts = settings.previews.prompts if settings.previews else ()
     if data.fills_gaps:
         assert data.latents is not None
@@ -258,8 +252,7 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Sur
         report_long(texts.long)
         lost = latents.lost | masks.lost
         survey = survey.without(lost, [*latents.failed, *masks.failed])
-    report_skipped(survey.skipped, strict=data.strict)
-    report_overlap(held_out_but_trained(survey))
+    report_surveyed_pictures(survey, strict=data.strict)
     cache = open_cache(
         data.cache.folder,
         data.latents.cache_name if data.latents else None,

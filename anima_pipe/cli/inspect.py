@@ -20,16 +20,17 @@ import click
 from anima_pipe.cli.ending import ending_of
 from anima_pipe.cli.help_text import help_text
 from anima_pipe.cli.stage_command import StageCommand, click_options
-from anima_pipe.errors import ConfigError
+from anima_pipe.errors import ConfigError, DataError
 from anima_pipe.files import write_atomically
 from anima_pipe.kohya.check import FileKind, file_kind
 from anima_pipe.kohya.options import DATASET_GROUP, options_of
 from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import TRAIN
-from anima_pipe.runtime import say
+from anima_pipe.runtime import say, warn
 
 if TYPE_CHECKING:
+    from anima_pipe.dataset.survey import Survey
     from anima_pipe.inspection.gather import Entry, Inspection
     from anima_pipe.records import ImageFile
 
@@ -146,6 +147,7 @@ def _inspected(options: Resolved) -> Inspection:
     from anima_pipe.dataset.survey import survey_pictures
     from anima_pipe.inspection.gather import inspect_survey
     from anima_pipe.inspection.thumbnails import look_at_all
+    from anima_pipe.kohya.model_files import t5_counter
     from anima_pipe.kohya.settings import dataset_configs
     from anima_pipe.runtime import progress_bar
 
@@ -156,15 +158,31 @@ def _inspected(options: Resolved) -> Inspection:
         cache_dir=_scans(options),
         rehash=options.value("rehash"),
     )
+    count_t5 = t5_counter(options)
+    _report(survey, count_t5)
     images = [sample.image for sample in survey.samples]
     looks = []
     with progress_bar(len(images), "image", "pictures") as bar:
         for look in look_at_all(images, workers=_workers(options, images)):
             looks.append(look)
             bar.update()
-    return inspect_survey(
-        survey, looks, count_qwen=_qwen_counter(options), count_t5=_t5_counter(options)
+    return inspect_survey(survey, looks, count_qwen=_qwen_counter(options), count_t5=count_t5)
+
+
+def _report(survey: Survey, count_t5: Callable[[str], int] | None) -> None:
+    """Tell what a training would tell of the dataset; what would end it does not end this."""
+    from anima_pipe.report import (
+        report_long_captions,
+        report_surveyed_captions,
+        report_surveyed_pictures,
     )
+
+    try:
+        report_surveyed_captions(survey, strict=False)
+    except DataError as error:
+        warn(f"{error.problem}: training would end here; {error.remedy}")
+    report_surveyed_pictures(survey, strict=False)
+    report_long_captions(survey, count_t5)
 
 
 def _scans(options: Resolved) -> Path | None:
@@ -187,18 +205,6 @@ def _qwen_counter(options: Resolved) -> Callable[[str], int]:
 
     tokenizer = read_qwen_tokenizer(find_tokenizer(options.value("qwen3")))
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
-
-
-def _t5_counter(options: Resolved) -> Callable[[str], int] | None:
-    """Return what counts T5's tokens; None where no tokenizer is known."""
-    from anima_pipe.encoders.t5_tokens import T5Tokens
-    from anima_pipe.kohya.model_files import known_tokenizer
-
-    folder = known_tokenizer(options)
-    if folder is None:
-        return None
-    tokens = T5Tokens(folder)
-    return lambda text: len(tokens.encode(text))
 
 
 def _chosen(entries: Sequence[Entry], limit: int) -> list[Entry]:

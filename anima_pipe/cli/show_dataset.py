@@ -43,9 +43,10 @@ def show_dataset(options: Resolved) -> ShownDataset:
     from anima_pipe.dataset.pictures import find_pictures
     from anima_pipe.dataset.plan import describe, make_plan
     from anima_pipe.dataset.survey import survey_pictures
+    from anima_pipe.kohya.model_files import t5_counter
     from anima_pipe.kohya.objective import warn_of_idle_offsets
     from anima_pipe.kohya.settings import cache_settings, dataset_configs
-    from anima_pipe.report import report_skipped, report_weighted
+    from anima_pipe.report import report_long_captions, report_survey
     from anima_pipe.shards.keys import text_key
 
     datasets = dataset_configs(options)
@@ -62,8 +63,8 @@ def show_dataset(options: Resolved) -> ShownDataset:
     # Every process of a launch has the same to show.
     if launched_rank().number == 0:
         warn_of_idle_offsets(options, datasets)
-        report_skipped(survey.skipped, strict=options.value("strict"))
-        report_weighted(survey.caption_notes["weights"], survey.noted("weights"))
+        report_survey(survey, strict=options.value("strict"))
+        report_long_captions(survey, t5_counter(options))
         say("\n".join([*describe(plan), f"seed        {seed}"]))
         for line in _lines(plan, survey, captions, options):
             click.echo(line)

@@ -23,7 +23,7 @@ from typing import Final
 from anima_pipe.buckets import choose_bucket
 from anima_pipe.dataset.config import DatasetConfig, regularisation_visits
 from anima_pipe.dataset.face_crops import face_in_name
-from anima_pipe.dataset.picture_captions import picture_captions
+from anima_pipe.dataset.picture_captions import picture_captions, uncaptioned
 from anima_pipe.dataset.pictures import Picture
 from anima_pipe.dataset.requests import Requests, latent_requests, mask_requests
 from anima_pipe.dataset.samples import Sample, SampleTable
@@ -42,6 +42,8 @@ class Survey:
     """All samples of all datasets, and what could not be used."""
 
     datasets: tuple[DatasetConfig, ...]
+    pictures: Sequence[Picture]
+    """All that were found, whether they can be used or not."""
     table: SampleTable
     samples: Sequence[Sample]
     """Of the table, as everything else here: each is made when it is asked for."""
@@ -65,6 +67,14 @@ class Survey:
     def caption_notes(self) -> Counter[CaptionNote]:
         """Of how many captions something is true."""
         return Counter(note for captions in self.table.captions() for note in captions.notes)
+
+    def uncaptioned(self) -> list[Skipped]:
+        """List the pictures that have no caption; their files are looked for anew.
+
+        Raises:
+            DataError: No picture of a subset has one, which nobody means.
+        """
+        return uncaptioned(self.pictures)
 
     def noted(self, note: CaptionNote) -> Iterator[str]:
         """Yield the pictures whose captions something is true of."""
@@ -97,6 +107,7 @@ class Survey:
         return _survey(
             balanced,
             datasets=self.datasets,
+            pictures=self.pictures,
             # A picture may be wanted in several latents and masks; it is named once.
             skipped=dict.fromkeys([*self.skipped, *failed]),
             too_small=self.too_small,
@@ -108,12 +119,14 @@ def _survey(
     table: SampleTable,
     *,
     datasets: Iterable[DatasetConfig],
+    pictures: Sequence[Picture],
     skipped: Iterable[Skipped],
     too_small: int,
     not_needed: int,
 ) -> Survey:
     return Survey(
         datasets=tuple(datasets),
+        pictures=pictures,
         table=table,
         samples=table.samples(),
         latents=Requests(table.latents, lambda row: table[row].latents()),
@@ -177,6 +190,7 @@ def survey_pictures(
     return _survey(
         balanced,
         datasets=dict.fromkeys(datasets.values()),
+        pictures=pictures,
         skipped=skipped,
         too_small=too_small,
         not_needed=len(table) - len(balanced),

@@ -10,7 +10,7 @@ few at a time, on their way to the encoder.
 from anima_pipe.fill.missing import ALONE, FillSummary
 from anima_pipe.fill.pictures import fill_latents, fill_masks
 from anima_pipe.fill.settings import CacheSettings, LatentSettings, TextSettings
-from anima_pipe.fill.texts import fill_text
+from anima_pipe.fill.texts import fill_text, long_text
 
 __all__ = [
     "ALONE",
@@ -21,4 +21,5 @@ __all__ = [
     "fill_latents",
     "fill_masks",
     "fill_text",
+    "long_text",
 ]

@@ -55,7 +55,7 @@ def fill_text(texts: Iterable[Text], settings: TextSettings, rank: Rank = ALONE)
         key = text_key(text)
         wanted.append(key)
         if key in held.long_texts:
-            long[key] = _long(text, held.long_texts[key])
+            long[key] = long_text(text, held.long_texts[key])
     own, summary = divide(KeyPlaces(wanted).distinct(), held, lambda key: key, rank)
     if rank.number == 0:
         summary.long += long.values()
@@ -96,7 +96,7 @@ def _encode_text(
                 except DataError as error:
                     summary.failed.append(Skipped(name=repr(str(text)), reason=error.problem))
                 if (tokens := len(condition.t5_ids)) > T5_LIMIT:
-                    summary.long.append(_long(text, tokens))
+                    summary.long.append(long_text(text, tokens))
             seen += len(batch)
             bar.update(len(batch))
     if gone := len(missing) - seen:
@@ -134,5 +134,6 @@ def _batches(texts: Iterator[Text], size: int) -> Iterator[list[Text]]:
             yield some[start : start + size]
 
 
-def _long(text: Text, tokens: int) -> Skipped:
+def long_text(text: Text, tokens: int) -> Skipped:
+    """Return how a text over the limit of T5 tokens is named."""
     return Skipped(name=f"{str(text)[:SHOWN_LETTERS]!r}...", reason=f"{tokens} T5 tokens")
