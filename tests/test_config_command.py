@@ -121,6 +121,23 @@ def test_options_fill_the_gaps_of_a_dataset_beside_them():
     assert config("check", dataset, options).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("more", "rate"),
+    [
+        ("", "5e-5"),
+        ('optimizer_type = "Prodigy"\n', "1"),
+        ('optimizer_type = "DAdaptAdam"\n', "1"),
+        ("unet_lr = 1e-4\n", None),
+        ("learning_rate = 2e-6\n", None),
+        ('optimizer_type = "Adafactor"\nlr_scheduler = "adafactor"\n', None),
+    ],
+)
+def test_a_learning_rate_that_is_not_set_is_warned_of_with_one_to_set(more: str, rate: str | None):
+    said = config("check", write("t.toml", f'output_dir = "out"\n{more}')).stdout
+    assert ("learning_rate is not set: 2e-06" in said) == (rate is not None)
+    assert rate is None or f"set learning_rate = {rate}\n" in said
+
+
 def test_what_only_this_machine_lacks_is_a_warning():
     files = [
         write("t.toml", 'vae = "/nowhere/vae.safetensors"\n'),

@@ -4,6 +4,8 @@ import errno
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,6 +82,30 @@ def test_everything_is_fetched_where_nothing_is_there(hugging_face: FakeHub, t5:
     check_t5_tokenizer(t5)
     assert names_in(t5) == FILES
     assert all((t5 / name).read_bytes() == (whole / name).read_bytes() for name in FILES)
+
+
+IMPORTS_OF_A_FETCH = f"""
+import sys
+from pathlib import Path
+from anima_pipe.hub.clients import fetch_small
+from anima_pipe.hub.sources import parse_source
+clients = {{"huggingface_hub", "modelscope_hub", "modelscope", "torch"}}
+before = clients & set(sys.modules)
+source = parse_source("https://modelscope.cn/models/{MIRROR}")
+fetch_small(source, "tokenizer/config.json", Path(sys.argv[1]))
+print(sorted(before), sorted(clients & set(sys.modules)))
+"""
+
+
+def test_only_the_client_is_imported_and_only_for_a_fetch(hubs: Hubs, whole: Path, tmp_path: Path):
+    ended = subprocess.run(
+        [sys.executable, "-c", IMPORTS_OF_A_FETCH, tmp_path / "config.json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.strip() == "[] ['modelscope_hub']"
+    assert (tmp_path / "config.json").read_bytes() == (whole / "config.json").read_bytes()
 
 
 def test_a_whole_folder_asks_no_hub(hubs: Hubs, whole: Path):

@@ -122,6 +122,12 @@ def test_a_rate_of_zero_trains_nothing(option: str, cached: Cached, tmp_path: Pa
     assert tensors[UP].abs().max() == 0
 
 
+def test_a_run_says_that_its_rate_was_not_set(cached: Cached, tmp_path: Path):
+    said = train(cached, tmp_path / "unset", learning_rate=None, max_train_steps=1).said
+    assert "learning_rate is not set" in said
+    assert "learning_rate is not set" not in train(cached, tmp_path / "set", max_train_steps=1).said
+
+
 def test_optimizer_type_and_optimizer_args_shape_the_step(cached: Cached, tmp_path: Path):
     def largest(name: str, *args: str) -> float:
         values = {"optimizer_type": name, "optimizer_args": [*args] or None, "max_train_steps": 1}

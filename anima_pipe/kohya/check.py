@@ -23,6 +23,7 @@ from anima_pipe.kohya.parts import part_findings
 from anima_pipe.kohya.resolve import examine
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import TRAIN
+from anima_pipe.kohya.rules import unset_rate_warnings
 from anima_pipe.kohya.sample_prompts import examine_sample_prompts, is_prompt_table
 from anima_pipe.kohya.settings import told_of_overruled
 from anima_pipe.kohya.train_toml import train_args_path
@@ -156,7 +157,7 @@ def _examine_train_args(path: Path, examined: _Examined) -> Resolved:
     resolved, findings = examine(TRAIN, {}, path)
     examined.findings += [*findings, *part_findings(resolved), *file_findings(resolved)]
     examined.findings += _absent(resolved, (*NAMES_A_FILE, *NAMES_A_FOLDER))
-    examined.warnings += resolved.warnings
+    examined.warnings += [*resolved.warnings, *unset_rate_warnings(resolved)]
     return resolved
 
 

@@ -8,6 +8,7 @@ so that a command ends once, with all of it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, cast
 
@@ -18,6 +19,7 @@ from anima_pipe.kohya.model_files import with_recorded_models
 from anima_pipe.kohya.parts import part_findings
 from anima_pipe.kohya.resolved import Resolved, Written
 from anima_pipe.kohya.rows import ALL, EXPORT, LATENTS, TEXT, TRAIN, TRAINING
+from anima_pipe.kohya.rules import unset_rate_warnings
 from anima_pipe.kohya.sample_prompts import examine_sample_prompts
 from anima_pipe.kohya.settings import examine_datasets, models_needed
 
@@ -63,6 +65,8 @@ def inspect_run(options: Resolved, findings: Sequence[Finding]) -> Resolved:
         *(part_findings(options) if options.command in TRAINING else ()),
     ]
     raise_findings(list(dict.fromkeys(found)))
+    if "output_dir" in needed:
+        options = replace(options, warnings=(*options.warnings, *unset_rate_warnings(options)))
     return options
 
 

@@ -104,6 +104,21 @@ def rule_warnings(resolved: Resolved) -> Iterator[str]:
         yield f"{resolved.written['reg_data_dir']} has no effect beside in_json"
 
 
+def unset_rate_warnings(resolved: Resolved) -> Iterator[str]:
+    """Yield that the learning rate is Kohya's default, which trains no adapter worth having.
+
+    What a part of the options leaves open another part may say: this is for a run's all.
+    """
+    if any(map(resolved.given, ("learning_rate", "unet_lr"))) or adafactor_sizes_steps(resolved):
+        return
+    kind = str(resolved.value("optimizer_type")).lower()
+    rate = "1" if kind.startswith(("prodigy", "dadapt")) else "5e-5"
+    yield (
+        f"learning_rate is not set: {resolved.value('learning_rate'):g}, Kohya's default, is meant "
+        f"for full training and hardly trains an adapter; set learning_rate = {rate}"
+    )
+
+
 def _adafactor_warnings(resolved: Resolved) -> Iterator[str]:
     """Yield what is idle beside an Adafactor with its own steps, or that it has none."""
     optimizer = resolved.written.get("optimizer_type")

@@ -97,16 +97,19 @@ NETWORK: Final[tuple[Option, ...]] = group(
         "train_norm",
         "Train the norm layers' weights too.",
         default=True,
+        default_note="The seed's; Kohya's networks leave them out.",
         test="test_options_of_training.py::test_parts_are_trained_unless_switched_off",
     ),
     flag(
         "train_llm_adapter",
-        "Train the text adapter's layers too.",
+        "Train the text adapter's layers too; the presets leave them as they are.",
         default=True,
+        default_note="The seed's; Kohya's networks leave them out.",
         test="test_options_of_training.py::test_parts_are_trained_unless_switched_off",
     ),
     *no_op(
-        "Qwen3 is always frozen",
+        "Qwen3 is always frozen, as in Kohya; the text adapter, which is part of the transformer, "
+        "trains unless train_llm_adapter = false",
         flag(
             "network_train_unet_only",
             "Train no adapter of the text encoder.",
