@@ -213,6 +213,24 @@ def test_gc_keeps_what_is_needed_by_options_that_no_file_holds(pictures, tmp_pat
     assert "would remove 0 samples" not in without.stdout, without.output
 
 
+def test_weighted_prompts_and_kept_backslashes_are_known_to_gc_and_to_verify(tmp_path):
+    pictures, folder = demo_pictures(tmp_path / "pictures", every=18), tmp_path / "cache"
+    (pictures / "01_meadow.txt").write_text(r"fox \(animal\), meadow")
+    (tmp_path / "prompts.txt").write_text("a (red fox:1.3) --n (blurry)\n")
+    given = {"keep_backslashes": True, "sample_prompts": tmp_path / "prompts.txt"}
+    data = write_dataset(tmp_path / "dataset.toml", pictures)
+    anima_pipe("encode-text", dataset_config=data, cache_dir=folder, **given).ok()
+
+    kept = cache("gc", data, "--cache_dir", folder, *options(**given))
+    assert "would remove 0 samples" in kept.stdout, kept.output
+    # The caption as it is written, and the two prompts.
+    without = cache("gc", data, "--cache_dir", folder)
+    assert "would remove 3 samples" in without.stdout, without.output
+    models = {name: MODEL[name] for name in ("qwen3", "t5_tokenizer_dir")}
+    verified = cache("verify", "--cache_dir", folder, "--reencode", 9, *options(**models))
+    assert verified.exit_code == 0, verified.output
+
+
 def test_gc_refuses_to_guess_what_an_unreadable_picture_needs(folder, some):
     (some.parent / "half" / "broken.png").write_bytes(b"no picture")
     before = tensors_in(folder)
