@@ -191,6 +191,8 @@ class Moment:
     """Before clipping; None before the first step."""
     samples: int
     """Samples that the step trained on, over all processes."""
+    batches: int = 1
+    """Batches of them."""
     sigma_losses: Mapping[str, float] = field(default_factory=dict[str, float])
     """This step's mean loss by noise level, such as "0.3-0.4", where there was a sample of it."""
     grad_norms: Mapping[str, float] = field(default_factory=dict[str, float])

@@ -9,16 +9,12 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from anima_pipe.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
-    from tqdm import tqdm
-
-SECONDS_BETWEEN_LINES: Final = 30.0
-"""Of a progress bar in a log."""
 
 SAID_BEFORE: Final = "ANIMA_PIPE_SAID_BEFORE"
 """The environment's variable that names a file of warnings said so far, each in JSON on a line.
@@ -137,20 +133,6 @@ def _note_said(file: Path, message: str) -> bool:
     with file.open("a", encoding="utf-8") as notes:
         notes.write(f"{line}\n")
     return True
-
-
-def progress_bar(total: int, unit: str, label: str | None = None) -> tqdm[Any]:
-    """Return a progress bar; where there is no terminal, it writes a line now and then."""
-    from tqdm import tqdm
-
-    watched = sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        unit=unit,
-        desc=label,
-        dynamic_ncols=watched,
-        mininterval=0.1 if watched else SECONDS_BETWEEN_LINES,
-    )
 
 
 def home() -> Path:

@@ -129,7 +129,7 @@ def train_together(
     optimizer, rounding = building.prepare_optimizer(settings, adapter)
     trainer = prepare_trainer(settings, batches, module, optimizer, accelerator)
     ema = Ema(adapter, settings.ema_decay) if settings.ema_decay is not None else None
-    losses = SmoothedLosses()
+    losses = SmoothedLosses(batches.windows_per_epoch())
     states = prepare_states(settings, trainer, adapter, ema, losses, rounding)
     needs = memory_needs(
         adapter,

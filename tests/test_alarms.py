@@ -9,7 +9,8 @@ import pytest
 from commands import Ended, anima_pipe, assert_one_error
 
 from anima_pipe.errors import PipeError
-from anima_pipe.hooks.alarms import AlarmConfig, LossAlarm, TimeLeft, duration
+from anima_pipe.hooks.alarms import AlarmConfig, LossAlarm, TimeLeft
+from anima_pipe.progress import duration
 from anima_pipe.records import Moment
 
 Cached = dict[str, object]

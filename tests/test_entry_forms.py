@@ -134,7 +134,7 @@ def test_training_takes_all_its_options_on_the_command_line(
     ).ok()
 
     assert files_in(tmp_path) == {"fox.safetensors"}
-    assert "100%" in ended.said
+    assert "(100%)" in ended.said
 
 
 def test_make_all_takes_a_folder_of_pictures_the_whole_way(

@@ -149,7 +149,7 @@ def _inspected(options: Resolved) -> Inspection:
     from anima_pipe.inspection.thumbnails import look_at_all
     from anima_pipe.kohya.model_files import t5_counter
     from anima_pipe.kohya.settings import dataset_configs
-    from anima_pipe.runtime import progress_bar
+    from anima_pipe.progress import progress_bar
 
     survey = survey_pictures(
         find_pictures(dataset_configs(options)),

@@ -29,7 +29,8 @@ from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.rows import TRAIN
 from anima_pipe.kohya.sample_prompts import BARE, parse_prompt, read_sample_prompts, with_settings
 from anima_pipe.kohya.settings import base_name, prompt_texts
-from anima_pipe.runtime import choose_device, progress_bar, say, torch_dtype
+from anima_pipe.progress import progress_bar
+from anima_pipe.runtime import choose_device, say, torch_dtype
 from anima_pipe.source.prompts import read_prompt
 
 if TYPE_CHECKING:

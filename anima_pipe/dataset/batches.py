@@ -44,6 +44,8 @@ class Window:
     ends_epoch: bool
     samples: int
     """Samples in it, over all processes."""
+    batches: int = 1
+    """Batches of them."""
     shares: tuple[Share, ...]
 
 
@@ -89,6 +91,7 @@ class Batches:
                     index=number,
                     ends_epoch=number + 1 == per_epoch,
                     samples=sum(map(len, window)),
+                    batches=len(window),
                     shares=tuple(self._shares(window)),
                 )
             epoch, index = epoch + 1, 0

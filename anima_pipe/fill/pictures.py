@@ -96,7 +96,8 @@ def _encode_latents(
     import torch
 
     from anima_pipe.encoders import load_vae
-    from anima_pipe.runtime import choose_device, progress_bar
+    from anima_pipe.progress import progress_bar
+    from anima_pipe.runtime import choose_device
     from anima_pipe.shards import LatentWriter
     from anima_pipe.source.decode import decode_in_workers
     from anima_pipe.source.images import load_pixels
@@ -173,7 +174,7 @@ def _write_masks(
     settings: LatentSettings,
     summary: FillSummary,
 ) -> None:
-    from anima_pipe.runtime import progress_bar
+    from anima_pipe.progress import progress_bar
     from anima_pipe.shards import MaskWriter
     from anima_pipe.source.decode import decode_in_workers
     from anima_pipe.source.images import load_mask

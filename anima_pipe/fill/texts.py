@@ -72,7 +72,8 @@ def _encode_text(
     import torch
 
     from anima_pipe.encoders import load_text_encoder
-    from anima_pipe.runtime import choose_device, progress_bar
+    from anima_pipe.progress import progress_bar
+    from anima_pipe.runtime import choose_device
     from anima_pipe.shards import TextWriter
     from anima_pipe.shards.text import text_metadata
 

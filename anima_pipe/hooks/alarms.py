@@ -18,6 +18,7 @@ import torch
 
 from anima_pipe.errors import PipeError
 from anima_pipe.memory import memory_use
+from anima_pipe.progress import duration
 from anima_pipe.records import Moment
 from anima_pipe.runtime import say, warn
 
@@ -140,14 +141,6 @@ class TimeLeft:
             end = time.strftime("%H:%M", time.localtime(time.time() + each * steps_left))
             left = duration(each * steps_left)
             say(f"time left {left} for {steps_left} steps of {each:.2g} s: until about {end}")
-
-
-def duration(seconds: float) -> str:
-    """Write a time as people say it: 40 s, 12 min, 3 h 05 min."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def _tell(config: AlarmConfig, end: End, problem: str, remedy: str) -> None:

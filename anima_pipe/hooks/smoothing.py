@@ -31,13 +31,80 @@ class SmoothedLoss:
         return self.total / self.weight if self.weight else math.nan
 
 
+class EpochLoss:
+    """The mean loss of the last batches, as many as an epoch has; as Kohya's moving average.
+
+    Args:
+        windows: Steps of an epoch.
+    """
+
+    def __init__(self, windows: int) -> None:
+        self._windows = windows
+        self._losses: list[tuple[float, int]] = []
+        """The mean loss and the batches of each of the last steps, in a ring."""
+        self._taken = 0
+        """Steps so far."""
+        self._total, self._batches = 0.0, 0
+
+    def add(self, loss: float, batches: int) -> None:
+        """Take in one step's mean loss over so many batches, if it is a number."""
+        if not math.isfinite(loss):
+            return
+        place = self._taken % self._windows
+        if self._taken >= self._windows:
+            self._total -= math.prod(self._losses[place])
+            self._batches -= self._losses[place][1]
+            self._losses[place] = loss, batches
+        else:
+            self._losses.append((loss, batches))
+        self._total += loss * batches
+        self._batches += batches
+        self._taken += 1
+        if self._taken % self._windows == 0:
+            # Once in a while anew: what is added and taken away again leaves its rounding behind.
+            self._total = math.fsum(math.prod(step) for step in self._losses)
+
+    @property
+    def value(self) -> float:
+        """The mean; NaN before the first loss."""
+        return self._total / self._batches if self._batches else math.nan
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the ring, and what is reckoned by it."""
+        return {
+            "windows": self._windows,
+            "losses": self._losses,
+            "taken": self._taken,
+            "total": self._total,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Take them back; where epochs are of another length now, as many as fit."""
+        windows, losses, taken = (state_dict[name] for name in ("windows", "losses", "taken"))
+        if windows != self._windows:
+            for loss, batches in losses[taken % windows :] + losses[: taken % windows]:
+                self.add(loss, batches)
+            return
+        self._losses, self._taken, self._total = list(losses), taken, state_dict["total"]
+        self._batches = sum(batches for _, batches in losses)
+
+
+OF_EPOCH: Final = "epoch"
+"""Where the state has it; the others are called by their noise levels."""
+
+
 class SmoothedLosses:
-    """The hook that smooths the loss, and the losses by noise level, for those who show them."""
+    """The hook that smooths the loss, and the losses by noise level, for those who show them.
+
+    Args:
+        windows: Steps of an epoch.
+    """
 
     reads_weights = False
 
-    def __init__(self) -> None:
+    def __init__(self, windows: int) -> None:
         self.average = SmoothedLoss()
+        self.of_epoch = EpochLoss(windows)
         self.by_sigma: defaultdict[str, SmoothedLoss] = defaultdict(SmoothedLoss)
 
     def due(self, moment: Moment) -> bool:
@@ -48,18 +115,20 @@ class SmoothedLosses:
         """Take in its losses."""
         assert moment.loss is not None
         self.average.add(moment.loss)
+        self.of_epoch.add(moment.loss, moment.batches)
         for name, loss in moment.sigma_losses.items():
             self.by_sigma[name].add(loss)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sum and the weight of each mean; "" is the name of the one over all."""
         means = {"": self.average, **self.by_sigma}
-        return {name: (mean.total, mean.weight) for name, mean in means.items()}
+        state: dict[str, Any] = {name: (mean.total, mean.weight) for name, mean in means.items()}
+        return {**state, OF_EPOCH: self.of_epoch.state_dict()}
 
-    def load_state_dict(self, state_dict: dict[str, tuple[float, float]], /) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         """Take them back."""
-        for name, (total, weight) in state_dict.items():
-            if name:
-                self.by_sigma[name] = SmoothedLoss(total, weight)
-            else:
-                self.average = SmoothedLoss(total, weight)
+        means = dict(state_dict)
+        if (of_epoch := means.pop(OF_EPOCH, None)) is not None:
+            self.of_epoch.load_state_dict(of_epoch)
+        self.average = SmoothedLoss(*means.pop(""))
+        self.by_sigma.update({name: SmoothedLoss(*mean) for name, mean in means.items()})

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anima_pipe.hooks.run_log import RunLog
 from anima_pipe.hooks.smoothing import SmoothedLosses
 from anima_pipe.memory import GIB, MemoryUse, memory_use
+from anima_pipe.progress import Progress, progress_bar
 from anima_pipe.records import Moment
-from anima_pipe.runtime import progress_bar
 
 if TYPE_CHECKING:
     import torch
-    from tqdm import tqdm
 
 
 class ProgressBar:
-    """Steps, speed, time left and the smoothed loss, on one line.
+    """Steps, speed, time left and the mean loss over an epoch's length, on one line.
 
     Its clock starts before the first step, behind the hooks that come before it.
     """
@@ -27,7 +26,7 @@ class ProgressBar:
 
     def __init__(self, total_steps: int, losses: SmoothedLosses) -> None:
         self._total_steps = total_steps
-        self._bar: tqdm[Any] | None = None
+        self._bar: Progress | None = None
         self._losses = losses
 
     def due(self, moment: Moment) -> bool:  # noqa: ARG002 - at every moment alike
@@ -35,11 +34,11 @@ class ProgressBar:
         return True
 
     def at(self, moment: Moment) -> None:
-        """Move on by a step."""
+        """Begin where the run stands, then move on by a step."""
         if self._bar is None:
-            self._bar = progress_bar(self._total_steps, "step")
-        if moment.loss is not None:
-            self._bar.set_postfix(epoch=moment.epoch, loss=f"{self._losses.average.value:.4f}")
+            self._bar = progress_bar(self._total_steps, "step", done=moment.step)
+        if moment.after_step:
+            self._bar.tell(epoch=moment.epoch, loss=f"{self._losses.of_epoch.value:.4f}")
             self._bar.update()
 
     def close(self) -> None:
@@ -99,6 +98,7 @@ class StepNumbers:
         return {
             "loss/current": moment.loss,
             "loss/average": self._losses.average.value,
+            "loss/epoch_average": self._losses.of_epoch.value,
             **smoothed,
             "epoch": moment.epoch,
             "skipped_steps": moment.skipped_steps,

@@ -188,6 +188,7 @@ class Trainer:
             grad_norms=outcome.grad_norms,
             weight_norms=outcome.weight_norms,
             samples=window.samples,
+            batches=window.batches,
             seconds=seconds,
             waited_seconds=waited,
             skipped_steps=self.skipped_steps,
