@@ -122,7 +122,7 @@ def train_together(
     batches = prepare_batches(settings, plan, cache, accelerator)
     settings = with_save_ratio(settings, options, batches.windows_per_epoch())
     settings = described(settings, options, survey, batches)
-    transformer, adapter = building.prepare_model(settings.model, accelerator.device, divided)
+    transformer, adapter = building.prepare_model(settings, accelerator.device, divided)
     module = TextConditionedTransformer(transformer)
     adapter.follow_sigmas(module)
     previews = prepare_previews(settings, transformer, cache, accelerator.device)

@@ -21,6 +21,7 @@ from anima_pipe.adapters.rules import (
     PartRate,
     RankRules,
     RateRules,
+    Rates,
     first_match,
     group_parameters,
     refuse_idle,
@@ -54,14 +55,14 @@ class Adapter:
     Args:
         model: The model; its target modules are wrapped in place.
         deltas: By module path, in the model's order.
-        rates: Which of its tensors take a learning rate of their own.
+        rates: Which of its tensors take a learning rate of their own, and which do not train.
     """
 
     def __init__(
-        self, model: nn.Module, deltas: Mapping[str, Delta], rates: RateRules | None = None
+        self, model: nn.Module, deltas: Mapping[str, Delta], rates: Rates | None = None
     ) -> None:
         self.model = model
-        self.rates = rates or RateRules()
+        self.rates = rates or Rates()
         self.verbose = False
         """Whether its table has a row for every module."""
         self.deltas = dict(deltas)
@@ -89,15 +90,15 @@ class Adapter:
         for _name, parameter in self.named_parameters():
             yield parameter
 
-    def groups(self, parts: Sequence[PartRate] = ()) -> list[Group]:
-        """Return the trainable tensors by learning rate and decay; see `group_parameters`."""
-        return group_parameters(self.deltas, self.rates, parts)
+    def groups(self) -> list[Group]:
+        """Return the tensors that train by learning rate and decay; see `group_parameters`."""
+        return group_parameters(self.deltas, self.rates)
 
     def table(self, rates: Mapping[nn.Parameter, float] | None = None) -> list[TableRow]:
         """Return what is trained: siblings, and their like in all layers, make one row.
 
         Args:
-            rates: The learning rate of each tensor, to be shown beside it.
+            rates: The learning rate of each tensor that trains, to be shown beside it.
         """
         roles: dict[tuple[str, str, int | None], list[nn.Parameter]] = {}
         counts: dict[tuple[str, str, int | None], int] = {}
@@ -113,7 +114,7 @@ class Adapter:
                 rank=role[2],
                 count=counts[role],
                 parameters=sum(tensor.numel() for tensor in tensors),
-                rates=tuple(sorted({rates[t] for t in tensors})) if rates else (),
+                rates=tuple(sorted({rates.get(t, 0.0) for t in tensors})) if rates else (),
             )
             for role, tensors in roles.items()
         ]
@@ -160,13 +161,14 @@ class Adapter:
         module.register_forward_pre_hook(tell)
 
     def limit_norms(self, largest: float) -> None:
-        """Scale down the changes of linear layers whose norm is above `largest`.
+        """Scale down the changes that train of linear layers whose norm is above `largest`.
 
         Raises:
             ConfigError: A kind cannot be scaled.
         """
         for delta in self.deltas.values():
-            if isinstance(delta, LinearDelta):
+            trains = any(tensor.requires_grad for tensor in delta.trained().values())
+            if trains and isinstance(delta, LinearDelta):
                 delta.limit_norm(largest)
 
     def matrices(self) -> list[nn.Parameter]:
@@ -286,6 +288,8 @@ def create_adapter(
     network_alpha: float | None = 1.0,
     *,
     seed: int = 0,
+    parts: Sequence[PartRate] = (),
+    learning_rate: float | None = None,
     **network_args: object,
 ) -> Adapter:
     """Put a fresh adapter on a model; it changes nothing until it is trained.
@@ -296,6 +300,8 @@ def create_adapter(
         network_dim: The rank.
         network_alpha: The change is multiplied by alpha / rank; None: alpha = rank.
         seed: Of the start; the global random state is neither used nor changed.
+        parts: Parts of the model with learning rates of their own; 0 leaves one alone.
+        learning_rate: Of the others; 0 leaves them alone, see `Rates`.
         network_args: Fields of `TargetRules` (train_norm, train_llm_adapter, target_modules,
             include_patterns, exclude_patterns), of `RankRules` (network_reg_dims), of `RateRules`
             (network_reg_lrs, norm_lr, loraplus_lr_ratio), of `TableRules` (verbose) and of the
@@ -309,9 +315,13 @@ def create_adapter(
     config, ranks = settings.config, settings.ranks
     targets = choose_targets(model, settings.targets)
     refuse_idle("network_reg_dims", ranks, targets.linears)
+    rates = Rates(rules=settings.rates, parts=tuple(parts), run_rate=learning_rate)
+    untrained = rates.untrained(targets.groups())
     generator = torch.Generator().manual_seed(seed)
     deltas: dict[str, Delta] = {}
     for path, module in walk(model):
+        if path in untrained:
+            continue
         if path in targets.linears:
             pattern = first_match(ranks, path)
             rank = config.rank if pattern is None else ranks[pattern]
@@ -319,6 +329,6 @@ def create_adapter(
                 deltas[path] = replace(config, rank=rank).create(module, generator)
         elif path in targets.norms:
             deltas[path] = NormDelta.create(module)
-    adapter = Adapter(model, deltas, settings.rates)
+    adapter = Adapter(model, deltas, rates)
     adapter.verbose = settings.table.verbose
     return adapter

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 import torch
@@ -18,6 +19,7 @@ from anima_pipe.adapters.linear import DeltaConfig, LinearDelta
 from anima_pipe.adapters.lora import LoraDelta
 from anima_pipe.adapters.pissa import PissaConfig
 from anima_pipe.adapters.registry import find_kind, kind_name
+from anima_pipe.adapters.rules import PartRate, Rates
 from anima_pipe.adapters.targets import choose_targets
 from anima_pipe.adapters.tlora import TloraConfig, TloraDelta
 
@@ -34,12 +36,14 @@ def continue_adapter(
     *,
     dim_from_weights: bool = False,
     allow_unmatched: bool = False,
+    parts: Sequence[PartRate] = (),
+    learning_rate: float | None = None,
     **network_args: object,
 ) -> tuple[Adapter, list[str]]:
     """Put the adapter of a file on a model and let it train by the settings of a new one.
 
     Kind, modules, ranks and alphas are the file's. Dropouts, learning rates, and T-LoRA's share of
-    the ranks are the settings'.
+    the ranks are the settings'. What has a learning rate of 0 stays as it is in the file.
 
     Args:
         path: As for `load_adapter`.
@@ -49,6 +53,8 @@ def continue_adapter(
         network_alpha: What the settings ask for.
         dim_from_weights: Rank and alpha are meant to be the file's.
         allow_unmatched: As for `load_adapter`.
+        parts: As for `create_adapter`.
+        learning_rate: As for `create_adapter`.
         network_args: As for `create_adapter`.
 
     Returns:
@@ -61,10 +67,13 @@ def continue_adapter(
     settings = read_settings(kind, network_dim, network_alpha, network_args)
     targets = choose_targets(model, settings.targets)
     adapter = load_adapter(path, model, allow_unmatched=allow_unmatched)
+    rates = Rates(rules=settings.rates, parts=tuple(parts), run_rate=learning_rate)
+    held = {place: delta.group for place, delta in adapter.deltas.items()}
+    untrained = rates.untrained({**targets.groups(), **held})
     expected = find_kind(kind).delta
     warnings = [
         *_kind_warnings(adapter.deltas, kind, expected),
-        *_target_warnings(adapter.deltas, {*targets.linears, *targets.norms}),
+        *_target_warnings(adapter.deltas.keys() - untrained, targets.groups().keys() - untrained),
         *_start_warnings(adapter.deltas, settings.config),
     ]
     if not dim_from_weights:
@@ -72,7 +81,8 @@ def continue_adapter(
     for place, delta in adapter.deltas.items():
         if isinstance(delta, LinearDelta):
             adapter.deltas[place] = _under_settings(model, place, delta, settings)
-    adapter.rates = settings.rates
+        adapter.deltas[place].requires_grad_(place not in untrained)
+    adapter.rates = rates
     adapter.verbose = settings.table.verbose
     return adapter, warnings
 
@@ -148,10 +158,10 @@ def _rank_warnings(deltas: Mapping[str, Delta], settings: AdapterSettings) -> li
     ]
 
 
-def _target_warnings(deltas: Mapping[str, Delta], chosen: set[str]) -> list[str]:
-    """Return what the file's modules differ in from those chosen."""
-    more = sorted(deltas.keys() - chosen)
-    fewer = sorted(chosen - deltas.keys())
+def _target_warnings(held: AbstractSet[str], chosen: AbstractSet[str]) -> list[str]:
+    """Return what the file's modules differ in from those chosen; of those that train."""
+    more = sorted(held - chosen)
+    fewer = sorted(chosen - held)
     return [
         *([f"it has {len(more)} modules besides: {_some(more)}; they train"] * bool(more)),
         *([f"it lacks {len(fewer)} modules: {_some(fewer)}; they do not train"] * bool(fewer)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import nn
@@ -46,7 +46,7 @@ class RateRules:
 
     network_reg_lrs: str = ""
     """`regex=rate,regex=rate`: the first expression that is a module's whole path gives its rate;
-    norms are modules too."""
+    norms are modules too. 0 leaves the module alone."""
     loraplus_lr_ratio: float | None = None
     """LoRA+ (Hayou et al., arXiv:2402.12354): the rate of lora_B, hada_w2_a or lokr_w1 is this many
     times that of the others; 16 is the paper's."""
@@ -54,7 +54,8 @@ class RateRules:
     """Kohya's name for the same in a model with trained text encoders; it wins."""
 
     norm_lr: float | None = None
-    """The rate of the norms' weights and biases; None: that of the others. A pattern wins."""
+    """The rate of the norms' weights and biases; None: that of the others; 0 leaves them alone. A
+    pattern wins."""
 
     def __post_init__(self) -> None:
         self.rates()
@@ -86,7 +87,60 @@ class PartRate:
     pattern: str
     """A regular expression that is the whole path of each module of the part."""
     rate: float
-    """0: the part is not trained."""
+    """0 leaves the part alone: it has no tensors, or keeps those that it started from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """The learning rates of a run: its own, its parts' and those that `RateRules` give.
+
+    A pattern wins over norm_lr, and that over a part.
+    """
+
+    rules: RateRules = field(default_factory=RateRules)
+    parts: tuple[PartRate, ...] = ()
+    run_rate: float | None = None
+    """Of what has none of its own; None: whatever it is, it is not 0."""
+
+    def own(self, path: str, group: str) -> tuple[str, float] | None:
+        """Return the name and the rate of a module that does not take the run's.
+
+        Args:
+            path: Of the module.
+            group: "linear" or "norm"; see `Delta.group`.
+        """
+        patterns = self.rules.rates()
+        if (pattern := first_match(patterns, path)) is not None:
+            return f"reg_lr_{[*patterns].index(pattern)}", patterns[pattern]
+        if group == "norm" and self.rules.norm_lr is not None:
+            return "", self.rules.norm_lr
+        matching = (part for part in self.parts if re.fullmatch(part.pattern, path))
+        return next(((part.name, part.rate) for part in matching), None)
+
+    def untrained(self, groups: Mapping[str, str]) -> set[str]:
+        """Return which modules are left alone: their rate is 0.
+
+        A run's own rate of 0 leaves alone what has no other where something else trains. Without
+        that it is a run that changes nothing, as asked.
+
+        Args:
+            groups: The group of each module, by path.
+
+        Raises:
+            ConfigError: No module is left, or a pattern is the path of none.
+        """
+        refuse_idle("network_reg_lrs", self.rules.rates(), groups)
+        found = {path: self.own(path, group) for path, group in groups.items()}
+        own = {path: rate[1] for path, rate in found.items() if rate is not None}
+        untrained = {path for path, rate in own.items() if rate == 0}
+        if self.run_rate == 0 and len(untrained) < len(own):
+            untrained |= groups.keys() - own.keys()
+        if len(untrained) == len(groups):
+            raise ConfigError(
+                f"the learning rates of all {len(groups)} modules are 0: nothing is left to train",
+                "raise the learning rate of a part, or leave one out for learning_rate to count",
+            )
+        return untrained
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,51 +165,48 @@ class Group:
         return (run_rate if self.own_rate is None else self.own_rate) * self.ratio
 
 
-def group_parameters(
-    deltas: Mapping[str, Delta], rules: RateRules, parts: Sequence[PartRate] = ()
-) -> list[Group]:
-    """Sort the trained tensors by learning rate and decay.
+def group_parameters(deltas: Mapping[str, Delta], rates: Rates) -> list[Group]:
+    """Sort the tensors that train by learning rate and decay.
 
     The groups are called "linear" and "norm", after them the name of the part or the number of the
     pattern that gave the rate, " dora" for DoRA's magnitudes, and " plus" for those that LoRA+
-    trains faster. A pattern wins over norm_lr, and that over a part.
+    trains faster.
 
     Raises:
         ConfigError: A pattern is the path of no trained module, or a part that is to be trained
             has none, or norm_lr is given and no norm trains.
     """
-    patterns = rules.rates()
-    refuse_idle("network_reg_lrs", patterns, deltas)
-    _refuse_idle_parts(parts, deltas)
-    norm_lr = rules.norm_lr
-    trains_norms = any(delta.group == "norm" for delta in deltas.values())
-    if norm_lr is not None and norm_lr > 0 and not trains_norms:
-        raise ConfigError(f"norm_lr is {norm_lr}, but no norm is trained", "remove norm_lr")
-    rates = {part.pattern: part.rate for part in parts}
-    names = {part.pattern: part.name for part in parts}
-    names |= {pattern: f"reg_lr_{number}" for number, pattern in enumerate(patterns)}
+    _refuse_idle_rates(deltas, rates)
+    ratio = rates.rules.ratio
     groups: dict[str, Group] = {}
     for path, delta in deltas.items():
-        pattern = first_match(patterns, path)
-        own_rate = None if pattern is None else patterns[pattern]
-        if pattern is None and delta.group == "norm" and norm_lr is not None:
-            own_rate = norm_lr
-        elif pattern is None and (part := first_match(rates, path)) is not None:
-            pattern, own_rate = part, rates[part]
-        place = delta.group if pattern is None else f"{delta.group} {names[pattern]}"
-        plus = delta.faster if isinstance(delta, LinearDelta) and rules.ratio != 1 else ()
-        for name, parameter in delta.trained().items():
-            apart = " dora" if name == "dora_scale" else ""
-            called = place + apart + (Group.FASTER if name in plus else "")
+        name, own_rate = rates.own(path, delta.group) or ("", None)
+        place = f"{delta.group} {name}" if name else delta.group
+        plus = delta.faster if isinstance(delta, LinearDelta) and ratio != 1 else ()
+        for tensor, parameter in delta.trained().items():
+            if not parameter.requires_grad:
+                continue
+            apart = " dora" if tensor == "dora_scale" else ""
+            called = place + apart + (Group.FASTER if tensor in plus else "")
             group = Group(
                 name=called,
                 parameters=[],
                 own_rate=own_rate,
-                ratio=rules.ratio if name in plus else 1.0,
-                decays=delta.group != "norm" and name not in delta.undecayed,
+                ratio=ratio if tensor in plus else 1.0,
+                decays=delta.group != "norm" and tensor not in delta.undecayed,
             )
             groups.setdefault(called, group).parameters.append(parameter)
     return list(groups.values())
+
+
+def _refuse_idle_rates(deltas: Mapping[str, Delta], rates: Rates) -> None:
+    """Refuse rates above 0 of what is not there; those of 0 have seen to it themselves."""
+    rules = rates.rules
+    refuse_idle("network_reg_lrs", [p for p, rate in rules.rates().items() if rate], deltas)
+    _refuse_idle_parts(rates.parts, deltas)
+    trains_norms = any(delta.group == "norm" for delta in deltas.values())
+    if rules.norm_lr is not None and rules.norm_lr > 0 and not trains_norms:
+        raise ConfigError(f"norm_lr is {rules.norm_lr}, but no norm is trained", "remove norm_lr")
 
 
 def _refuse_idle_parts(parts: Sequence[PartRate], paths: Collection[str]) -> None:

@@ -54,6 +54,10 @@ class Targets:
     linears: list[str]
     norms: list[str]
 
+    def groups(self) -> dict[str, str]:
+        """Return by path which group each belongs to; see `Delta.group`."""
+        return {**dict.fromkeys(self.linears, "linear"), **dict.fromkeys(self.norms, "norm")}
+
 
 def choose_targets(model: nn.Module, rules: TargetRules) -> Targets:
     """Return what the rules choose of a model.

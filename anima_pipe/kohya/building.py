@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.optim import Optimizer
 
@@ -12,7 +14,7 @@ from anima_pipe.adapters.divided import divide
 from anima_pipe.adapters.eight_bit import keep_in_eight_bits
 from anima_pipe.kohya.training import ModelSettings, TrainSettings
 from anima_pipe.model import BLOCK_LAYERS, AnimaTransformer, load_transformer
-from anima_pipe.optimizing.optimizers import ParameterGroup, create_optimizer
+from anima_pipe.optimizing.optimizers import ParameterGroup, create_optimizer, sizes_own_steps
 from anima_pipe.optimizing.rounding import StochasticRounding
 from anima_pipe.runtime import Rank, warn
 
@@ -49,25 +51,30 @@ def prepare_base(
 
 
 def prepare_model(
-    settings: ModelSettings, device: torch.device, divided: Rank | None = None
+    settings: TrainSettings, device: torch.device, divided: Rank | None = None
 ) -> tuple[AnimaTransformer, Adapter]:
     """Load the frozen transformer, see `prepare_base`, and put the adapter on it."""
-    transformer = prepare_base(settings, device, divided)
-    if settings.start_from is None:
-        adapter = create_adapter(
-            settings.adapter_kind, transformer, seed=settings.seed, **settings.adapter_arguments
-        )
+    model = settings.model
+    transformer = prepare_base(model, device, divided)
+    arguments: dict[str, Any] = {
+        **model.adapter_arguments,
+        "parts": settings.part_rates,
+        # To an optimizer that finds its own steps a rate says nothing, nor that it is 0.
+        "learning_rate": None if sizes_own_steps(settings.optimizer) else settings.learning_rate,
+    }
+    if model.start_from is None:
+        adapter = create_adapter(model.adapter_kind, transformer, seed=model.seed, **arguments)
         return transformer, adapter
     adapter, differences = continue_adapter(
-        settings.start_from,
-        settings.adapter_kind,
+        model.start_from,
+        model.adapter_kind,
         transformer,
-        dim_from_weights=settings.dim_from_weights,
-        allow_unmatched=settings.allow_unmatched,
-        **settings.adapter_arguments,
+        dim_from_weights=model.dim_from_weights,
+        allow_unmatched=model.allow_unmatched,
+        **arguments,
     )
     for difference in differences:
-        warn(f"network_weights {settings.start_from.name}: {difference}")
+        warn(f"network_weights {model.start_from.name}: {difference}")
     return transformer, adapter
 
 
@@ -80,7 +87,7 @@ def rated_groups(settings: TrainSettings, adapter: Adapter) -> list[ParameterGro
             learning_rate=group.rate(settings.learning_rate),
             decays=group.decays,
         )
-        for group in adapter.groups(settings.part_rates)
+        for group in adapter.groups()
     ]
 
 

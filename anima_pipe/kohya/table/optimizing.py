@@ -48,7 +48,7 @@ _FOLLOWS_LOSS: Final = Refused(
     "it follows a validation loss after every step, which training does not measure",
     "use cosine, or warmup_stable_decay",
 )
-_PART_RATE: Final = "; 0: not trained, not set: learning_rate."
+_PART_RATE: Final = "; 0: left alone, and not in the file; not set: learning_rate."
 
 _OPTIMIZER: Final = group(
     "Optimizer and learning rate",
@@ -175,31 +175,31 @@ _OPTIMIZER: Final = group(
         "llm_adapter_lr",
         "Learning rate of the text adapter" + _PART_RATE,
         minimum=0,
-        test="test_rates_by_part.py::test_a_part_trains_at_its_own_rate",
+        test="test_rates_by_part.py::test_a_part_trains_at_its_own_rate_and_at_none_is_not_in_the_file",
     ),
     number(
         "self_attn_lr",
         "Learning rate of self-attention, its norms included" + _PART_RATE,
         minimum=0,
-        test="test_rates_by_part.py::test_a_part_trains_at_its_own_rate",
+        test="test_rates_by_part.py::test_a_part_trains_at_its_own_rate_and_at_none_is_not_in_the_file",
     ),
     number(
         "cross_attn_lr",
         "Learning rate of cross-attention, its norms included" + _PART_RATE,
         minimum=0,
-        test="test_rates_by_part.py::test_a_part_trains_at_its_own_rate",
+        test="test_rates_by_part.py::test_a_part_trains_at_its_own_rate_and_at_none_is_not_in_the_file",
     ),
     number(
         "mlp_lr",
         "Learning rate of the mlp layers" + _PART_RATE,
         minimum=0,
-        test="test_rates_by_part.py::test_a_part_trains_at_its_own_rate",
+        test="test_rates_by_part.py::test_a_part_trains_at_its_own_rate_and_at_none_is_not_in_the_file",
     ),
     number(
         "mod_lr",
         "Learning rate of the modulation layers, where include_patterns trains them" + _PART_RATE,
         minimum=0,
-        test="test_rates_by_part.py::test_a_part_trains_at_its_own_rate",
+        test="test_rates_by_part.py::test_a_part_trains_at_its_own_rate_and_at_none_is_not_in_the_file",
     ),
     *refused(
         "it is an old form of optimizer_type",
