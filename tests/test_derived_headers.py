@@ -207,6 +207,51 @@ def test_a_training_save_with_alpha_folded_in_states_that_of_its_tensors(tmp_pat
     assert header["ss_network_args"] == FIELDS["ss_network_args"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "stated", "found"),
+    [
+        ("lora", "networks.lora_anima", "networks.lora_anima"),
+        ("lora", "networks.tlora_anima", "networks.tlora_anima"),
+        ("lokr", "lycoris.kohya", "lycoris.kohya"),
+        ("lokr", "networks.lokr", "networks.lokr"),
+        ("lokr", "networks.lora_anima", "networks.lokr_anima"),
+    ],
+)
+def test_a_run_that_went_on_from_another_rank_and_kind_states_those_of_its_tensors(
+    tmp_path, kind, stated, found
+):
+    adapter = create_adapter(kind, small_model(), 2, 1.0, train_norm=False)
+
+    path = save_adapter(
+        adapter, tmp_path / "a.safetensors", metadata={**FIELDS, "ss_network_module": stated}
+    )
+
+    header = header_of(path)
+    assert header["ss_network_module"] == found
+    assert header["ss_network_dim"] == header["adapter_rank"] == "2"
+    assert header["ss_network_alpha"] == "1.0"
+
+
+def test_info_says_what_a_file_was_made_of(tmp_path):
+    first = adapter_file(tmp_path / "a.safetensors")
+    second = adapter_file(tmp_path / "b.safetensors", seed=2)
+    run("merge", f"{first}:0.5", second, "--output", tmp_path / "c.safetensors")
+
+    lines = run("info", tmp_path / "c.safetensors").stdout.splitlines()
+
+    assert "made of     a.safetensors at 0.5, b.safetensors, by merge" in lines
+
+
+@pytest.mark.parametrize("text", ["by hand", "[1]", '{"files": [3]}', '{"files": [{"name": 1}]}'])
+def test_another_programs_made_of_is_shown_as_it_is(tmp_path, text):
+    path = adapter_file(tmp_path / "a.safetensors", made_of=text)
+
+    said = run("info", path).stdout
+
+    assert ["made_of", *text.split()] in [line.split() for line in said.splitlines()]
+    assert "made of" not in said
+
+
 def test_ranks_that_differ_are_dynamic_as_kohya_says_it(tmp_path):
     adapter = create_adapter(
         "lora", small_model(), 4, network_reg_dims=".*mlp.*=2", train_norm=False

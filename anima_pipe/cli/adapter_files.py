@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from anima_pipe.cli.adapter_page import overview, table
 from anima_pipe.cli.ending import ending_of
 from anima_pipe.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-    from anima_pipe.adapters.contents import ContentsRow
     from anima_pipe.adapters.delta import Delta
     from anima_pipe.adapters.headers import Origin, Source
     from anima_pipe.adapters.reading import AdapterFile
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 SETTINGS: dict[str, Any] = {
     "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 }
-SHOWN_LETTERS = 66
-"""Of a value of the metadata: a hash and a little more."""
-
 STYLES = ("comfy", "kohya", "diffusers")
 
 PRECISIONS = ("fp32", "fp16", "bf16", "float")
@@ -93,7 +90,7 @@ def info(source: Path, *, as_json: bool, allow_unmatched: bool) -> None:
         if as_json:
             click.echo(json.dumps({**facts, "blocks": [asdict(row) for row in rows]}, indent=2))
             return 0
-        click.echo("\n".join([*_overview(facts), "", *_table(rows)]))
+        click.echo("\n".join([*overview(facts), "", *table(rows)]))
         return 0
 
     sys.exit(ending_of(work))
@@ -320,48 +317,3 @@ def path_and_strength(argument: str) -> tuple[Path, float]:
         return (Path(path), float(strength)) if found else (Path(argument), 1.0)
     except ValueError:
         return Path(argument), 1.0
-
-
-def _overview(facts: Mapping[str, Any]) -> list[str]:
-    """Return the lines that describe a file as a whole, its metadata last."""
-    depths = [f"{count} {path}" for path, count in facts["model_depths"].items()]
-    labelled = {
-        "file": facts["file"],
-        "kind": ", ".join(facts["kinds"]),
-        "dtype": facts["dtype"],
-        "base": ", ".join(depths) or "of a depth that the file does not say",
-        "modules": f"{facts['modules']:,}",
-        "parameters": f"{facts['parameters']:,}",
-    }
-    width = max(map(len, facts["metadata"]), default=0)
-    metadata = [
-        f"  {key:<{width}}  {_shortened(value)}" for key, value in facts["metadata"].items()
-    ]
-    return [
-        *(f"{label:<12}{fact}" for label, fact in labelled.items()),
-        *(["", "metadata", *metadata] if metadata else []),
-    ]
-
-
-def _shortened(value: str) -> str:
-    """Return the beginning of what would fill a screen: the tags of a dataset, its buckets."""
-    if len(value) <= SHOWN_LETTERS:
-        return value
-    return f"{value[:SHOWN_LETTERS]}... ({len(value):,} letters; --json shows them all)"
-
-
-def _table(rows: list[ContentsRow]) -> list[str]:
-    """Return the lines of a table, one per block and kind."""
-    width = max(len(row.place) for row in rows)
-    lines = [f"{'place':<{width}}  {'kind':<16}modules  rank      alpha     parameters  norm"]
-    for row in rows:
-        ranks, alphas = (_several(numbers) for numbers in (row.ranks, row.alphas))
-        lines.append(
-            f"{row.place:<{width}}  {row.kind:<16}{row.modules:>7}  {ranks:<10}{alphas:<10}"
-            f"{row.parameters:>10,}  {row.norm:.4g}"
-        )
-    return lines
-
-
-def _several(numbers: tuple[float, ...]) -> str:
-    return ",".join(f"{number:g}" for number in numbers)
