@@ -10,7 +10,12 @@ from pathlib import Path
 import torch
 
 from anima_pipe.adapters.delta import Delta
-from anima_pipe.adapters.files import in_style, tensors_and_header
+from anima_pipe.adapters.files import (
+    in_style,
+    tensors_and_header,
+    unread_norms,
+    warn_of_unread_norms,
+)
 from anima_pipe.adapters.headers import Origin, Source, derived_header
 from anima_pipe.adapters.reading import deltas_of, read_adapter_file
 from anima_pipe.adapters.styles import find_style
@@ -30,6 +35,8 @@ class Export:
     """Tensors in the file."""
     largest_difference: float
     """See `verify_export`."""
+    unread_norms: int
+    """Norms that the program passes over which the style is named for."""
 
 
 def export_adapter(
@@ -51,7 +58,7 @@ def export_adapter(
         target: The file to write.
         style: "comfy", "kohya" or "diffusers".
         dtype: Of the trained tensors; None: as in the source.
-        drop_norms: Leave the norms out, for a style that cannot express them.
+        drop_norms: Leave the norms out, for a program that does not apply them.
         allow_unmatched: Leave out, with a warning, what of the source matches nothing.
         command: What the header is to say made it.
 
@@ -105,4 +112,10 @@ def write_verified(
         folded = find_style(style).plain_lora_only
         wanted = deltas if expected is None else expected
         difference = verify_export(unfinished, wanted, folded=folded)
-    return Export(path=target, keys=len(tensors), largest_difference=difference)
+    warn_of_unread_norms(deltas, style)
+    return Export(
+        path=target,
+        keys=len(tensors),
+        largest_difference=difference,
+        unread_norms=len(unread_norms(deltas, style)),
+    )

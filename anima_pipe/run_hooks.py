@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from anima_pipe.adapters.files import warn_of_unread_norms
 from anima_pipe.hooks.alarms import LossAlarm, MemoryAlarm, TimeLeft
 from anima_pipe.hooks.board import start_board
 from anima_pipe.hooks.ema import Ema
@@ -69,6 +70,7 @@ class RunHooks:
             beside = replace(settings.save, name=f"{settings.save.name}-ema")
             hooks.append(Saver(self.adapter, beside, self.ema.in_place))
         hooks.append(Saver(self.adapter, settings.save))
+        warn_of_unread_norms(self.adapter.deltas, settings.save.style)
         device, memory = trainer.accelerator.device, settings.logs.memory
         hooks.append(StepNumbers(log, self.losses, device, memory=memory))
         if self.previews:

@@ -13,8 +13,8 @@ from anima_pipe.cli.stage_command import stage_command
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.runtime import say
 
-READERS = {"comfy": "ComfyUI", "diffusers": "diffusers", "kohya": "sd-scripts"}
-"""Who reads a style."""
+READERS = {"comfy": "ComfyUI", "diffusers": "diffusers", "kohya": "sd-scripts and ComfyUI"}
+"""Who makes the same of a style."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +49,9 @@ def run(options: Resolved) -> ExportSummary:
         allow_unmatched=options.value("allow_unmatched"),
         command="export-comfy",
     )
+    reader = "ComfyUI alone" if export.unread_norms else READERS[style]
     say(
-        f"exported  {export.path}: {export.keys} tensors, as {READERS[style]} reads them; "
+        f"exported  {export.path}: {export.keys} tensors, for {reader}; "
         f"largest difference from what was trained {export.largest_difference:.1e}"
     )
     return ExportSummary(

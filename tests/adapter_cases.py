@@ -27,6 +27,14 @@ KINDS = {
 }
 """Name -> the arguments of `create_adapter`, besides the model."""
 
+STYLED = [
+    (case, style)
+    for case in KINDS
+    for style in ("comfy", "kohya")
+    if style == "comfy" or case not in ("lokr-both", "dora-rows", "dora-columns")
+]
+"""Every case with every style that has words for it."""
+
 
 def small_model(dtype: torch.dtype = torch.float32) -> AnimaTransformer:
     """Return the golden transformer, frozen."""

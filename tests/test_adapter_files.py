@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from adapter_cases import KINDS, assert_same, pretend_training, small_model, velocity
+from adapter_cases import KINDS, STYLED, assert_same, pretend_training, small_model, velocity
 from golden_model import golden_weights, relative_error
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ from anima_pipe.adapters.linear import LinearDelta
 from anima_pipe.comfy import apply_adapter
 from anima_pipe.errors import CheckpointError, ConfigError, OutputError
 from anima_pipe.export import export_adapter
+from anima_pipe.hooks.saving import SaveConfig, Saver
 
 Q_PROJ = "blocks.0.self_attn.q_proj"
 
@@ -49,10 +51,10 @@ def rewritten(path: Path, rename=lambda key: key, keep_metadata: bool = True, **
     return path
 
 
-@pytest.mark.parametrize("style", ["comfy", "kohya"])
+@pytest.mark.parametrize(("name", "style"), STYLED)
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
-def test_an_adapter_comes_back_from_its_file_bit_for_bit(tmp_path, case, style, dtype):
-    kind, arguments = case
+def test_an_adapter_comes_back_from_its_file_bit_for_bit(tmp_path, name, style, dtype):
+    kind, arguments = KINDS[name]
     path = saved(tmp_path, style, dtype, adapter=trained_adapter(kind, **arguments))
 
     adapter = load_adapter(path, small_model())
@@ -69,9 +71,9 @@ def test_an_adapter_comes_back_from_a_diffusers_file_bit_for_bit(tmp_path):
     assert_same(load_file(path), load_file(again))
 
 
-@pytest.mark.parametrize("style", ["comfy", "kohya"])
-def test_a_loaded_adapter_is_the_trained_one_and_trains_on(tmp_path, case, style):
-    kind, arguments = case
+@pytest.mark.parametrize(("name", "style"), STYLED)
+def test_a_loaded_adapter_is_the_trained_one_and_trains_on(tmp_path, name, style):
+    kind, arguments = KINDS[name]
     trained = trained_adapter(kind, **arguments)
     path = saved(tmp_path, style, adapter=trained)
     model = small_model()
@@ -477,8 +479,9 @@ def test_a_norm_with_a_bias_keeps_both_in_its_file(tmp_path):
     assert_same(loaded.state_dict(), adapter.state_dict())
 
 
-@pytest.mark.parametrize("style", ["comfy", "kohya"])
-@pytest.mark.parametrize("flag", ["dora", "rs_lora"])
+@pytest.mark.parametrize(
+    ("flag", "style"), [("dora", "comfy"), ("rs_lora", "comfy"), ("rs_lora", "kohya")]
+)
 def test_how_a_lora_was_scaled_travels_in_the_metadata_through_every_style(tmp_path, flag, style):
     path = saved(tmp_path, adapter=trained_adapter(**{flag: True}))
 
@@ -487,3 +490,40 @@ def test_how_a_lora_was_scaled_travels_in_the_metadata_through_every_style(tmp_p
     with safe_open(export.path, framework="pt") as file:
         flags = {key for key in file.metadata() if key in {"adapter_dora", "adapter_rs_lora"}}
     assert flags == {f"adapter_{flag}"}
+
+
+LOST = {
+    "dora-rows": "dora_scale",
+    "dora-columns": "dora_scale",
+    "lokr-both": "lokr_w1_a, lokr_w1_b",
+}
+"""Case -> the tensors that sd-scripts passes over, and makes another adapter of the others."""
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_sd_scripts_would_make_another_adapter_of_is_not_written_in_its_style(tmp_path, name):
+    kind, arguments = KINDS[name]
+    adapter = trained_adapter(kind, **arguments)
+    source = save_adapter(adapter, tmp_path / "a.safetensors")
+    said = f"style kohya cannot express .* sd-scripts passes over {LOST[name]}, .*\n.*style comfy"
+
+    with pytest.raises(ConfigError, match=said):
+        save_adapter(adapter, tmp_path / "b.safetensors", "kohya")
+    with pytest.raises(ConfigError, match=said):
+        export_adapter(source, tmp_path / "b.safetensors", "kohya", drop_norms=True)
+    with pytest.raises(ConfigError, match=said):
+        Saver(adapter, SaveConfig(folder=tmp_path, name="fox", style="kohya"))
+
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in LOST])
+def test_a_file_for_sd_scripts_without_norms_holds_what_it_reads_alone(tmp_path, name):
+    kind, arguments = KINDS[name]
+    source = save_adapter(trained_adapter(kind, **arguments), tmp_path / "a.safetensors")
+
+    export = export_adapter(source, tmp_path / "b.safetensors", "kohya", drop_norms=True)
+
+    assert export.unread_norms == 0
+    read = r"lora_unet_\w+\.(alpha|lora_(up|down)\.weight|hada_w[12]_[ab]|lokr_w1|lokr_w2(_[ab])?)"
+    assert [key for key in load_file(export.path) if not re.fullmatch(read, key)] == []

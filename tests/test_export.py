@@ -158,3 +158,34 @@ def test_an_export_keeps_what_the_file_says_of_its_run(trained: Path, tmp_path: 
         facts = {"ss_output_name": "fox", "ss_steps": "3", "ss_base_model_version": "anima"}
         assert file.metadata().items() >= facts.items()
         assert not any(str(trained.parent) in value for value in file.metadata().values())
+
+
+def test_norms_that_sd_scripts_passes_over_are_warned_of_and_left_out_on_request(
+    trained: Path, tmp_path: Path
+):
+    output = tmp_path / "kohya.safetensors"
+    arguments = {"input": trained, "output": output, "save_format": "kohya"}
+
+    with_norms = anima_pipe("export-comfy", **arguments).ok().said
+    norms = [key for key in load_file(output) if key.endswith(".w_norm")]
+    without = anima_pipe("export-comfy", drop_norms=True, **arguments).ok().said
+
+    assert f"sd-scripts passes over {len(norms)} trained norms in style kohya" in with_norms
+    assert "--drop_norms" in with_norms
+    assert "for ComfyUI alone" in with_norms
+    assert "passes over" not in without
+    assert "for sd-scripts and ComfyUI" in without
+    assert not any(key.endswith(".w_norm") for key in load_file(output))
+
+
+def test_training_for_sd_scripts_with_norms_says_what_it_will_pass_over(
+    cached: dict[str, object], tmp_path: Path
+):
+    given = {**cached, "save_format": "kohya", "max_train_steps": 1}
+
+    with_norms = anima_pipe("train", output_dir=tmp_path / "a", **given).ok().said
+    without = anima_pipe("train", output_dir=tmp_path / "b", train_norm=False, **given).ok().said
+
+    assert "trained norms in style kohya" in with_norms
+    assert "--no-train_norm" in with_norms
+    assert "style kohya" not in without

@@ -25,6 +25,7 @@ from anima_pipe.adapters.reading import (
 from anima_pipe.adapters.registry import kind_in_words
 from anima_pipe.adapters.styles import PathIndex, find_style
 from anima_pipe.errors import CheckpointError, ConfigError
+from anima_pipe.runtime import counted, warn
 from anima_pipe.weights.writing import write_tensors
 
 
@@ -153,11 +154,42 @@ def in_style(deltas: Mapping[str, Delta], style: str) -> Mapping[str, Delta]:
     """Return deltas as a style expresses them: for one of plain LoRA, with alpha folded in.
 
     Raises:
-        ConfigError: The style has no words for a kind.
+        ConfigError: The style has no words for a kind, or the program that it is named for would
+            make something else of it.
     """
-    if not find_style(style).plain_lora_only:
-        return deltas
-    return {place: _folded(delta, place, style) for place, delta in deltas.items()}
+    if find_style(style).plain_lora_only:
+        return {place: _folded(delta, place, style) for place, delta in deltas.items()}
+    for place, delta in deltas.items():
+        unread = _unread(delta, style)
+        if unread and delta.group != "norm":
+            raise ConfigError(
+                f"style {style} cannot express {place}, which is of kind {kind_in_words(delta)}: "
+                f"sd-scripts passes over {', '.join(sorted(unread))}, and what is left is another "
+                "adapter",
+                "save in style comfy, which has words for every kind",
+            )
+    return deltas
+
+
+def unread_norms(deltas: Mapping[str, Delta], style: str) -> list[str]:
+    """Return the norms that a style has names for, and its program no use."""
+    return [place for place, d in deltas.items() if d.group == "norm" and _unread(d, style)]
+
+
+def warn_of_unread_norms(deltas: Mapping[str, Delta], style: str) -> None:
+    """Say where the program that a style is named for passes over norms."""
+    if unread := unread_norms(deltas, style):
+        warn(
+            f"sd-scripts passes over {counted(len(unread), 'trained norm')} in style {style}, "
+            "which ComfyUI applies; to leave them out: --no-train_norm in training, --drop_norms "
+            "in export-comfy and convert"
+        )
+
+
+def _unread(delta: Delta, style: str) -> set[str]:
+    """Return the tensors of a delta that the program a style is named for passes over."""
+    read = find_style(style).read_by_its_program
+    return set() if read is None else delta.file_tensors().keys() - read
 
 
 def _folded(delta: Delta, place: str, style: str) -> LoraDelta:

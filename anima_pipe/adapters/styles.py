@@ -21,6 +21,8 @@ class Style:
     """Our name of a tensor -> this style's."""
     plain_lora_only: bool = False
     """Whether nothing but lora_A and lora_B is understood, alpha folded into them."""
+    read_by_its_program: frozenset[str] | None = None
+    """Tensors, by our names, that the program the style is named for reads; None: all there are."""
 
     def key(self, path: str, name: str) -> str:
         """Return a tensor's key: of the module at `path`, the tensor that we call `name`."""
@@ -34,6 +36,14 @@ STYLES: Final = {
         prefix="lora_unet_",
         separator="_",
         renamed={"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"},
+        # Of its networks for this model: lora_anima, loha, and lokr, whose first factor is whole.
+        read_by_its_program=frozenset(
+            (
+                *("alpha", "lora_A.weight", "lora_B.weight"),
+                *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+                *("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
+            )
+        ),
     ),
     "diffusers": Style(prefix="diffusion_model.", plain_lora_only=True),
 }

@@ -101,7 +101,11 @@ def info(source: Path, *, as_json: bool, allow_unmatched: bool) -> None:
 @_output
 @_style
 @_precision
-@click.option("--drop_norms", is_flag=True, help="Leave out norms that the style cannot hold.")
+@click.option(
+    "--drop_norms",
+    is_flag=True,
+    help="Leave out norms: diffusers and sd-scripts do not apply them.",
+)
 @_lenient
 def convert(
     source: Path,

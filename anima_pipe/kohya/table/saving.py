@@ -64,7 +64,7 @@ _SAVING: Final = group(
     ),
     flag(
         "drop_norms",
-        "Leave trained norms out of a file whose format cannot hold them.",
+        "Leave trained norms out of the file: diffusers and sd-scripts do not apply them.",
         commands=(EXPORT,),
         test="test_export.py::test_norms_are_exported_to_diffusers_only_where_they_may_be_dropped",
     ),
