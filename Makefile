@@ -57,7 +57,7 @@ export: $(VENV)/.installed ## Stage 5: write and verify the file for ComfyUI (IN
 
 ##@ The project itself
 
-.PHONY: test lint format bench docs lock hooks clean help
+.PHONY: test lint format bench bench-gpu docs lock hooks clean help
 
 # One thread for each worker: the tests are many and small, and torch's threads would only contend.
 test: $(VENV)/.installed-test ## Install the test extra and run every test
@@ -80,6 +80,9 @@ bench: $(VENV)/.installed-test ## Run the measurements in bench/
 	@for script in bench/*.py; do \
 		echo "== $$script"; $(VENV)/bin/python "$$script" $(ARGS) || exit; \
 	done
+
+bench-gpu: $(VENV)/.installed-test ## Prove and measure all on a GPU; docs/performance.md
+	@PYTHON="$(abspath $(VENV))/bin/python" bench/gpu.sh --out "$${OUT:-output/gpu}" $(ARGS)
 
 docs: $(VENV)/.installed ## Write docs/options.md afresh from the table of options
 	$(VENV)/bin/python -m anima_pipe.kohya.docs

@@ -1,6 +1,6 @@
 """Time a training step against diffusers + peft (LoRA) and lycoris-lora (LoKr) on one model.
 
-    python bench/train_step.py [--blocks 3 --width 1024 --side 64 --text 512 --rank 16]
+    python bench/train_step.py [--blocks 3 --width 1024 --side 64 --batch 1 --text 512 --rank 16]
         [--kinds lora lokr loha] [--dtype fp32] [--device cpu] [--rounds 5]
 
 Every contestant trains the same layers (attention and mlp of every block) of a transformer with the
@@ -86,6 +86,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=3)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--side", type=int, default=64, help="of the latent, two to a token")
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--text", type=int, default=512, help="positions of the condition")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--kinds", nargs="+", choices=list(OURS), default=["lora", "lokr"])
@@ -144,8 +145,10 @@ def now(device: str) -> float:
 def contestant(name: str, options: argparse.Namespace) -> Contestant:
     """Build a model with the adapter of one contestant."""
     torch.manual_seed(0)
-    model = AnimaTransformer(config_of(options)).requires_grad_(requires_grad=False)
-    model = model.to(options.device, torch_dtype(options.dtype))
+    # Billions of random numbers are drawn where they are wanted.
+    with torch.device(options.device):
+        model = AnimaTransformer(config_of(options)).requires_grad_(requires_grad=False)
+    model = model.to(torch_dtype(options.dtype))
     if name in OURS:
         kind, settings = OURS[name]
         adapter = create_adapter(
@@ -158,10 +161,9 @@ def contestant(name: str, options: argparse.Namespace) -> Contestant:
             **settings,
         )
         return ready(model, list(adapter.parameters()))
-    theirs = diffusers_transformer(model.state_dict(), model.config).requires_grad_(
-        requires_grad=False
-    )
-    theirs = theirs.to(options.device, torch_dtype(options.dtype))
+    with torch.device(options.device):
+        theirs = diffusers_transformer(model.state_dict(), model.config)
+    theirs = theirs.requires_grad_(requires_grad=False).to(torch_dtype(options.dtype))
     put_on = with_peft if name == RIVALS["lora"] else with_lycoris
     parameters = put_on(theirs, options.rank)
     return ready(lambda *batch: diffusers_velocity(theirs, *batch), parameters)
@@ -224,14 +226,14 @@ def config_of(options: argparse.Namespace) -> TransformerConfig:
 
 
 def inputs(options: argparse.Namespace) -> tuple[Tensor, ...]:
-    """Return latents, sigmas and text condition of one sample."""
+    """Return latents, sigmas and text condition of one batch."""
     generator = torch.Generator().manual_seed(1)
-    latents = torch.randn(1, 16, options.side, options.side, generator=generator)
-    context = torch.randn(1, options.text, 1024, generator=generator)
+    latents = torch.randn(options.batch, 16, options.side, options.side, generator=generator)
+    context = torch.randn(options.batch, options.text, 1024, generator=generator)
     dtype = torch_dtype(options.dtype)
     return (
         latents.to(options.device, dtype),
-        torch.tensor([0.5], device=options.device),
+        torch.full((options.batch,), 0.5, device=options.device),
         context.to(options.device, dtype),
     )
 
