@@ -8,10 +8,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from anima_pipe import demo
+from anima_pipe.adapters.adapter import TableRules
+from anima_pipe.adapters.registry import KINDS
+from anima_pipe.adapters.rules import RankRules, RateRules
+from anima_pipe.adapters.settings import SAID_BY_THE_CALLER, field_types
+from anima_pipe.adapters.targets import TargetRules
 from anima_pipe.cli.main import main
 from anima_pipe.kohya.dataset_keys import DATASET_KEYS
-from anima_pipe.kohya.options import OPTIONS
+from anima_pipe.kohya.options import OPTIONS, find_option
 from anima_pipe.kohya.schema import dataset_schema, train_args_schema
+from anima_pipe.kohya.table.network_args import NETWORK_ARG_BY_SPELLING, NETWORK_ARGS
 
 ROOT = Path(__file__).parent.parent
 DEMO = demo.options()
@@ -72,6 +78,62 @@ def test_every_key_of_a_dataset_is_explained_with_where_it_stands(name: str):
 )
 def test_an_explanation_says_what_becomes_of_the_option(key: str, part: str):
     assert part in config("explain", key).stdout
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("memory", {"gradient_checkpointing (option)", "fp8_base (option)"}),
+        ("Dropout", {"network_dropout (option)", "rank_dropout (network_args)"}),
+        ("dropout", {"caption_dropout_rate (option)", "module_dropout (network_args)"}),
+        ("rank", {"network_dim (option)", "network_reg_dims (network_args)"}),
+        ("dora", {"wd_on_output (network_args)"}),
+        ("loraplus", {"loraplus_lr_ratio (network_args)"}),
+        ("picture", {"image_dir (dataset.toml)"}),
+        ("swap", {"blocks_to_swap (option, changes nothing)"}),
+    ],
+)
+def test_a_word_lists_what_concerns_it(word: str, found: set[str]):
+    lines = config("explain", word).stdout.splitlines()
+    assert found <= {line.strip().partition(":")[0] for line in lines}
+
+
+def test_a_word_lists_nothing_that_it_does_not_concern():
+    said = config("explain", "loraplus").stdout
+    assert "network_reg_dims" not in said
+    assert "learning_rate" not in said
+
+
+def test_keys_of_network_args_are_listed_by_network():
+    said = config("explain", "network_args").stdout
+    everywhere, _, rest = said.partition("\nnetworks.lora_anima, lycoris.kohya:\n")
+    assert "network_reg_dims: " in everywhere.partition("every network:")[2]
+    lora, _, rest = rest.partition("\nnetworks.lokr_anima, networks.lokr, lycoris.kohya:\n")
+    assert "pissa: " in lora
+    lokr, _, tlora = rest.partition("\nnetworks.tlora_anima:\n")
+    assert "lokr_factor, factor: " in lokr
+    assert "tlora_min_rank, min_rank: " in tlora
+    assert "pissa" not in lokr + tlora
+
+
+@pytest.mark.parametrize("name", [n for n in NETWORK_ARG_BY_SPELLING if not find_option(n)])
+def test_every_key_of_network_args_is_explained_by_every_spelling(name: str):
+    text = config("explain", name).stdout
+    assert NETWORK_ARG_BY_SPELLING[name].help in text
+    assert 'network_args = ["' in text
+
+
+def test_a_key_of_network_args_that_changes_nothing_is_explained():
+    assert "changes nothing: Anima has no convolutions" in config("explain", "conv_dim").stdout
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_keys_of_network_args_are_those_that_the_adapter_takes(kind: str):
+    chosen = KINDS[kind]
+    classes = (TargetRules, RankRules, RateRules, TableRules, chosen.config)
+    taken = {name for each in classes for name in field_types(each)} - SAID_BY_THE_CALLER.keys()
+    told = {s for row in NETWORK_ARGS.values() if kind in row.kinds for s in row.spellings}
+    assert told == taken | chosen.other_names.keys()
 
 
 def test_an_unknown_key_suggests_the_nearest():

@@ -5,6 +5,7 @@ from pathlib import Path
 from anima_pipe.kohya.dataset_keys import DATASET_KEYS
 from anima_pipe.kohya.docs import PAGE, options_page
 from anima_pipe.kohya.options import OPTIONS
+from anima_pipe.kohya.table.network_args import NETWORK_ARG_BY_SPELLING
 
 ROOT = Path(__file__).parent.parent
 
@@ -16,7 +17,11 @@ def test_the_page_is_up_to_date():
 
 def test_the_page_names_every_option_and_key():
     page = options_page()
-    names = [*(spelling for row in OPTIONS for spelling in row.spellings), *DATASET_KEYS]
+    names = [
+        *(spelling for row in OPTIONS for spelling in row.spellings),
+        *DATASET_KEYS,
+        *NETWORK_ARG_BY_SPELLING,
+    ]
     assert [name for name in names if f"`{name}`" not in page] == []
 
 

@@ -27,12 +27,16 @@ def command() -> None:
 
 @command.command(
     "explain",
-    short_help="What an option or a key of dataset.toml does.",
+    short_help="What a key does, or which keys a word concerns.",
     context_settings={"ignore_unknown_options": True},
 )
 @click.argument("keys", nargs=-1, required=True, metavar="KEY...")
 def explain_keys(keys: Sequence[str]) -> None:
-    """Say what an option or a key of dataset.toml does, takes and defaults to."""
+    """Say what an option or a key of dataset.toml or network_args does, takes and defaults to.
+
+    A word that is none of them, such as memory, lists those that it concerns; network_args lists
+    its keys by network.
+    """
 
     def work() -> int:
         click.echo("\n\n".join("\n".join(explain(key)) for key in keys))

@@ -11,6 +11,7 @@ from anima_pipe.kohya.dataset_keys import DATASET_KEYS
 from anima_pipe.kohya.explain import default_text, values_text
 from anima_pipe.kohya.options import OPTIONS
 from anima_pipe.kohya.rows import EVERY_COMMAND, Honoured, NoOp, Option, Refused
+from anima_pipe.kohya.table.network_args import NETWORK_ARGS
 from anima_pipe.kohya.table.other_tools import OTHER_TOOLS
 
 PAGE: Final = Path("docs") / "options.md"
@@ -38,6 +39,7 @@ def options_page() -> str:
             *_honoured(),
             *_without_effect(),
             *_refused(),
+            *_network_args(),
             *_dataset_keys(),
             *_other_tools(),
         ]
@@ -115,6 +117,20 @@ def _refused() -> Iterator[str]:
             reasons.setdefault(reason, []).extend(option.spellings)
     table = [(_codes(names), why, instead) for (why, instead), names in reasons.items()]
     yield from _table(("Option", "Why", "Instead"), table)
+
+
+def _network_args() -> Iterator[str]:
+    yield '## Keys of network_args\n\nEach is written as `"key=value"` into that list.\n'
+    table = [
+        (
+            _codes(argument.spellings),
+            _codes(argument.networks),
+            argument.default or "not set",
+            argument.help,
+        )
+        for argument in NETWORK_ARGS.values()
+    ]
+    yield from _table(("Key", "Networks", "Default", "What it does"), table)
 
 
 def _dataset_keys() -> Iterator[str]:

@@ -12,8 +12,6 @@ from typing import Any, Final
 
 from anima_pipe.errors import ConfigError
 
-MODULE: Final = "lycoris.kohya"
-
 ALGORITHMS: Final[Mapping[str, str]] = {
     "lora": "lora",
     "locon": "lora",

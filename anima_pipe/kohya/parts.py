@@ -15,18 +15,10 @@ from anima_pipe.kohya import lycoris
 from anima_pipe.kohya.findings import Finding
 from anima_pipe.kohya.network_args import effective
 from anima_pipe.kohya.resolved import Resolved
-
-ADAPTER_KINDS: Final[Mapping[str, str]] = {
-    "networks.lora_anima": "lora",
-    "networks.lokr_anima": "lokr",
-    "networks.lokr": "lokr",
-    "networks.loha": "loha",
-    "networks.tlora_anima": "tlora",
-}
-"""network_module by Kohya and the seed, and the kind of adapter that it means."""
+from anima_pipe.kohya.table.network_args import KIND_OF_NETWORK, LYCORIS
 
 KIND_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {"networks.lokr": {"lokr_factor": -1}}
-"""Where one of them starts from other settings than its kind's."""
+"""Where a network starts from other settings than its kind's."""
 
 
 class AdapterChoice(NamedTuple):
@@ -51,13 +43,13 @@ def adapter_choice(options: Resolved) -> AdapterChoice:
         "dropout": options.value("network_dropout", unset=0.0),
     }
     parts = ("train_norm", "train_llm_adapter")
-    if module == lycoris.MODULE:
+    if module == LYCORIS:
         kind, arguments = lycoris.lycoris_adapter(network_args)
         set_by_user = {name: options.value(name) for name in parts if options.given(name)}
         return AdapterChoice(kind, of_the_run | arguments | set_by_user)
     arguments = {name: options.value(name) for name in parts}
     arguments |= KIND_DEFAULTS.get(module, {}) | network_args
-    return AdapterChoice(ADAPTER_KINDS[module], of_the_run | arguments)
+    return AdapterChoice(KIND_OF_NETWORK[module], of_the_run | arguments)
 
 
 class _Check(NamedTuple):
