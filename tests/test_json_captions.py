@@ -201,6 +201,14 @@ def test_json_that_is_nested_beyond_reason_is_named():
             parse_json_caption('{"x": ' * depth + '"fox"' + "}" * depth, "a.json")
 
 
+def test_half_a_character_is_named_with_its_picture(tmp_path: Path):
+    (tmp_path / "a.json").write_text(r'{"tags": ["fox \ud83e"]}', encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.png holds half a character, \\ud83e"):
+        picture_captions(picture(tmp_path), None)
+    (tmp_path / "a.json").write_text(r'{"tags": ["fox \ud83e\udd8a"]}', encoding="utf-8")
+    assert picture_captions(picture(tmp_path), None).full == ("fox 🦊",)
+
+
 def test_a_caption_that_cannot_be_read_leaves_its_picture_out_by_name(tmp_path: Path):
     for name, content in (("a", {"tags": ["fox"]}), ("b", {"tags": ["fox"], "mood": "sad"})):
         Image.new("RGB", (64, 64)).save(tmp_path / f"{name}.png")

@@ -39,6 +39,15 @@ def test_a_prompt_ends_at_the_end_of_its_line_alone(tmp_path, sign):
     assert [prompt.prompt for prompt in read_sample_prompts(path)] == [f"a{sign}fox", "a cat"]
 
 
+def test_half_a_character_in_a_prompt_is_named(tmp_path):
+    path = tmp_path / "prompts.json"
+    path.write_text('["a cat",\n {"prompt": "a fox", "negative_prompt": "\\ud83e"}]')
+    with pytest.raises(ConfigError, match=r"prompts\.json line 2: half a character, \\ud83e"):
+        read_sample_prompts(path)
+    with pytest.raises(ConfigError, match="half a character"):
+        parse_prompt("a fox \udcff", "here")
+
+
 TOML = """
 [prompt]
 negative_prompt = "bad"

@@ -14,6 +14,7 @@ from anima_pipe.records import Skipped, Text
 from anima_pipe.runtime import counted
 from anima_pipe.source.caption_files import read_caption_lines, read_json_caption
 from anima_pipe.source.json_captions import GroupedCaption
+from anima_pipe.source.prompts import half_character
 from anima_pipe.source.variants import CaptionNote, CaptionTexts, caption_notes, caption_texts
 
 NAMED_PICTURES: Final = 20
@@ -120,10 +121,16 @@ def picture_captions(picture: Picture, variants: int | None) -> CaptionTexts:
     """Return the final texts of one picture's caption, see `caption_texts`.
 
     Raises:
-        DataError: The caption file is not UTF-8, or is to be JSON and is not.
+        DataError: The caption file is not UTF-8, or is to be JSON and is not, or there is half a
+            character in it.
     """
     raw, rules = _read(picture), picture.rules.captions
     text = raw.text or ""
+    if half := half_character(text if isinstance(text, str) else text.written):
+        raise DataError(
+            f"the caption of {picture.path} holds half a character, {half}",
+            "write the character whole, or remove it",
+        )
     texts = caption_texts(text, rules, 1 if picture.held_out else variants)
     notes = caption_notes(text, rules, has_more_lines=raw.has_more_lines)
     return replace(texts, notes=notes) if notes else texts

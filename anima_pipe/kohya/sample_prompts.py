@@ -19,6 +19,7 @@ from anima_pipe.kohya.config_file import read_text, read_toml
 from anima_pipe.kohya.findings import Finding, raise_findings
 from anima_pipe.kohya.values import UnfitValueError
 from anima_pipe.records import PreviewPrompt
+from anima_pipe.source.prompts import half_character
 
 SIZE_STEP: Final = 16
 """The transformer takes 2x2 patches of latents that are an eighth of the picture."""
@@ -160,6 +161,7 @@ def parse_prompt(line: str, place: str, defaults: PreviewPrompt = BARE) -> Previ
         ConfigError: A setting is unknown, or its value does not fit.
     """
     reading = _Reading(defaults=defaults)
+    _check_whole(line, place, reading)
     prompt = _line_prompt(line, place, reading)
     raise_findings(reading.findings)
     return prompt
@@ -229,6 +231,7 @@ def _toml_prompts(path: Path, reading: _Reading) -> Iterator[PreviewPrompt]:
 def _json_prompts(path: Path, reading: _Reading) -> Iterator[PreviewPrompt]:
     """Yield the prompts of a list."""
     for place, element in _json_elements(path):
+        _check_whole(json.dumps(element, ensure_ascii=False), place, reading)
         if isinstance(element, str):
             yield _line_prompt(element, place, reading)
         elif isinstance(element, dict):
@@ -238,6 +241,12 @@ def _json_prompts(path: Path, reading: _Reading) -> Iterator[PreviewPrompt]:
         else:
             problem = f"{element!r} is no prompt"
             reading.object_to(place, problem, "write a text or an object")
+
+
+def _check_whole(text: str, place: str, reading: _Reading) -> None:
+    """Add a finding where a text holds half a character: JSON, and bytes that are no UTF-8, may."""
+    if half := half_character(text):
+        reading.object_to(place, f"half a character, {half}", "write it whole, or remove it")
 
 
 def _json_elements(path: Path) -> Iterator[tuple[str, object]]:

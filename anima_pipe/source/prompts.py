@@ -63,6 +63,14 @@ def has_weights(text: str) -> bool:
     return _WEIGHT.search(text) is not None
 
 
+def half_character(text: str) -> str | None:
+    """Return the first lone half of a character, which JSON can say; None: all are whole.
+
+    No tokenizer takes such a text.
+    """
+    return next((rf"\u{ord(sign):04x}" for sign in text if "\ud800" <= sign <= "\udfff"), None)
+
+
 def _stretches(marked: str) -> Iterator[tuple[str, float]]:
     """Yield the texts that no parentheses part, each with its weight."""
     # A stack, because prompts may be nested deeper than Python's calls.
