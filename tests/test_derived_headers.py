@@ -112,10 +112,11 @@ def test_a_merged_file_keeps_what_its_sources_agree_on(tmp_path):
         "ss_tag_frequency": '{"owl": {}}',
         "ss_sd_model_name": "anima-preview.safetensors",
         "modelspec.author": "Bob",
+        "modelspec.tags": "owl, night",
         "modelspec.title": "Owl",
         "modelspec.description": None,
     }
-    first = adapter_file(tmp_path / "a.safetensors")
+    first = adapter_file(tmp_path / "a.safetensors", **{"modelspec.tags": "fox, night"})
     second = adapter_file(tmp_path / "b.safetensors", seed=2, **others)
     both = tmp_path / "both.safetensors"
 
@@ -132,6 +133,7 @@ def test_a_merged_file_keeps_what_its_sources_agree_on(tmp_path):
             "modelspec.resolution": "1024x1024",
             "modelspec.author": "Ann, Bob",
             "modelspec.license": "CC0",
+            "modelspec.tags": "fox, night, owl",
             "modelspec.merged_from": "The Fox of rank 4, Owl",
         }.items()
     )

@@ -303,12 +303,12 @@ def _common(headers: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def _joined(headers: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return what is listed where the headers differ in it."""
+    """Return the fields that are lists, with what stands in any of the headers, once."""
     found = {
-        name: list(dict.fromkeys(header[name] for header in headers if header.get(name)))
+        name: [part.strip() for header in headers for part in header.get(name, "").split(",")]
         for name in JOINED
     }
-    return {name: ", ".join(values) for name, values in found.items() if values}
+    return {name: ", ".join(filter(None, dict.fromkeys(p))) for name, p in found.items() if any(p)}
 
 
 def _described(origin: Origin) -> dict[str, Any]:
