@@ -89,6 +89,7 @@ def bake_adapter(
     stored = read_header(checkpoint)
     changes = _changes_by_tensor(adapter, deltas, checkpoint, stored)
     expected = _by_tensor(file_modules(adapter), stored)
+    needing_base = [name for name, delta in changes.items() if delta.needs_base]
     _warn_of_another_text_adapter(adapter, checkpoint)
     in_order = dict(sorted(stored.items(), key=lambda item: item[1].start))
     layout = {name: _written_as(tensor, dtype) for name, tensor in in_order.items()}
@@ -105,6 +106,7 @@ def bake_adapter(
                 if name in changes:
                     weight = weight + strength * _change(changes[name], name, weight)
                 append_tensor(out, name, weight.to(DTYPES[layout[name]]), target)
+        expected |= {name: FileModule(changes[name].file_tensors()) for name in needing_base}
         largest = verify_checkpoint(unfinished, checkpoint, expected, strength)
     return Baked(path=target, keys=len(stored), changed=len(changes), largest_difference=largest)
 
@@ -117,9 +119,11 @@ def _metadata(checkpoint: Path, adapter: AdapterFile, strength: float) -> dict[s
 
 
 def _change(delta: Delta, name: str, weight: Tensor) -> Tensor:
-    """Return the change of one tensor, as it trained."""
+    """Return the change of one tensor, as it trained; from here on by ComfyUI's rules."""
     parameter = name.rpartition(".")[2]
-    return delta.weight_changes({parameter: weight})[parameter]
+    change = delta.parameter_change(parameter, weight)
+    delta.settle({parameter: weight})
+    return change
 
 
 def _changes_by_tensor(

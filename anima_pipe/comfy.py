@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from anima_pipe.adapters.inject import walk
-from anima_pipe.adapters.reading import AdapterFile
+from anima_pipe.adapters.reading import AdapterFile, places_in
 from anima_pipe.adapters.styles import PathIndex
 from anima_pipe.errors import CheckpointError
 from anima_pipe.model import AnimaTransformer, LlmAdapterConfig, TransformerConfig
@@ -283,8 +283,9 @@ class FileModule:
         return "dora_scale" in self.tensors
 
     def weight_changes(self, weights: Tensors, /) -> dict[str, Tensor]:
-        """Return the change of each parameter, at strength 1, in the dtype of the weights."""
-        return {n: parameter_change(n, weights[n], self.tensors) for n in self.shapes}
+        """Return the change of each parameter given, at strength 1, in the dtype of the weights."""
+        given = self.shapes.keys() & weights.keys()
+        return {name: parameter_change(name, weights[name], self.tensors) for name in given}
 
     def change_norm(self) -> float:
         """Return the norm of all changes together, before DoRA rescales them."""
@@ -315,10 +316,9 @@ def file_modules(file: AdapterFile) -> dict[str, FileModule]:
         CheckpointError: A tensor lacks its partner, or is there twice.
     """
     modules: dict[str, dict[str, Tensor]] = {}
-    for name, tensors in file.modules.items():
-        place = anima_paths().find(name)
+    for name, place in places_in(file, anima_paths()).items():
         if place is not None:
-            modules[place] = dict(tensors)
+            modules[place] = dict(file.modules[name])
     found, _passed_over = read_by_comfyui(load_file(file.path), anima_modules())
     for place, tensors in found.items():
         modules.setdefault(place, {}).update(tensors)

@@ -414,7 +414,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("hada_t1", "LoHa of a convolution"), ("oft_blocks", "OFT"), ("lora_mid.weight", "LoRA of")],
+    [
+        ("hada_t1", r"LoHa of a convolution \(Tucker"),
+        ("lokr_t2", r"LoKr of a convolution \(Tucker"),
+        ("lora_mid.weight", r"LoRA of a convolution \(Tucker"),
+        ("oft_blocks", "OFT"),
+        ("set_weight", "a replaced weight"),
+        ("ia3_l", "IA3"),
+    ],
 )
 def test_kinds_that_cannot_be_trained_here_are_named(tmp_path, name, kind):
     key = f"diffusion_model.{Q_PROJ}.{name}"
@@ -432,8 +439,10 @@ def test_kinds_that_cannot_be_trained_here_are_named(tmp_path, name, kind):
         ({f"{Q_PROJ}.lora_A.weight": torch.ones(4, 64, 1)}, "not 2 axes"),
         ({f"{Q_PROJ}.lora_A.weight": torch.ones(4, 64).to(torch.int8)}, "of dtype torch.int8"),
         ({f"{Q_PROJ}.lora_down.weight": torch.ones(4, 64)}, "under two names"),
-        ({f"{Q_PROJ}.lokr_w1": torch.ones(4, 64)}, "is of kind unknown"),
-        ({"blocks.0.self_attn.q_norm.lokr_w1": torch.ones(2, 2)}, "is of kind unknown"),
+        ({f"{Q_PROJ}.lokr_w1": torch.ones(4, 64)}, "several kinds at once, lora and lokr"),
+        ({"blocks.0.self_attn.q_norm.lokr_w1": torch.ones(2, 2)}, "at once, lokr and norm"),
+        ({"blocks.0.self_attn.q_norm.diff": torch.ones(16)}, "at once, norm and diff"),
+        ({"blocks.0.self_attn.q_norm.dora_scale": torch.ones(2, 1)}, "dora_scale beside what"),
     ],
 )
 def test_a_file_that_was_edited_is_refused(tmp_path, changes, words):

@@ -82,7 +82,7 @@ def test_commands_leave_out_what_matches_nothing_if_told_to(
     assert "not_an_adapter" in refused.said
     for ended in (allowed, trained, below):
         assert "not_an_adapter" in ended.ok().said
-        assert "lora_te_layers_0_mlp; they are left out" in ended.said
+        assert "lora_te_layers_0_mlp; they are names of a text encoder" in ended.said
     assert load_file(exported).keys() == load_file(path).keys() - EXTRA.keys()
 
 

@@ -108,6 +108,7 @@ def _under_settings(
         delta.up.detach(),
         replace(config, rank=own.rank, alpha=own.alpha, rs_lora=False),
     )
+    following.dora_scale, following.bias = delta.dora_scale, delta.bias
     unwrap(model, place, delta)
     wrap(model, place, following)
     return following

@@ -27,8 +27,12 @@ class Delta(nn.Module, ABC):
 
     group: ClassVar[str]
     """Which learning rate and decay it takes: "linear" or "norm"."""
+    own_names: ClassVar[tuple[str, ...]]
+    """What tensors that no other kind has are called in a file, behind the module's path."""
     tensor_names: ClassVar[tuple[str, ...]]
-    """What its trained tensors may be called in a file, behind the module's path."""
+    """What all of its tensors may be called there, but for alpha."""
+    read_as_others: ClassVar[Mapping[str, str]] = {}
+    """Those of them that are read and never written -> what becomes of them."""
     tensor_synonyms: ClassVar[Mapping[str, str]] = {}
     """What other programs call a tensor in their files -> its name in ours."""
     undecayed: ClassVar[tuple[str, ...]] = ()
@@ -57,6 +61,15 @@ class Delta(nn.Module, ABC):
         Returns:
             The changes by parameter name, fp32, differentiable; parameters left out keep theirs.
         """
+
+    def parameter_change(self, name: str, parameter: Tensor) -> Tensor:
+        """Return what is added to one of the base's parameters that it changes, at strength 1.
+
+        Args:
+            name: "weight" or "bias".
+            parameter: The base's, fp32.
+        """
+        return self.weight_changes({name: parameter})[name]
 
     @classmethod
     @abstractmethod
@@ -94,6 +107,18 @@ class Delta(nn.Module, ABC):
     def has_dora(self) -> bool:
         """Whether the tensors have a DoRA scale among them."""
         return False
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether its tensors must be made anew from the base's before a file can hold them."""
+        return False
+
+    def settle(self, weights: Mapping[str, Tensor], /) -> None:
+        """Take up ComfyUI's rules where its tensors follow another program's.
+
+        Args:
+            weights: The base's parameters by name, fp32, whose change stays the same.
+        """
 
     @abstractmethod
     def trained(self) -> dict[str, nn.Parameter]:

@@ -2,6 +2,8 @@
 
 The changed weight is (W + D) * scale / norm. ComfyUI, for which files are made, takes for a scale
 per row the norms of W, and for one per column those of W + D. What it will apply is what trains.
+PEFT takes the norms of W + D for rows too: a scale of its files is made one of ComfyUI's, with the
+same weight, as soon as the base is known.
 """
 
 from __future__ import annotations
@@ -36,19 +38,33 @@ def weight_norm(weight: Tensor, *, by_row: bool) -> Tensor:
     return weight.norm(dim=1 if by_row else 0, keepdim=True) + SMALLEST_NORM
 
 
-def dora_gain(weight: Tensor, change: Tensor, scale: Tensor) -> Tensor:
+def dora_gain(weight: Tensor, change: Tensor, scale: Tensor, *, of_changed: bool = False) -> Tensor:
     """Return what weight + change is multiplied by.
 
     Args:
         weight: Float32[out, in], the base's.
-        change: Float32[out, in], unscaled; not looked at for a scale of rows.
+        change: Float32[out, in], unscaled; not looked at for a scale of rows, as ComfyUI has it.
         scale: Float32[out, 1] or Float32[1, in].
+        of_changed: Whether a scale of rows goes with the norms of weight + change, as PEFT has it.
 
     Returns:
         In scale's shape.
     """
     by_row = is_by_row(scale, weight.shape)
-    return scale / weight_norm(weight if by_row else weight + change, by_row=by_row)
+    compared = weight if by_row and not of_changed else weight + change
+    return scale / weight_norm(compared, by_row=by_row)
+
+
+def comfyui_scale(weight: Tensor, change: Tensor, scale: Tensor) -> Tensor:
+    """Return the scale of rows under which ComfyUI makes the weight that PEFT makes under another.
+
+    Args:
+        weight: Float32[out, in], the base's.
+        change: Float32[out, in], unscaled.
+        scale: PEFT's, Float32[out, 1].
+    """
+    gain = dora_gain(weight, change, scale, of_changed=True)
+    return gain * weight_norm(weight, by_row=True)
 
 
 def check_dora_scale(scale: Tensor, weight_shape: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anima_pipe.adapters.adapter import Adapter
-from anima_pipe.adapters.delta import SCALES, Delta, root_module
+from anima_pipe.adapters.delta import SCALES, Delta, effective_weights, root_module
 from anima_pipe.adapters.hashes import kohya_hashes
 from anima_pipe.adapters.headers import DEPTHS_KEY, tensor_facts
 from anima_pipe.adapters.inject import depths, walk
@@ -120,7 +120,7 @@ def load_adapter(
     """Put the adapter of a file on a model, trainable; its kinds may differ among modules.
 
     Args:
-        path: A safetensors file in any of the styles.
+        path: A safetensors file in any of the styles, or PEFT's folder.
         model: As for `create_adapter`.
         strength: Multiplies the changes.
         allow_unmatched: Leave out, with a warning, tensors that match nothing in the model.
@@ -131,7 +131,8 @@ def load_adapter(
     """
     file = read_adapter_file(path, allow_unmatched=allow_unmatched)
     refuse_other_depth(file, depths(model))
-    shapes = {place: _parameter_shapes(module) for place, module in walk(model)}
+    modules = dict(walk(model))
+    shapes = {place: _parameter_shapes(module) for place, module in modules.items()}
     deltas = deltas_of(file, PathIndex(place for place, found in shapes.items() if found))
     for place, delta in deltas.items():
         if not delta.shapes.items() <= shapes[place].items():
@@ -139,6 +140,8 @@ def load_adapter(
                 f"{file.path}: {place} has {shapes[place]}, but the file changes {delta.shapes}",
                 OTHER_MODEL,
             )
+        if delta.needs_base:
+            delta.settle(effective_weights(modules[place]))
     adapter = Adapter(model, {place: deltas[place] for place in shapes if place in deltas})
     adapter.set_strength(strength)
     return adapter
@@ -157,6 +160,8 @@ def in_style(deltas: Mapping[str, Delta], style: str) -> Mapping[str, Delta]:
         ConfigError: The style has no words for a kind, or the program that it is named for would
             make something else of it.
     """
+    for place, delta in deltas.items():
+        _refuse_without_base(delta, place)
     if find_style(style).plain_lora_only:
         return {place: _folded(delta, place, style) for place, delta in deltas.items()}
     for place, delta in deltas.items():
@@ -192,10 +197,21 @@ def _unread(delta: Delta, style: str) -> set[str]:
     return set() if read is None else delta.file_tensors().keys() - read
 
 
+def _refuse_without_base(delta: Delta, place: str) -> None:
+    """Check that a delta can be written without knowing what it is put on."""
+    if delta.needs_base:
+        raise ConfigError(
+            f"{place} has PEFT's DoRA, whose scale goes with the norms of the changed weight, and "
+            "ComfyUI's with those of the base: without the base it cannot be written",
+            "bake it into the base: export-comfy --merge; or train on from it as network_weights, "
+            "which saves ComfyUI's",
+        )
+
+
 def _folded(delta: Delta, place: str, style: str) -> LoraDelta:
     """Return a delta as a LoRA whose alpha is its rank."""
     plain = delta.plain_lora()
-    if plain is not None:
+    if plain is not None and "bias" not in delta.shapes:
         return LoraDelta(*plain, LoraConfig(rank=plain[0].shape[0]))
     raise ConfigError(
         f"style {style} cannot express {place}, which is of kind {kind_in_words(delta)}",

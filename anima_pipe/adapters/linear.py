@@ -12,8 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from anima_pipe.adapters.delta import Delta, effective_weights, root_module, take
-from anima_pipe.adapters.dora import check_dora_scale, dora_gain, is_by_row, weight_norm
+from anima_pipe.adapters.dora import (
+    check_dora_scale,
+    comfyui_scale,
+    dora_gain,
+    is_by_row,
+    weight_norm,
+)
 from anima_pipe.adapters.frozen import FrozenLinear, frozen_linear
+from anima_pipe.adapters.peft import MAGNITUDE
 from anima_pipe.errors import ConfigError
 
 OTHER_NAMES = {
@@ -107,23 +114,36 @@ class LinearDelta(Delta):
 
     dora_scale: nn.Parameter | None
 
+    bias: nn.Parameter | None
+    """The change of the layer's bias, Float32[out], if it changes."""
+    follows_peft: bool = False
+    """Whether dora_scale goes with the norms of the changed weight's rows; see `settle`."""
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.tensor_names = (*cls.matrix_names, "dora_scale")
+        cls.own_names = cls.matrix_names
+        cls.tensor_names = (*cls.matrix_names, "dora_scale", MAGNITUDE, "diff_b")
+        cls.read_as_others = {MAGNITUDE: "dora_scale"}
 
     def __init__(self, config: DeltaConfig) -> None:
         super().__init__()
         self.config = config
         self.register_parameter("dora_scale", None)
+        self.register_parameter("bias", None)
 
     @classmethod
     def from_file(cls, tensors: Mapping[str, Tensor]) -> Self:
         """Return the delta that a file's tensors describe; see `Delta.from_file`."""
         delta = cls.from_matrices(tensors)
+        if MAGNITUDE in tensors:
+            tensors = {**tensors, "dora_scale": tensors[MAGNITUDE].unsqueeze(-1)}
+            delta.follows_peft = True
         if "dora_scale" in tensors:
             scale = take(tensors, "dora_scale", 2)
-            check_dora_scale(scale, delta.shapes["weight"])
+            check_dora_scale(scale, delta.weight_shape)
             delta.put_dora_scale(scale)
+        if "diff_b" in tensors:
+            delta.bias = nn.Parameter(take(tensors, "diff_b", 1))
         return delta
 
     @classmethod
@@ -165,6 +185,17 @@ class LinearDelta(Delta):
         """Return the change that the matrices make, Float32[out, in], differentiable."""
 
     @property
+    @abstractmethod
+    def weight_shape(self) -> tuple[int, int]:
+        """The shape of the weight: (out, in)."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the weight and, if it changes, the bias."""
+        bias = {} if self.bias is None else {"bias": tuple(self.bias.shape)}
+        return {"weight": self.weight_shape, **bias}
+
+    @property
     def alpha(self) -> float:
         """The alpha that a file must state for the change to come out as trained."""
         return self.config.stated_alpha
@@ -178,31 +209,76 @@ class LinearDelta(Delta):
         """Let norms train apart, from these on: Float32[out, 1] or Float32[1, in]."""
         self.dora_scale = nn.Parameter(scale)
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether its DoRA scale is PEFT's, which no file for ComfyUI can hold as it is."""
+        return self.follows_peft
+
+    @torch.no_grad()
+    def settle(self, weights: Mapping[str, Tensor], /) -> None:
+        """Make ComfyUI's DoRA scale of PEFT's; see `Delta.settle`."""
+        weight = weights.get("weight")
+        if self.follows_peft and self.dora_scale is not None and weight is not None:
+            scale = self.dora_scale.to(weight.device)
+            self.dora_scale.copy_(comfyui_scale(weight, self.product().to(weight.device), scale))
+            self.follows_peft = False
+
     def trained(self) -> dict[str, nn.Parameter]:
-        """Return the matrices, and DoRA's scale if there is one, by their names in a file."""
-        scale = {} if self.dora_scale is None else {"dora_scale": self.dora_scale}
-        return {**self.matrices(), **scale}
+        """Return the matrices, and DoRA's scale and the bias's change, by their names in a file."""
+        others = {"dora_scale": self.dora_scale, "diff_b": self.bias}
+        return {**self.matrices(), **{name: t for name, t in others.items() if t is not None}}
 
     def weight_changes(self, weights: Mapping[str, Tensor], /) -> dict[str, Tensor]:
-        """Return the change of the weight; see `Delta.weight_changes`."""
+        """Return the changes of weight and bias; see `Delta.weight_changes`.
+
+        Args:
+            weights: The base's; the weight is asked for by DoRA alone.
+        """
         change = self.product()
         if self.dora_scale is not None:
-            weight = weights["weight"]
+            weight, rule = weights["weight"], self.follows_peft
             moved = weight + change
-            change = moved * dora_gain(weight, change, self.dora_scale) - weight
-        return {"weight": change}
+            change = moved * dora_gain(weight, change, self.dora_scale, of_changed=rule) - weight
+        return {"weight": change} if self.bias is None else {"weight": change, "bias": self.bias}
+
+    def parameter_change(self, name: str, parameter: Tensor) -> Tensor:
+        """Return the change of the weight or of the bias; see `Delta.parameter_change`."""
+        if name == "bias" and self.bias is not None:
+            return self.bias
+        return super().parameter_change(name, parameter)
 
     def forward(self, base: nn.Module, x: Tensor) -> Tensor:
         """Return the base's output plus the change; see `Delta.forward`."""
         if self.strength == 0:
             return base(x)
         strength = self._strength_now(x)
+        output = self._with_weight(base, x, strength)
+        return output if self.bias is None else output + (strength * self.bias).to(output.dtype)
+
+    def _with_weight(self, base: nn.Module, x: Tensor, strength: float | Tensor) -> Tensor:
+        """Return the base's output with the change of its weight at a strength."""
+        if not x.is_floating_point():
+            rows = base(x)
+            return rows + strength * self.looked_up(base, x).to(rows.dtype)
         if self.dora_scale is None:
             frozen = frozen_linear(base)
             output = None if frozen is None else self.changed(frozen, x, strength)
             return base(x) + self.added(x, strength) if output is None else output
         output = base(x)
         return output + strength * self._rescaled(self.dora_scale, base, x, output)
+
+    def looked_up(self, base: nn.Module, places: Tensor) -> Tensor:
+        """Return the change of an embedding's rows; dropouts of activations have none to act on.
+
+        Args:
+            base: The embedding, perhaps adapted already; its table is the weight.
+            places: Int[...], the rows asked for.
+
+        Returns:
+            Float32[..., in].
+        """
+        weights = effective_weights(base) if self.has_dora else {}
+        return nn.functional.embedding(places, self.weight_changes(weights)["weight"])
 
     def _strength_now(self, x: Tensor) -> float | Tensor:
         """Return the strength of this pass, which module_dropout draws: all of it, or zero.
@@ -218,8 +294,9 @@ class LinearDelta(Delta):
 
     def _rescaled(self, scale: Tensor, base: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         """Return the change of the output under DoRA, zero to the bit where the gain is one."""
-        weight = effective_weights(base)["weight"]
-        bias = dict(root_module(base).named_parameters(recurse=False)).get("bias")
+        weights = effective_weights(base)
+        weight, bias = weights["weight"], weights.get("bias")
+        bias = None if bias is None else bias.to(output.dtype)
         if is_by_row(scale, weight.shape):
             gain = dora_gain(weight, weight, scale).squeeze(1)
             plain = output if bias is None else output - bias

@@ -124,9 +124,9 @@ class LohaDelta(LinearDelta):
         return cls(factors, LohaConfig(rank=factors[1].shape[0], alpha=file_alpha(tensors)))
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def weight_shape(self) -> tuple[int, int]:
         """The shape of the weight: (out, in)."""
-        return {"weight": (self.factors[0].shape[0], self.factors[1].shape[1])}
+        return self.factors[0].shape[0], self.factors[1].shape[1]
 
     @property
     def rank(self) -> int:

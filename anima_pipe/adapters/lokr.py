@@ -161,10 +161,10 @@ class LokrDelta(LinearDelta):
         return cls(first, second, LokrConfig(rank=rank, alpha=file_alpha(tensors)))
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def weight_shape(self) -> tuple[int, int]:
         """The shape of the weight: (out, in)."""
         rows = self.first[0].shape[0] * self.second[0].shape[0]
-        return {"weight": (rows, self.first[-1].shape[1] * self.second[-1].shape[1])}
+        return rows, self.first[-1].shape[1] * self.second[-1].shape[1]
 
     @property
     def rank(self) -> int | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from anima_pipe.adapters.delta import check_shared_axis, file_alpha, take
 from anima_pipe.adapters.frozen import FrozenLinear, lora_linear
 from anima_pipe.adapters.linear import DeltaConfig, LinearDelta, kaiming_uniform, linear_root
+from anima_pipe.adapters.peft import MAGNITUDE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,9 @@ class LoraDelta(LinearDelta):
         "lora.up.weight": "lora_B.weight",
         "lora_A.default.weight": "lora_A.weight",
         "lora_B.default.weight": "lora_B.weight",
+        f"{MAGNITUDE}.weight": MAGNITUDE,
+        f"{MAGNITUDE}.default": MAGNITUDE,
+        f"{MAGNITUDE}.default.weight": MAGNITUDE,
     }
 
     def __init__(self, down: Tensor, up: Tensor, config: LoraConfig) -> None:
@@ -79,9 +83,9 @@ class LoraDelta(LinearDelta):
         return cls(down, up, LoraConfig(rank=down.shape[0], alpha=file_alpha(tensors)))
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def weight_shape(self) -> tuple[int, int]:
         """The shape of the weight: (out, in)."""
-        return {"weight": (self.up.shape[0], self.down.shape[1])}
+        return self.up.shape[0], self.down.shape[1]
 
     @property
     def rank(self) -> int:
@@ -107,6 +111,14 @@ class LoraDelta(LinearDelta):
     def changed(self, base: FrozenLinear, x: Tensor, strength: float | Tensor) -> Tensor | None:
         """Return the layer's output and LoRA's in one pass; see `LinearDelta.changed`."""
         return lora_linear(x, base, *self.factors(), self.inner_scale(x, strength))
+
+    def looked_up(self, base: nn.Module, places: Tensor) -> Tensor:
+        """Return the change of an embedding's rows, whose table is never formed without DoRA."""
+        if self.has_dora:
+            return super().looked_up(base, places)
+        down, up = self.factors()
+        inner = nn.functional.embedding(places, up)
+        return (inner * self.inner_scale(inner, 1.0)) @ down
 
     def product(self) -> Tensor:
         """Return alpha / rank * up @ down; see `LinearDelta.product`."""

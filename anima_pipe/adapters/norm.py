@@ -36,7 +36,9 @@ class NormDelta(Delta):
     """
 
     group: ClassVar[str] = "norm"
-    tensor_names: ClassVar[tuple[str, ...]] = ("w_norm", "b_norm")
+    own_names: ClassVar[tuple[str, ...]] = ("w_norm", "b_norm")
+    tensor_names: ClassVar[tuple[str, ...]] = (*own_names, "diff_b")
+    read_as_others: ClassVar[Mapping[str, str]] = {"diff_b": "b_norm"}
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -55,7 +57,8 @@ class NormDelta(Delta):
     @classmethod
     def from_file(cls, tensors: Mapping[str, Tensor]) -> Self:
         """Return the delta that a file's tensors describe; see `Delta.from_file`."""
-        bias = take(tensors, "b_norm", 1) if "b_norm" in tensors else None
+        name = next((name for name in ("b_norm", "diff_b") if name in tensors), None)
+        bias = None if name is None else take(tensors, name, 1)
         return cls(take(tensors, "w_norm", 1), bias)
 
     @property

@@ -14,14 +14,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from anima_pipe.adapters.delta import SCALES, Delta
+from anima_pipe.adapters.foreign import whose_module
 from anima_pipe.adapters.headers import read_depths
+from anima_pipe.adapters.peft import PREFIX as PEFT_PREFIX
+from anima_pipe.adapters.peft import adapter_file_in, with_scales
 from anima_pipe.adapters.registry import (
     FOREIGN_TENSORS,
-    delta_class_of,
+    delta_classes_of,
+    kind_name,
     kind_names,
     tensor_names_in_files,
 )
 from anima_pipe.adapters.styles import PathIndex, split_key
+from anima_pipe.adapters.targets import TEXT_ADAPTER_PREFIX
 from anima_pipe.errors import CheckpointError
 from anima_pipe.runtime import warn
 
@@ -58,7 +63,9 @@ class AdapterFile:
 
     def blocks_changed(self) -> set[int]:
         """Return the numbers of the model's blocks that it changes."""
-        pattern = re.compile(rf"(?:.*[._])?(?<!llm_adapter[._]){BLOCKS}[._](\d+)[._]")
+        pattern = re.compile(
+            rf"(?:.*[._])?(?<!llm_adapter[._])(?<!text_conditioner[._]){BLOCKS}[._](\d+)[._]"
+        )
         found = (pattern.match(module) for module in self.modules)
         return {int(match[1]) for match in found if match}
 
@@ -79,14 +86,14 @@ def read_adapter_file(
     """Read an adapter file of any style.
 
     Args:
-        path: The file.
+        path: The file, or the folder that PEFT wrote it into.
         allow_unmatched: Leave out, with a warning, tensors of no adapter kind, and later, in
             `deltas_of`, modules that the model does not have.
 
     Raises:
         CheckpointError: It cannot be read, or holds something else than adapters.
     """
-    path, names = Path(path), tensor_names_in_files()
+    path, names = adapter_file_in(Path(path)), tensor_names_in_files()
     modules: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -105,18 +112,19 @@ def read_adapter_file(
                 if name in modules.setdefault(module, {}):
                     raise CheckpointError(f"{path} has {key} under two names", _EDITED)
                 modules[module][name] = file.get_tensor(key)
-            return AdapterFile(
-                path=path,
-                modules=modules,
-                metadata=file.metadata() or {},
-                allow_unmatched=allow_unmatched,
-            )
+            metadata: dict[str, str] = file.metadata() or {}
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist", "correct the path") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} cannot be read: {error}", "give a whole .safetensors file of an adapter"
         ) from error
+    return AdapterFile(
+        path=path,
+        modules=with_scales(path, modules, metadata),
+        metadata=metadata,
+        allow_unmatched=allow_unmatched,
+    )
 
 
 def deltas_of(file: AdapterFile, index: PathIndex) -> dict[str, Delta]:
@@ -126,17 +134,16 @@ def deltas_of(file: AdapterFile, index: PathIndex) -> dict[str, Delta]:
         CheckpointError: A module is not in the index, or twice in the file; tensors are of a kind
             unknown here, or do not go together.
     """
+    found = places_in(file, index)
     places: dict[str, str] = {}
-    unmatched: list[str] = []
-    for module in file.modules:
-        place = index.find(module)
-        if place is None:
-            unmatched.append(module)
-        elif places.setdefault(place, module) != module:
+    unmatched = [module for module, place in found.items() if place is None]
+    for module, place in found.items():
+        if place is not None and places.setdefault(place, module) != module:
             raise CheckpointError(f"{file.path} has {place} under two names", _EDITED)
+    whose = next(filter(None, map(whose_module, unmatched)), None)
     problem = (
         f"{file.path}: {len(unmatched)} of {len(file.modules)} modules are not in this model: "
-        f"{_some(unmatched)}"
+        f"{_some(unmatched)}{(whose and f'; they are names {whose}') or ''}"
     )
     if unmatched and (not file.allow_unmatched or not places):
         raise CheckpointError(
@@ -147,22 +154,40 @@ def deltas_of(file: AdapterFile, index: PathIndex) -> dict[str, Delta]:
     return {place: _delta_of(file, module) for place, module in places.items()}
 
 
+def places_in(file: AdapterFile, index: PathIndex) -> dict[str, str | None]:
+    """Return the checkpoint name of each module of a file; None where there is none."""
+    places = {module: index.find(module) for module in file.modules}
+    if None not in places.values():
+        return places
+    # PEFT and LyCORIS write the names within what they wrapped, which may be the text adapter.
+    within = {module: index.find(module, TEXT_ADAPTER_PREFIX) for module in file.modules}
+    return places if None in within.values() else within
+
+
 def _delta_of(file: AdapterFile, module: str) -> Delta:
     """Return the delta of one module of a file."""
     tensors = file.modules[module]
-    delta_class = delta_class_of(tensors)
-    if delta_class is None:
-        kinds = sorted({FOREIGN_TENSORS[name] for name in tensors if name in FOREIGN_TENSORS})
+    classes = delta_classes_of(tensors)
+    foreign = sorted({FOREIGN_TENSORS[name] for name in tensors if name in FOREIGN_TENSORS})
+    if len(classes) > 1 and not foreign:
+        mixed = " and ".join(map(kind_name, classes))
         raise CheckpointError(
-            f"{file.path}: {module} is of kind {' with '.join(kinds) or 'unknown'} "
+            f"{file.path}: {module} is of several kinds at once, {mixed}: "
+            "ComfyUI would apply one of them and pass over the others",
+            "give each a file of its own, and add them up with merge",
+        )
+    if not classes or foreign:
+        raise CheckpointError(
+            f"{file.path}: {module} is of kind {' with '.join(foreign) or 'unknown'} "
             f"({', '.join(sorted(tensors))})",
             f"only {', '.join(kind_names())} can be used here",
         )
+    _refuse_doubles(file, module, classes[0])
     try:
-        delta = delta_class.from_file(tensors)
+        delta = classes[0].from_file(tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{file.path}: {module}: {error.problem}", error.remedy) from error
-    unused = tensors.keys() - delta.trained().keys() - {"alpha"}
+    unused = tensors.keys() - delta.trained().keys() - classes[0].read_as_others.keys() - {"alpha"}
     if unused:
         raise CheckpointError(
             f"{file.path}: {module} has {', '.join(sorted(unused))} beside what would be used, "
@@ -170,6 +195,15 @@ def _delta_of(file: AdapterFile, module: str) -> Delta:
             _EDITED,
         )
     return delta
+
+
+def _refuse_doubles(file: AdapterFile, module: str, delta_class: type[Delta]) -> None:
+    """Check that a module's tensors say everything once."""
+    for name, becomes in delta_class.read_as_others.items():
+        if {name, becomes} <= file.modules[module].keys():
+            raise CheckpointError(
+                f"{file.path}: {module} has both {becomes} and {name}, which say the same", _EDITED
+            )
 
 
 def refuse_other_depth(file: AdapterFile, own: Mapping[str, int], whose: str = "this one") -> None:
@@ -206,11 +240,17 @@ def refuse_other_depth(file: AdapterFile, own: Mapping[str, int], whose: str = "
 
 def _refuse_others(path: Path, keys: Sequence[str]) -> None:
     """Check that no key of a file is of something else than an adapter."""
-    if keys:
+    if not keys:
+        return
+    problem = f"{path}: {len(keys)} tensors are of no adapter kind: {_some(keys)}"
+    if all(key.startswith(PEFT_PREFIX) for key in keys):
         raise CheckpointError(
-            f"{path}: {len(keys)} tensors are of no adapter kind: {_some(keys)}",
-            "give an adapter's file; a full checkpoint goes where the base model is named",
+            f"{problem}; they are whole parameters that PEFT saved (modules_to_save or bias)",
+            "train without them; --allow_unmatched leaves them out, and the picture will differ",
         )
+    raise CheckpointError(
+        problem, "give an adapter's file; a full checkpoint goes where the base model is named"
+    )
 
 
 def _some(names: Sequence[str]) -> str:

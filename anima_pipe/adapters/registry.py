@@ -8,11 +8,12 @@ from typing import Final
 
 from anima_pipe.adapters.delta import Delta
 from anima_pipe.adapters.difference import DifferenceDelta
-from anima_pipe.adapters.linear import OTHER_NAMES, DeltaConfig
+from anima_pipe.adapters.linear import OTHER_NAMES, DeltaConfig, LinearDelta
 from anima_pipe.adapters.loha import LohaConfig, LohaDelta
 from anima_pipe.adapters.lokr import LokrConfig, LokrDelta
 from anima_pipe.adapters.lora import LoraDelta
 from anima_pipe.adapters.norm import NormDelta
+from anima_pipe.adapters.peft import EMBEDDING
 from anima_pipe.adapters.pissa import PissaConfig
 from anima_pipe.adapters.tlora import TloraConfig, TloraDelta
 from anima_pipe.errors import ConfigError
@@ -56,11 +57,18 @@ KINDS: Final = {
 }
 
 FOREIGN_TENSORS: Final = {
-    **dict.fromkeys(("hada_t1", "hada_t2"), "LoHa of a convolution"),
+    **dict.fromkeys(("hada_t1", "hada_t2"), "LoHa of a convolution (Tucker factors)"),
     **dict.fromkeys(("a1.weight", "a2.weight", "b1.weight", "b2.weight"), "GLoRA"),
-    "oft_blocks": "OFT",
-    "lora_mid.weight": "LoRA of a convolution",
-    "lokr_t2": "LoKr of a convolution",
+    **dict.fromkeys(("oft_blocks", "oft_R.weight", "oft_r", "oft_diag"), "OFT"),
+    **dict.fromkeys(("lora_E", "ranknum"), "AdaLoRA"),
+    **dict.fromkeys(("vera_lambda_b", "vera_lambda_d"), "VeRA"),
+    "boft_R": "BOFT",
+    "ia3_l": "IA3",
+    "lora_B.bias": "LoRA with a bias of its own (PEFT's lora_bias)",
+    "lora_mid.weight": "LoRA of a convolution (Tucker factors)",
+    "lokr_t2": "LoKr of a convolution (Tucker factors)",
+    "set_weight": "a replaced weight (ComfyUI's set_weight)",
+    "reshape_weight": "LoRA of a reshaped weight (ComfyUI's reshape_weight)",
 }
 """Tensors of kinds that exist but cannot be trained here, so that an error can name them."""
 
@@ -76,16 +84,20 @@ def find_kind(name: str) -> Kind:
     return KINDS[name]
 
 
-def kind_name(delta: Delta) -> str:
+def kind_name(delta: Delta | type[Delta]) -> str:
     """Return a delta's kind by name; "norm" for a norm's, "diff" for a whole difference."""
+    delta_class = delta if isinstance(delta, type) else type(delta)
     others: dict[str, type[Delta]] = {"norm": NormDelta, "diff": DifferenceDelta}
     classes = {name: kind.delta for name, kind in KINDS.items()} | others
-    return next(name for name, delta_class in classes.items() if isinstance(delta, delta_class))
+    return next(name for name, each in classes.items() if issubclass(delta_class, each))
 
 
 def kind_in_words(delta: Delta) -> str:
-    """Return a delta's kind, and whether it has DoRA, for a message."""
-    return kind_name(delta) + (" with DoRA" if delta.has_dora else "")
+    """Return a delta's kind, and what stands beside it, for a message."""
+    has_bias = "bias" in delta.shapes and isinstance(delta, LinearDelta)
+    parts = {"DoRA": delta.has_dora, "a change of the bias": has_bias}
+    found = [name for name, is_there in parts.items() if is_there]
+    return kind_name(delta) + (f" with {' and '.join(found)}" if found else "")
 
 
 def kind_names() -> tuple[str, ...]:
@@ -98,17 +110,24 @@ def delta_classes() -> tuple[type[Delta], ...]:
     return (*(kind.delta for kind in KINDS.values()), NormDelta, DifferenceDelta)
 
 
-def delta_class_of(tensor_names: Collection[str]) -> type[Delta] | None:
-    """Return the class of delta that a file's tensors of one module make up, or None."""
-    for delta in delta_classes():
-        if set(tensor_names) <= {"alpha", *delta.tensor_names}:
-            return delta
-    return None
+def delta_classes_of(tensor_names: Collection[str]) -> list[type[Delta]]:
+    """Return the classes of delta whose own tensors are among those of one module in a file.
+
+    More than one: kinds are mixed. None: there is nothing that a kind would be known by. A change
+    of the bias goes with every kind, and makes a whole difference where it is alone.
+    """
+    own = {delta: set(delta.own_names) & set(tensor_names) for delta in delta_classes()}
+    # A T-LoRA is a LoRA in a file, and behind it in the registry.
+    firsts = {delta.own_names: delta for delta in reversed(own) if own[delta]}
+    if not firsts and "diff_b" in tensor_names:
+        return [DifferenceDelta]
+    return [delta for delta in own if delta in firsts.values()]
 
 
 def tensor_names_in_files() -> dict[str, str]:
     """Return every name that may stand behind a module's path in a file -> what we call it."""
-    names = {"alpha": "alpha", **{name: name for name in FOREIGN_TENSORS}}
+    of_no_kind = ("alpha", *EMBEDDING, *FOREIGN_TENSORS)
+    names = {name: name for name in of_no_kind}
     for delta in delta_classes():
         names |= {**{name: name for name in delta.tensor_names}, **delta.tensor_synonyms}
     return names

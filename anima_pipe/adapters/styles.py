@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from anima_pipe.adapters.foreign import diffusers_path
 from anima_pipe.errors import ConfigError
 
 
@@ -57,6 +58,10 @@ DOTTED_PREFIXES: Final = (
 )
 """What may stand before a dotted path; PEFT writes the first before another."""
 
+UNDERSCORED_PREFIXES: Final = (STYLES["kohya"].prefix, "lycoris_", "lora_transformer_")
+"""What stands before a path whose dots became underscores: Kohya's, LyCORIS's, and diffusers' own
+scripts' of old."""
+
 
 def find_style(name: str) -> Style:
     """Return the style of a name.
@@ -95,24 +100,36 @@ class PathIndex:
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
-        self._paths = set(paths)
+        own = sorted(paths)
+        self._dotted = {path: path for path in own}
         self._underscored: dict[str, str] = {}
-        for path in sorted(self._paths):
+        for path in own:
             other = self._underscored.setdefault(path.replace(".", "_"), path)
             if other != path:
                 raise ConfigError(
                     f"{other} and {path} have one name in a file of style kohya",
                     "this model's adapters cannot be kept in files; report its layout",
                 )
+        for path in own:
+            alias = diffusers_path(path)
+            self._dotted.setdefault(alias, path)
+            self._underscored.setdefault(alias.replace(".", "_"), path)
 
-    def find(self, part: str) -> str | None:
-        """Return the checkpoint name of the module that a file calls `part`, or None."""
-        kohya = STYLES["kohya"].prefix
-        if part.startswith(kohya):
-            return self._underscored.get(part.removeprefix(kohya))
-        while part not in self._paths:
+    def find(self, part: str, within: str = "") -> str | None:
+        """Return the checkpoint name of the module that a file calls `part`, or None.
+
+        Args:
+            part: What the file calls it.
+            within: The beginning of the paths that the file leaves out, where it is of a part of
+                the model alone: `llm_adapter.`.
+        """
+        for prefix in UNDERSCORED_PREFIXES:
+            if part.startswith(prefix):
+                name = within.replace(".", "_") + part.removeprefix(prefix)
+                return self._underscored.get(name)
+        while within + part not in self._dotted:
             prefix = next((p for p in DOTTED_PREFIXES if part.startswith(p)), None)
             if prefix is None:
                 return None
             part = part.removeprefix(prefix)
-        return part
+        return self._dotted[within + part]

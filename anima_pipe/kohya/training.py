@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from anima_pipe.adapters.peft import adapter_file_in
 from anima_pipe.adapters.rules import PartRate
 from anima_pipe.dataset.config import DatasetConfig
 from anima_pipe.errors import ConfigError
@@ -255,6 +256,7 @@ def _validation(options: Resolved, data: DataSettings) -> ValidationConfig:
 
 def _model(options: Resolved, seed: int) -> ModelSettings:
     adapter = adapter_choice(options)
+    start: Path | None = options.value("network_weights")
     return ModelSettings(
         transformer=options.value("pretrained_model_name_or_path"),
         llm_adapter=options.value("llm_adapter_path"),
@@ -264,9 +266,11 @@ def _model(options: Resolved, seed: int) -> ModelSettings:
         gradient_checkpointing=options.value("gradient_checkpointing"),
         adapter_kind=adapter.kind,
         adapter_arguments=adapter.arguments,
-        start_from=options.value("network_weights"),
+        start_from=start and adapter_file_in(start),
         dim_from_weights=options.value("dim_from_weights"),
-        base_weights=settings.base_weights(options),
+        base_weights=tuple(
+            (adapter_file_in(path), strength) for path, strength in settings.base_weights(options)
+        ),
         allow_unmatched=options.value("allow_unmatched"),
         scale_weight_norms=options.value("scale_weight_norms"),
         seed=seed,

@@ -55,8 +55,8 @@ class AnimaTransformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights, read off the one tensor that no adapter takes the place of."""
-        return self.llm_adapter.embed.weight.dtype
+        """The dtype of the weights, whatever adapters are on them."""
+        return self.llm_adapter.dtype
 
     def checkpoint_blocks(self, enabled: bool) -> None:
         """Keep only the input of each block for the backward pass, and compute the rest twice."""

@@ -82,6 +82,11 @@ class LlmAdapter(nn.Module):
         self.out_proj = nn.Linear(config.width, config.output_width)
         self.norm = RMSNorm(config.output_width)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, those under an adapter where the embedding carries one."""
+        return next(self.embed.parameters()).dtype
+
     def forward(
         self,
         qwen_hidden: torch.Tensor,
@@ -100,7 +105,7 @@ class LlmAdapter(nn.Module):
         Returns:
             Float[B, Lt, D] in the dtype of the weights, zero where `t5_mask` is False.
         """
-        dtype = self.embed.weight.dtype
+        dtype = self.dtype
         source, source_seen = _source(qwen_hidden.to(dtype), qwen_mask)
         rotations = (
             text_rotation(t5_ids.shape[1], self.head_width, source.device),
