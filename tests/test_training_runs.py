@@ -301,7 +301,7 @@ def test_a_run_without_prompts_that_is_told_when_to_draw_is_refused(cached: Cach
 def test_a_run_says_what_it_will_do_before_it_does_it(shown: tuple[Path, Ended]):
     said = shown[1].said
 
-    plan = said[: said.index("loss=")]
+    plan = said[: said.index("\nstep ")]
     assert "images      6, 6 visits per epoch" in plan
     assert "batches     4 per epoch" in plan
     assert ", 4 per epoch: " in plan
