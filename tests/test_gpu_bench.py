@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,6 +19,10 @@ from commands import ROOT
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SCRIPT = ROOT / "bench" / "gpu.sh"
+
+sys.path.insert(0, str(SCRIPT.parent))
+
+from gpu.results import Results, read_rows  # noqa: E402 - a script's own package
 
 FIGURES = {
     "Versions",
@@ -159,6 +164,35 @@ def test_a_part_over_its_limit_is_killed_and_named(tmp_path: Path):
     assert "proof_golden" in ended.printed
     assert "killed at its limit of 0.1 s" in (ended.folder / "gpu.log").read_text()
     assert "| proof_golden | killed |" in (ended.folder / "gpu.md").read_text()
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path: Path):
+    ended = rehearse(tmp_path / "out", "--parts", "figures_encoding", "--device", "cuda:99")
+
+    assert ended.states == {"figures_encoding": "failed"}
+    (failure,) = ended.rows("failure")
+    assert "device 'cuda:99' cannot be used" in failure["error"]
+
+
+@pytest.mark.parametrize(("error", "holds"), [(0.1, True), (0.3, False), (math.nan, False)])
+def test_a_claim_that_does_not_hold_fails_its_part(error: float, holds: bool, tmp_path: Path):
+    results = Results(tmp_path / "rows.jsonl")
+    results.check("before", 0.0, 0.2)
+    results.check("claimed", error, 0.2)
+    results.check("after", 0.0, 0.2)
+
+    assert results.failed == (not holds)
+    rows = [json.loads(line) for line in results.path.read_text().splitlines()]
+    assert [row["ok"] for row in rows] == [True, holds, True]
+
+
+def test_what_a_part_found_before_it_was_killed_within_a_line_is_read(tmp_path: Path):
+    results = Results(tmp_path / "rows.jsonl")
+    results.figure("Times", ms=1.5)
+    with results.path.open("a") as file:
+        file.write('{"kind": "fig')
+
+    assert read_rows(results.path) == [{"kind": "figure", "table": "Times", "columns": {"ms": 1.5}}]
 
 
 def test_parts_that_no_time_is_left_for_are_named_as_not_run(tmp_path: Path):

@@ -75,7 +75,9 @@ def draw(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> dict[str, 
         elif len(shape) == 1 or name.endswith("gamma"):
             tensors[name] = torch.ones(shape, device=device, dtype=dtype)
         else:
-            gain = 1 / math.sqrt(math.prod(shape[1:]))
+            # Of a kernel over frames, one picture meets the last alone.
+            inputs = math.prod(shape[1:]) // (shape[2] if len(shape) == 5 else 1)
+            gain = 1 / math.sqrt(inputs)
             tensors[name] = torch.randn(shape, device=device, dtype=dtype) * gain
     return tensors
 

@@ -27,13 +27,16 @@ SMALL_FACTOR = 4.0
 GRACE_SECONDS = 3.0
 """Between asking a part to end and ending it."""
 
+TERMINATED = 128 + signal.SIGTERM
+"""The exit code by which shells name that signal."""
+
 LIMITS = {
     "card": 45,
     "proof_golden": 45,
     "proof_training": 60,
     "proof_encoders": 45,
     "proof_resume": 60,
-    "proof_processes": 60,
+    "proof_processes": 75,
     "proof_compile": 75,
     "proof_demo": 100,
     "figures_checkpoint": 75,
@@ -63,6 +66,8 @@ class Part:
 def main() -> int:
     """Run the parts; return 1 unless all of them are in order."""
     options = read_options()
+    # Whoever ends this process means the part that runs, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     options.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic() - options.spent
     parts = [Part(name=name, limit=options.limits[name]) for name in options.parts]

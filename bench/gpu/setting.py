@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from anima_pipe.runtime import choose_device
 from gpu.results import Results
 
 
@@ -56,12 +57,12 @@ def run_part(measure: Callable[[Setting, Results], None]) -> None:
     parser.add_argument("--checkpoint", type=Path)
     given = parser.parse_args()
     results = Results(given.results)
-    setting = Setting(
-        device=torch.device(given.device),
-        small=given.small,
-        scratch=given.scratch,
-        given_checkpoint=given.checkpoint,
-    )
     with results.attempt("the part as a whole"):
+        setting = Setting(
+            device=choose_device(given.device),
+            small=given.small,
+            scratch=given.scratch,
+            given_checkpoint=given.checkpoint,
+        )
         measure(setting, results)
     sys.exit(results.failed)

@@ -67,6 +67,7 @@ class PeakMemory:
         self._on_gpu = device.type == "cuda"
         self._device = device
         if self._on_gpu:
+            torch.cuda.init()
             # What a run before this one left in cycles is not this one's.
             gc.collect()
             torch.cuda.empty_cache()
