@@ -56,6 +56,8 @@ class Contestant:
     velocity: Velocity
     parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
+    checkpoint: Callable[[bool], None]
+    """Has blocks computed twice instead of kept, or not."""
 
 
 def main() -> None:
@@ -160,18 +162,28 @@ def contestant(name: str, options: argparse.Namespace) -> Contestant:
             train_llm_adapter=False,
             **settings,
         )
-        return ready(model, list(adapter.parameters()))
+        return ready(model, list(adapter.parameters()), model.checkpoint_blocks)
     with torch.device(options.device):
         theirs = diffusers_transformer(model.state_dict(), model.config)
     theirs = theirs.requires_grad_(requires_grad=False).to(torch_dtype(options.dtype))
     put_on = with_peft if name == RIVALS["lora"] else with_lycoris
     parameters = put_on(theirs, options.rank)
-    return ready(lambda *batch: diffusers_velocity(theirs, *batch), parameters)
+
+    def checkpoint(enabled: bool) -> None:
+        (
+            theirs.enable_gradient_checkpointing
+            if enabled
+            else theirs.disable_gradient_checkpointing
+        )()
+
+    return ready(lambda *batch: diffusers_velocity(theirs, *batch), parameters, checkpoint)
 
 
-def ready(velocity: Velocity, parameters: list[nn.Parameter]) -> Contestant:
+def ready(
+    velocity: Velocity, parameters: list[nn.Parameter], checkpoint: Callable[[bool], None]
+) -> Contestant:
     """Return a contestant with its optimizer."""
-    return Contestant(velocity, parameters, torch.optim.AdamW(parameters, lr=1e-4))
+    return Contestant(velocity, parameters, torch.optim.AdamW(parameters, lr=1e-4), checkpoint)
 
 
 def target_paths(model: nn.Module) -> list[str]:

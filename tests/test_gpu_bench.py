@@ -129,6 +129,15 @@ def test_the_steps_of_every_way_to_train_are_measured(whole: Rehearsed):
     assert flops["LoRA", 4] == pytest.approx(4 * flops["LoRA", 1], rel=0.01)
 
 
+def test_both_peers_are_measured_plain_and_checkpointed(whole: Rehearsed):
+    steps = [row["columns"] for row in whole.rows("figure") if "diffusers" in row["table"]]
+
+    names = ("lora", "diffusers + peft", "lokr", "diffusers + lycoris")
+    ways = {(row["step_of"], row["batch"], row["base"]) for row in steps}
+    assert ways == {(n, b, how) for n in names for b in (1, 4) for how in ("plain", "checkpointed")}
+    assert all(row["times ours"] == 1 for row in steps if row["step_of"] in ("lora", "lokr"))
+
+
 def test_the_page_shows_the_parts_the_claims_and_the_tables(whole: Rehearsed):
     page = (whole.folder / "gpu.md").read_text()
 

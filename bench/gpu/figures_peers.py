@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
+import itertools
 import statistics
+from collections.abc import Mapping
 
 import torch
 from train_step import RIVALS, Contestant, contestant, inputs
@@ -17,11 +19,11 @@ from train_step import RIVALS, Contestant, contestant, inputs
 from gpu.kernels import watching
 from gpu.results import Results
 from gpu.setting import Setting, run_part
-from gpu.timing import SETTLING_ROUNDS, PeakMemory, in_ms, seconds_each
+from gpu.timing import PeakMemory, in_ms, seconds_each
 
 RANK = 16
 BATCH_SIZES = (1, 4)
-ROUNDS = 6
+ROUNDS = 5
 TABLE = f"against diffusers, a step at rank {RANK}"
 
 
@@ -34,33 +36,45 @@ def measure(setting: Setting, results: Results) -> None:
 
 
 def compare(setting: Setting, results: Results, kind: str) -> None:
-    """Measure one kind and its rival."""
+    """Measure one kind and its rival in every way."""
     options = sizes(setting)
     contestants = {name: contestant(name, options) for name in (kind, RIVALS[kind])}
-    for options.batch in BATCH_SIZES:
+    for batch_size, checkpointed in itertools.product(BATCH_SIZES, (False, True)):
+        options.batch = batch_size
         batch = inputs(options)
-        peaks = {name: peak_of(each, batch, setting) for name, each in contestants.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in contestants}
-        host: dict[str, list[float]] = {name: [] for name in contestants}
-        for _round in range(1 if setting.small else ROUNDS):
-            for name, each in contestants.items():
-                work = functools.partial(step, each, batch)
-                whole, asked = seconds_each(work, setting.device, rounds=1, settling=0)
-                seconds[name] += whole
-                host[name] += asked
-        ours, theirs = (statistics.median(times) for times in seconds.values())
+        how = "checkpointed" if checkpointed else "plain"
+        for each in contestants.values():
+            each.checkpoint(checkpointed)
+        with results.attempt(f"{kind} against {RIVALS[kind]}, batch {batch_size}, {how}"):
+            for name, columns in measured(contestants, batch, setting).items():
+                results.figure(TABLE, step_of=name, batch=batch_size, base=how, **columns)
+
+
+def measured(
+    contestants: Mapping[str, Contestant], batch: tuple[torch.Tensor, ...], setting: Setting
+) -> dict[str, dict[str, object]]:
+    """Have all take turns; return each one's columns, ours first and the measure of the others."""
+    peaks = {name: peak_of(each, batch, setting) for name, each in contestants.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    host: dict[str, list[float]] = {name: [] for name in contestants}
+    for _round in range(1 if setting.small else ROUNDS):
         for name, each in contestants.items():
-            results.figure(
-                TABLE,
-                step_of=name,
-                batch=options.batch,
-                **in_ms(seconds[name]),
-                **{"host ms": statistics.median(host[name]) * 1e3},
-                launches=launches(each, batch, setting),
-                **peaks[name],
-                **{"times ours": statistics.median(seconds[name]) / ours},
-            )
-        results.note(f"{kind}, batch {options.batch}", f"{theirs / ours:.2f} times as fast")
+            work = functools.partial(step, each, batch)
+            whole, asked = seconds_each(work, setting.device, rounds=1, settling=0)
+            seconds[name] += whole
+            host[name] += asked
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    ours = next(iter(medians.values()))
+    return {
+        name: {
+            **in_ms(seconds[name]),
+            "host ms": statistics.median(host[name]) * 1e3,
+            "launches": launches(each, batch, setting),
+            **peaks[name],
+            "times ours": medians[name] / ours,
+        }
+        for name, each in contestants.items()
+    }
 
 
 def sizes(setting: Setting) -> argparse.Namespace:
@@ -100,10 +114,11 @@ def peak_of(
     step(trained, batch)
     before = torch.cuda.memory_allocated(setting.device) / 2**30 if setting.on_gpu else 0.0
     peak = PeakMemory(setting.device)
-    for _round in range(1 if setting.small else SETTLING_ROUNDS):
-        step(trained, batch)
-    allocated = peak.in_gib()["allocated GiB"]
-    return {"GiB above the weights": None if allocated is None else allocated - before}
+    step(trained, batch)
+    found = peak.in_gib()
+    allocated = found["allocated GiB"]
+    above = None if allocated is None else allocated - before
+    return {"GiB above the weights": above, "reserved GiB": found["reserved GiB"]}
 
 
 if __name__ == "__main__":
