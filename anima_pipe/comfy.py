@@ -20,16 +20,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from anima_pipe.adapters.inject import walk
-from anima_pipe.adapters.reading import AdapterFile, places_in
 from anima_pipe.adapters.styles import PathIndex
 from anima_pipe.errors import CheckpointError
 from anima_pipe.model import AnimaTransformer, LlmAdapterConfig, TransformerConfig
@@ -256,73 +253,15 @@ def anima_modules() -> frozenset[str]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class FileModule:
-    """What ComfyUI makes of a file's tensors of one module: the counterpart of an adapter's delta.
-
-    Args:
-        tensors: By their names behind the module's, as `tensors_by_module` gives them.
-    """
-
-    tensors: Tensors
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the parameters that are changed, by name."""
-        meta = {name: tensor.to("meta") for name, tensor in self.tensors.items()}
-        product = _product(meta)
-        found = {"weight": product[0]} if product is not None else {}
-        for name in DIFFERENCE_NAMES:
-            if name in meta:
-                found["bias" if name in BIAS_NAMES else "weight"] = meta[name]
-        return {name: tuple(tensor.shape) for name, tensor in found.items()}
-
-    @property
-    def has_dora(self) -> bool:
-        """Whether the change depends on the weight."""
-        return "dora_scale" in self.tensors
-
-    def weight_changes(self, weights: Tensors, /) -> dict[str, Tensor]:
-        """Return the change of each parameter given, at strength 1, in the dtype of the weights."""
-        given = self.shapes.keys() & weights.keys()
-        return {name: parameter_change(name, weights[name], self.tensors) for name in given}
-
-    def change_norm(self) -> float:
-        """Return the norm of all changes together, before DoRA rescales them."""
-        plain = FileModule({n: t for n, t in self.tensors.items() if n != "dora_scale"})
-        zeros = {name: torch.zeros(()).expand(shape) for name, shape in plain.shapes.items()}
-        changes = plain.weight_changes(zeros).values()
-        return sum(change.norm().item() ** 2 for change in changes) ** 0.5
-
-    def file_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors that have an effect, by name."""
-        has_factors = self.tensors.keys() - {"alpha", *DIFFERENCE_NAMES}
-        return {n: t for n, t in self.tensors.items() if has_factors or n != "alpha"}
-
-
-def is_norm(module: FileModule) -> bool:
-    """Tell whether a file's tensors of a module change the weight of a norm."""
-    return len(module.shapes.get("weight", ())) == 1
-
-
-def file_modules(file: AdapterFile) -> dict[str, FileModule]:
-    """Return what ComfyUI makes of an adapter file's own tensors, by module.
-
-    They are read again, apart from our reader, so that comparing the two finds a misreading. Ours
-    is relied on for what ComfyUI passes over: names of other programs, and what stands beside the
-    file.
-
-    Raises:
-        CheckpointError: A tensor lacks its partner, or is there twice.
-    """
-    modules: dict[str, dict[str, Tensor]] = {}
-    for name, place in places_in(file, anima_paths()).items():
-        if place is not None:
-            modules[place] = dict(file.modules[name])
-    found, _passed_over = read_by_comfyui(load_file(file.path), anima_modules())
-    for place, tensors in found.items():
-        modules.setdefault(place, {}).update(tensors)
-    return {place: FileModule(tensors) for place, tensors in modules.items()}
+def changed_shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the parameters that a module's tensors change, by name."""
+    meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    product = _product(meta)
+    found = {"weight": product[0]} if product is not None else {}
+    for name in DIFFERENCE_NAMES:
+        if name in meta:
+            found["bias" if name in BIAS_NAMES else "weight"] = meta[name]
+    return {name: tuple(tensor.shape) for name, tensor in found.items()}
 
 
 def _product(tensors: Tensors) -> tuple[Tensor, int | None] | None:

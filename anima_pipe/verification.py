@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -19,7 +20,17 @@ from torch import Tensor
 
 from anima_pipe.adapters.delta import SCALES
 from anima_pipe.adapters.extract import read_tensor
-from anima_pipe.comfy import Tensors, parameter_change, tensors_by_module
+from anima_pipe.adapters.reading import AdapterFile, places_in
+from anima_pipe.comfy import (
+    DIFFERENCE_NAMES,
+    Tensors,
+    anima_modules,
+    anima_paths,
+    changed_shapes,
+    parameter_change,
+    read_by_comfyui,
+    tensors_by_module,
+)
 from anima_pipe.errors import CheckpointError
 from anima_pipe.weights.files import StoredTensor, check_names, read_header
 from anima_pipe.weights.writing import DTYPES, is_finite, pieces
@@ -52,6 +63,69 @@ class Change(Protocol):
     def file_tensors(self) -> dict[str, Tensor]: ...  # noqa: D102
 
 
+@dataclass(frozen=True, slots=True)
+class FileModule:
+    """What ComfyUI makes of a file's tensors of one module: the counterpart of an adapter's delta.
+
+    Args:
+        tensors: By their names behind the module's, as `tensors_by_module` gives them.
+    """
+
+    tensors: Tensors
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the parameters that are changed, by name."""
+        return changed_shapes(self.tensors)
+
+    @property
+    def has_dora(self) -> bool:
+        """Whether the change depends on the weight."""
+        return "dora_scale" in self.tensors
+
+    def weight_changes(self, weights: Tensors, /) -> dict[str, Tensor]:
+        """Return the change of each parameter given, at strength 1, in the dtype of the weights."""
+        given = self.shapes.keys() & weights.keys()
+        return {name: parameter_change(name, weights[name], self.tensors) for name in given}
+
+    def change_norm(self) -> float:
+        """Return the norm of all changes together, before DoRA rescales them."""
+        plain = FileModule({n: t for n, t in self.tensors.items() if n != "dora_scale"})
+        zeros = {name: torch.zeros(()).expand(shape) for name, shape in plain.shapes.items()}
+        changes = plain.weight_changes(zeros).values()
+        return sum(change.norm().item() ** 2 for change in changes) ** 0.5
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that have an effect, by name."""
+        has_factors = self.tensors.keys() - {"alpha", *DIFFERENCE_NAMES}
+        return {n: t for n, t in self.tensors.items() if has_factors or n != "alpha"}
+
+
+def is_norm(module: FileModule) -> bool:
+    """Tell whether a file's tensors of a module change the weight of a norm."""
+    return len(module.shapes.get("weight", ())) == 1
+
+
+def file_modules(file: AdapterFile) -> dict[str, FileModule]:
+    """Return what ComfyUI makes of an adapter file's own tensors, by module.
+
+    They are read again, apart from our reader, so that comparing the two finds a misreading. Ours
+    is relied on for what ComfyUI passes over: names of other programs, and what stands beside the
+    file.
+
+    Raises:
+        CheckpointError: A tensor lacks its partner, or is there twice.
+    """
+    modules: dict[str, dict[str, Tensor]] = {}
+    for name, place in places_in(file, anima_paths()).items():
+        if place is not None:
+            modules[place] = dict(file.modules[name])
+    found, _passed_over = read_by_comfyui(load_file(file.path), anima_modules())
+    for place, tensors in found.items():
+        modules.setdefault(place, {}).update(tensors)
+    return {place: FileModule(tensors) for place, tensors in modules.items()}
+
+
 @torch.no_grad()
 def verify_export(
     path: str | os.PathLike[str], expected: Mapping[str, Change], *, folded: bool = False
@@ -65,7 +139,7 @@ def verify_export(
 
     Args:
         path: The file, of style comfy, kohya or diffusers.
-        expected: What it should change, by module path: `Adapter.deltas`, or `comfy.file_modules`.
+        expected: What it should change, by module path: `Adapter.deltas`, or `file_modules`.
         folded: The file's style has no alpha: it is folded into B.
 
     Returns:
@@ -75,6 +149,7 @@ def verify_export(
         CheckpointError: It is more than rounding, a tensor is missing or there twice, or ComfyUI
             would pass over one.
     """
+    read_header(Path(path))  # Of two entries of one name, load_file takes one and says nothing.
     by_module = tensors_by_module(load_file(path), expected.keys())
     errors: dict[str, float] = {}
     for module, change in expected.items():

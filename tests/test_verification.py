@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,10 @@ from anima_pipe.adapters import Adapter, create_adapter, save_adapter
 from anima_pipe.adapters.headers import Origin
 from anima_pipe.adapters.reading import deltas_of, read_adapter_file
 from anima_pipe.bake import bake_adapter
-from anima_pipe.comfy import anima_paths, apply_adapter, file_modules
+from anima_pipe.comfy import anima_paths, apply_adapter
 from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.export import export_adapter, write_verified
-from anima_pipe.verification import Change, verify_checkpoint, verify_export
+from anima_pipe.verification import Change, file_modules, verify_checkpoint, verify_export
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -255,3 +256,33 @@ def test_a_baked_checkpoint_with_one_damaged_tensor_is_found_out(tmp_path, base,
     save_file(sound, baked)
     with pytest.raises(CheckpointError, match="is off by"):
         verify_checkpoint(baked, base, expected, 0.8)
+
+
+def with_a_second_entry(path: Path, key: str) -> None:
+    """Name a tensor twice in a file's header, which JSON allows and dictionaries swallow."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    twin = json.dumps({key: header[key]})[1:-1]
+    text = f"{{{twin},{content[8 : 8 + length].decode().strip()[1:]}".encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+def test_a_checkpoint_whose_header_names_a_tensor_twice_is_damaged(tmp_path, base):
+    baked = bake_adapter(
+        save_adapter(trained("lora"), tmp_path / "a.safetensors"), base, tmp_path / "b.safetensors"
+    ).path
+    with_a_second_entry(baked, "net.blocks.1.mlp.layer1.weight")
+
+    with pytest.raises(CheckpointError, match=r"header of .* is damaged: a name twice"):
+        verify_checkpoint(baked, base, {}, 1.0)
+
+
+def test_an_adapter_file_whose_header_names_a_tensor_twice_is_damaged(tmp_path):
+    adapter = trained("lora")
+    path = save_adapter(adapter, tmp_path / "a.safetensors")
+    with_a_second_entry(path, "diffusion_model.blocks.1.mlp.layer1.lora_B.weight")
+
+    with pytest.raises(CheckpointError, match=r"header of .* is damaged: a name twice"):
+        verify_export(path, adapter.deltas)

@@ -166,7 +166,10 @@ def _compared(
         folder=folder,
         compared=len(keys),
         different=tuple(key for key in keys if key not in pairs or not _alike(*pairs[key])),
-        largest=max((d.max().item() for d in differences if d.numel()), default=0.0),
+        # Of tensors, for max() of Python loses what is no number.
+        largest=torch.tensor([0.0, *(d.max().item() for d in differences if d.numel())])
+        .max()
+        .item(),
     )
 
 

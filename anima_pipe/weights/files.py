@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from anima_pipe.errors import CheckpointError
 
@@ -207,7 +207,7 @@ def _unpickled(path: Path) -> dict[str, torch.Tensor]:
 def _parse(path: Path, header: bytes) -> dict[str, StoredTensor]:
     data_start = 8 + len(header)
     try:
-        entries = json.loads(header)
+        entries = json.loads(header, object_pairs_hook=_each_once)
         entries.pop("__metadata__", None)
         tensors = {
             name: StoredTensor(
@@ -231,6 +231,14 @@ def _parse(path: Path, header: bytes) -> dict[str, StoredTensor]:
                 "Download the file again.",
             )
     return tensors
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; two entries of one name, of which one would be lost, are damage."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError(f"a name twice among {listed(name for name, _value in pairs)}")
+    return entries
 
 
 def _truncated(path: Path, whole_bytes: int, file_bytes: int) -> CheckpointError:
