@@ -177,6 +177,19 @@ def test_a_run_in_bf16_throughout_is_resumed_to_the_bit(cached: Cached, tmp_path
     assert {t.dtype for t in matrices} == {torch.bfloat16}
 
 
+def test_doras_scales_are_fp32_in_all_that_a_run_in_bf16_writes(cached: Cached, tmp_path: Path):
+    given = {"full_bf16": True, "mixed_precision": "bf16", "save_precision": "bf16"}
+    given |= {"network_args": ["dora=true"], "max_train_steps": 1, "save_state": True, **cached}
+
+    anima_pipe("train", output_dir=tmp_path, **given).ok()
+
+    for path in (tmp_path / "fox.safetensors", tmp_path / "fox-state" / "adapter.safetensors"):
+        tensors = load_file(path)
+        scales = {t.dtype for name, t in tensors.items() if name.endswith("dora_scale")}
+        factors = {t.dtype for name, t in tensors.items() if "lora_A" in name}
+        assert (scales, factors) == ({torch.float32}, {torch.bfloat16})
+
+
 def test_an_average_of_an_adapter_in_bf16_is_kept_in_fp32(cached: Cached, tmp_path: Path):
     given = {"full_bf16": True, "mixed_precision": "bf16", "max_train_steps": 3, "ema_decay": 0.9}
     anima_pipe("train", output_dir=tmp_path, learning_rate=1e-3, **given, **cached).ok()
