@@ -372,11 +372,22 @@ def overruled(text: str, **options: str) -> list[str]:
     ],
 )
 def test_an_option_that_a_dataset_overrules_is_warned_of(folders, option, given, key, in_file):
-    text = f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n[general]\n{key} = {in_file}\n"
+    general = f"[general]\nenable_bucket = true\n{key} = {in_file}\n"
+    text = f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n{general}"
     assert overruled(text, **{"resolution": "512", option: given}) == [
         f"{option} (command line) has no effect: dataset.toml sets {key} for every subset"
     ]
     assert overruled(text, **{"resolution": "512", option: in_file}) == []
+
+
+def test_rules_for_buckets_without_buckets_are_warned_of(folders):
+    text = "[[datasets]]\nresolution = 512\nmax_bucket_reso = 1536\n"
+    subset = "[[datasets.subsets]]\nimage_dir = 'a'\n"
+    assert overruled(text + subset, min_bucket_reso="320") == [
+        "datasets[0].min_bucket_reso = 320 has no effect without enable_bucket",
+        "datasets[0].max_bucket_reso = 1536 has no effect without enable_bucket",
+    ]
+    assert overruled(f"{text}enable_bucket = true\n{subset}") == []
 
 
 def test_an_option_that_fills_the_gap_of_one_subset_is_not_said_to_be_idle(folders):

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, cast
 from anima_pipe.buckets import BucketRules
 from anima_pipe.dataset.config import DatasetConfig, SubsetConfig
 from anima_pipe.errors import ConfigError
+from anima_pipe.kohya.bucket_keys import bucket_rules
 from anima_pipe.kohya.config_file import ConfigFile, KeyPath, read_json, read_toml
 from anima_pipe.kohya.dataset_keys import DATASETS, GENERAL, RENAMED, SUBSETS
 from anima_pipe.kohya.dataset_tables import (
@@ -31,9 +32,6 @@ from anima_pipe.kohya.findings import Finding, raise_findings
 from anima_pipe.kohya.training_folders import training_folders
 from anima_pipe.runtime import warn
 from anima_pipe.source.captions import CaptionRules
-
-LATENT_STEP: Final = 16
-"""Pixels per token of the transformer: 8 by the VAE, 2 by the patches."""
 
 FOLDER_RESOLUTION: Final = (1024, 1024)
 """Resolution of a bare folder where nothing says otherwise: what Anima is trained at."""
@@ -192,7 +190,7 @@ def _folder_datasets(reading: Reading) -> Iterator[DatasetConfig]:
         "max_bucket_reso": 2 * max(resolution),
     }
     levels = [options, sides]
-    buckets = _bucket_rules(reading, (), levels)
+    buckets = bucket_rules(reading, (), levels)
     subset = _subset(reading, (), _Source(reading.file.path), levels)
     if buckets and subset:
         yield _dataset((subset,), buckets, levels)
@@ -210,7 +208,7 @@ def _datasets(reading: Reading) -> Iterator[DatasetConfig]:
         path = ("datasets", number)
         own = read_level(reading, path, dataset_table, DATASETS)
         levels = (own, general, reading.options)
-        buckets = _bucket_rules(reading, path, levels)
+        buckets = bucket_rules(reading, path, levels)
         subsets = tuple(_subsets(reading, path, dataset_table.get("subsets"), levels))
         if subsets and all(subset.is_reg for subset in subsets):
             problem = "holds regularisation pictures only, and nothing to train on"
@@ -343,25 +341,3 @@ def _place(reading: Reading, path: KeyPath, given: object) -> Path | None:
     problem = f"there is no {'folder' if is_folder else 'file'} {looked}"
     reading.object_to(path, problem, "correct the path", here_only=True)
     return None
-
-
-def _bucket_rules(reading: Reading, path: KeyPath, levels: Levels) -> BucketRules | None:
-    if first_value("resolution", levels) is None:
-        remedy = "add resolution = 1024 to [general] or [[datasets]], or set it as an option"
-        reading.object_to(path, "resolution is required", remedy)
-        return None
-    try:
-        rules = BucketRules(
-            **{rule.name: first_value(rule.name, levels) for rule in fields(BucketRules)}
-        )
-    except ConfigError as error:
-        reading.object_to(path, error.problem, error.remedy)
-        return None
-    if rules.enable_bucket and rules.bucket_reso_steps % LATENT_STEP:
-        remedy = f"use a multiple of {LATENT_STEP}, such as 64"
-        reading.object_to(path, f"bucket_reso_steps is {rules.bucket_reso_steps}", remedy)
-    elif not rules.enable_bucket and any(side % LATENT_STEP for side in rules.resolution):
-        width, height = rules.resolution
-        remedy = f"use multiples of {LATENT_STEP}, or set enable_bucket = true"
-        reading.object_to(path, f"resolution {width}x{height} does not fit the model", remedy)
-    return rules
