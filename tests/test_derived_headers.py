@@ -40,7 +40,7 @@ OF_THE_FILE = {
     "ss_training_comment": "rank 4",
     "modelspec.title": "The Fox of rank 4",
     "modelspec.usage_hint": "Strength 0.8.",
-    "lora_adapter_metadata": '{"transformer.r": 4}',
+    "lora_adapter_metadata": '{"transformer.r": 4, "transformer.lora_alpha": 3}',
 }
 FIELDS = {
     **OF_THE_RUN,
@@ -104,6 +104,26 @@ def test_a_resized_file_describes_its_own_tensors_and_the_run_that_they_are_of(t
         "command": "resize",
         "files": [{"name": "a.safetensors", "sha256": sha256(source)}],
     }
+
+
+def test_a_resized_peft_folder_names_the_file_in_it(tmp_path):
+    own = adapter_file(tmp_path / "a.safetensors")
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    tensors = {
+        key.replace("diffusion_model.", "base_model.model."): tensor
+        for key, tensor in load_file(own).items()
+        if not key.endswith(".alpha")
+    }
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 3}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+    run("resize", "--input", folder, "--output", tmp_path / "b.safetensors", "--rank", 2)
+
+    header = header_of(tmp_path / "b.safetensors")
+    assert json.loads(header["made_of"])["files"][0]["name"] == "adapter_model.safetensors"
+    assert header["ss_network_dim"] == "2"
 
 
 def test_a_merged_file_keeps_what_its_sources_agree_on(tmp_path):

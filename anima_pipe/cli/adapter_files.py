@@ -311,7 +311,7 @@ def _read(path: Path, allow_unmatched: bool, strength: float = 1.0) -> tuple[Ada
 
     file = read_adapter_file(path, allow_unmatched=allow_unmatched)
     deltas = deltas_of(file, anima_paths())
-    return file, Source(path=path, metadata=file.metadata, deltas=deltas, strength=strength)
+    return file, Source(path=file.path, metadata=file.metadata, deltas=deltas, strength=strength)
 
 
 def path_and_strength(argument: str) -> tuple[Path, float]:
