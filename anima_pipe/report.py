@@ -84,9 +84,17 @@ def report_surveyed_captions(survey: Survey, *, strict: bool) -> None:
     report_weighted(survey.caption_notes["weights"], survey.noted("weights"))
 
 
-def report_surveyed_pictures(survey: Survey, *, strict: bool) -> None:
-    """Tell what is wrong with the pictures of a survey; see `report_survey`."""
-    report_skipped(survey.skipped, strict=strict)
+def report_surveyed_pictures(
+    survey: Survey, *, strict: bool, undecoded: Sequence[Skipped] = ()
+) -> None:
+    """Tell what is wrong with the pictures of a survey; see `report_survey`.
+
+    Args:
+        survey: Of the dataset.
+        strict: Make it an error if any cannot be used.
+        undecoded: Pictures of it that turned out unreadable when they were decoded.
+    """
+    report_skipped([*survey.skipped, *dict.fromkeys(undecoded)], strict=strict)
     report_overlap(held_out_but_trained(survey))
 
 

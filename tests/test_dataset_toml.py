@@ -5,11 +5,17 @@ import logging
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from anima_pipe.dataset.config import DatasetConfig
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.dataset_keys import DATASET_KEYS
-from anima_pipe.kohya.dataset_toml import examine_training_folders, load_dataset_config, settled
+from anima_pipe.kohya.dataset_toml import (
+    examine_dataset_config,
+    examine_training_folders,
+    load_dataset_config,
+    settled,
+)
 from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.settings import dataset_configs, examine_datasets
 
@@ -177,6 +183,55 @@ def test_options_shape_a_bare_folder(folders):
     assert dataset.subsets[0].captions.shuffle_caption
     (flat,) = load_dataset_config(folders / "a", {"enable_bucket": False})
     assert not flat.buckets.enable_bucket
+
+
+def training_folder(folders: Path, *names: str) -> Path:
+    """A folder of folders, each with a picture."""
+    for name in names:
+        (folders / "fox" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folders / "fox" / name / "picture.png")
+    return folders / "fox"
+
+
+@pytest.mark.parametrize("given", ["dataset_config", "train_data_dir"])
+def test_a_folder_of_folders_named_by_kohyas_rule_is_a_dataset_however_it_is_given(folders, given):
+    folder = training_folder(folders, "10_fox", "2_red fox", "other")
+    options = resolve("cache-latents", {given: str(folder), "resolution": "512"})
+    (dataset,) = dataset_configs(options)
+    subsets = {s.image_dir.name: (s.num_repeats, s.class_tokens) for s in dataset.subsets}
+    assert subsets == {"10_fox": (10, "fox"), "2_red fox": (2, "red fox")}
+    assert examine_datasets(options).warnings == [
+        f"{folder / 'other'} is left out: its name does not begin with a number and _"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("10_fox", (10, "fox")), ("2024", (1, None)), ("fox", (1, None))]
+)
+def test_the_name_of_a_folder_of_pictures_says_its_repeats_as_in_kohya(folders, name, expected):
+    examined = examine_dataset_config(training_folder(folders, name) / name, {})
+    (subset,) = examined.datasets[0].subsets
+    assert (subset.num_repeats, subset.class_tokens) == expected
+    assert ["10 visits of each picture" in warning for warning in examined.warnings] == [True] * (
+        expected[0] == 10
+    )
+
+
+def test_what_the_user_sets_wins_over_the_name_of_a_folder(folders):
+    folder = training_folder(folders, "10_fox") / "10_fox"
+    ((subset,),) = (d.subsets for d in load_dataset_config(folder, {"dataset_repeats": 3}))
+    assert (subset.num_repeats, subset.class_tokens) == (3, "fox")
+
+
+def test_pictures_beside_such_folders_are_what_a_bare_folder_means(folders):
+    folder = training_folder(folders, "10_fox")
+    Image.new("RGB", (8, 8)).save(folder / "picture.png")
+    examined = examine_dataset_config(folder, {})
+    (subset,) = examined.datasets[0].subsets
+    assert (subset.image_dir, subset.num_repeats) == (folder, 1)
+    (warning,) = examined.warnings
+    assert "1 folder named like 10_subject" in warning
+    assert f"--train_data_dir {folder}" in warning
 
 
 def test_a_folder_that_is_not_here_may_lie_beside_the_file(folders):

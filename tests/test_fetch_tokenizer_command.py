@@ -99,6 +99,18 @@ def test_a_killed_fetch_leaves_no_final_name_and_the_next_one_succeeds(hubs: Hub
     assert names_in(t5.parent) == {"t5", ".t5.lock"}
 
 
+def test_what_a_killed_fetch_left_is_removed_whatever_the_folder_is_called(
+    hubs: Hubs, tmp_path: Path
+):
+    folder = tmp_path / "home" / "t5 [original]"
+    left = folder.with_name(f".{folder.name}.00000000.tmp")
+    left.mkdir(parents=True)
+
+    ensure_t5_tokenizer(folder, [FIRST])
+
+    assert not left.exists()
+
+
 def test_a_process_waits_for_the_one_that_holds_the_lock(hubs: Hubs, t5: Path):
     t5.parent.mkdir()
     with (t5.parent / ".t5.lock").open("w") as held:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import MODEL, ROOT, TRAINING, anima_pipe, assert_one_error, options
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 STEPS = 8
@@ -219,6 +220,22 @@ def test_a_state_goes_on_with_the_alphas_of_the_file_that_its_run_began_from(cac
     without = anima_pipe("train", **given)
     assert without.code == 2
     assert "network_weights" in without.said
+
+
+def test_a_name_that_leads_to_another_folder_is_written_found_and_pruned_there(cached, tmp_path):
+    given = arguments(cached, tmp_path, output_name="of/fox", save_every_n_steps=1)
+    given |= {"save_last_n_steps": 1}
+    first = anima_pipe("train", **{**given, "max_train_steps": 4}).ok()
+    assert f"{tmp_path / 'of' / 'fox.safetensors'}" in first.said
+    saved = sorted(path.name for path in (tmp_path / "of").glob("fox-step*.safetensors"))
+    states = sorted(path.name for path in (tmp_path / "of").glob("*-state"))
+    assert saved == [f"fox-step0000000{step}.safetensors" for step in (3, 4)]
+    assert states == ["fox-state", "fox-step00000003-state"]
+    with safe_open(tmp_path / "of" / "fox.safetensors", framework="pt") as file:
+        assert file.metadata()["ss_output_name"] == "fox"
+
+    resumed = anima_pipe("train", **{**given, "max_train_steps": 6, "resume": "latest"}).ok()
+    assert f"from {tmp_path / 'of' / 'fox-state'}" in resumed.said
 
 
 def test_a_run_that_is_done_has_nothing_to_resume(cached, tmp_path):

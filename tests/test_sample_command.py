@@ -12,6 +12,7 @@ from PIL import Image
 
 from anima_pipe.adapters import create_adapter, save_adapter
 from anima_pipe.cli.main import main
+from anima_pipe.cli.sample_axes import parse_axis
 from anima_pipe.demo import DEMO_TRANSFORMER
 from anima_pipe.model import load_transformer
 from anima_pipe.runtime import LOGGER
@@ -69,6 +70,24 @@ def test_pictures_drawn_before_stay(tmp_path):
     kept, second = drawn(tmp_path, "--prompt", "a wolf")
     assert np.array_equal(pixels(kept), pixels(first))
     assert not np.array_equal(pixels(second), pixels(first))
+
+
+def test_pictures_of_a_name_in_another_folder_number_on_there(tmp_path):
+    for prompt in ("a fox", "a wolf"):
+        assert sample(tmp_path, "--prompt", prompt, "--output_name", "of/fox").exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "of").iterdir()) == [
+        "fox_000.png",
+        "fox_001.png",
+    ]
+
+
+def test_only_a_star_stands_for_other_names_of_adapters(tmp_path):
+    names = ["fox[1]-1.safetensors", "fox[1]-2.safetensors", "fox1-1.safetensors", "a?.safetensors"]
+    for name in [*names, "ab.safetensors"]:
+        (tmp_path / name).touch()
+    patterns = f"{tmp_path}/fox[1]-*.safetensors,{tmp_path}/a?.safetensors,{tmp_path}/fox[1]-1.*"
+    found = [Path(value).name for value in parse_axis(f"adapter={patterns}").values]
+    assert found == [*names[:2], "a?.safetensors", names[0]]
 
 
 def test_strength_nothing_is_the_base_and_adapters_add_up(tmp_path, adapters):

@@ -75,6 +75,16 @@ def test_debug_dataset_and_inspect_tell_what_training_tells(dataset: Path, tmp_p
     assert all(broken in ended.said for ended in runs.values())
 
 
+def test_inspect_names_what_only_decoding_finds_as_training_does(folder: Path, tmp_path: Path):
+    (folder / "broken.png").unlink()
+    picture = next(path for path in sorted(folder.iterdir()) if path.suffix == ".png")
+    picture.write_bytes(picture.read_bytes()[:-200])
+
+    for ended in (trained(folder, tmp_path, resolution=128), inspected(folder, tmp_path)):
+        named = ended.ok().said.partition("left out 1:")[2].splitlines()[1]
+        assert str(picture) in named
+
+
 @pytest.mark.parametrize("values", [{}, {"debug_dataset": True}])
 def test_what_strict_refuses_is_refused_by_debug_dataset_too(
     values: dict[str, object], dataset: Path, tmp_path: Path

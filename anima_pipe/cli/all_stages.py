@@ -73,7 +73,7 @@ def run(options: Resolved) -> AllSummary:
         said.write_text("".join(f"{json.dumps(text)}\n" for text in _warnings(options)))
         summaries = {name: _run_stage(name, given, folder, said) for name in STAGES}
         trained = _trained_file(summaries["train"])
-        output = folder / "comfyui" / trained.name
+        output = trained.parent / "comfyui" / trained.name
         exported = {**given, "input": trained, "output": output}
         summaries["export-comfy"] = _run_stage("export-comfy", exported, folder, said)
     summary = AllSummary(output=str(output), output_bytes=output.stat().st_size, stages=summaries)

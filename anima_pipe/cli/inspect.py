@@ -32,6 +32,7 @@ from anima_pipe.runtime import say, warn
 if TYPE_CHECKING:
     from anima_pipe.dataset.survey import Survey
     from anima_pipe.inspection.gather import Entry, Inspection
+    from anima_pipe.inspection.thumbnails import Look
     from anima_pipe.records import ImageFile
 
 SHOWN: Final = 2000
@@ -159,18 +160,19 @@ def _inspected(options: Resolved) -> Inspection:
         rehash=options.value("rehash"),
     )
     count_t5 = t5_counter(options)
-    _report(survey, count_t5)
     images = [sample.image for sample in survey.samples]
-    looks = []
+    looks: list[Look] = []
     with progress_bar(len(images), "image", "pictures") as bar:
         for look in look_at_all(images, workers=_workers(options, images)):
             looks.append(look)
             bar.update()
+    _report(survey, looks, count_t5)
     return inspect_survey(survey, looks, count_qwen=_qwen_counter(options), count_t5=count_t5)
 
 
-def _report(survey: Survey, count_t5: Callable[[str], int] | None) -> None:
+def _report(survey: Survey, looks: Sequence[Look], count_t5: Callable[[str], int] | None) -> None:
     """Tell what a training would tell of the dataset; what would end it does not end this."""
+    from anima_pipe.records import Skipped
     from anima_pipe.report import (
         report_long_captions,
         report_surveyed_captions,
@@ -181,7 +183,12 @@ def _report(survey: Survey, count_t5: Callable[[str], int] | None) -> None:
         report_surveyed_captions(survey, strict=False)
     except DataError as error:
         warn(f"{error.problem}: training would end here; {error.remedy}")
-    report_surveyed_pictures(survey, strict=False)
+    undecoded = [
+        Skipped(name=str(sample.picture.path), reason=look.problem)
+        for sample, look in zip(survey.samples, looks, strict=True)
+        if look.problem
+    ]
+    report_surveyed_pictures(survey, strict=False, undecoded=undecoded)
     report_long_captions(survey, count_t5)
 
 

@@ -67,9 +67,9 @@ def _before_a_configuration() -> str:
 
 
 def _of_the_run(options: Resolved, findings: Findings, config: Mapping[str, Path | None]) -> str:
-    from anima_pipe.kohya.outputs import output_name
+    from anima_pipe.kohya.outputs import output_name, run_folder
 
-    folder: Path = options.value("output_dir") or Path("output")
+    folder = run_folder(options)
     trained = folder / f"{output_name(options)}.safetensors"
     exported = folder / "comfyui" / trained.name
     if _is_newer(exported, trained):
@@ -77,7 +77,8 @@ def _of_the_run(options: Resolved, findings: Findings, config: Mapping[str, Path
     if trained.is_file():
         return _command("export-comfy", {"input": trained, "output": exported})
     asked = {**config, **_unset(options)}
-    own = (options.value("cache_dir"), folder / "cache")
+    beside: Path = options.value("output_dir", Path("output")) / "cache"
+    own = (options.value("cache_dir"), beside)
     filled = next((cache for cache in own if len(findings.caches.get(cache, ())) > 1), None)
     if filled is None:
         return _command("all", asked)

@@ -127,13 +127,14 @@ def command(
         axes = [parse_axis(axis) for axis in xy] if xy else []
         grids = [grid(shot, *axes) if axes else [[shot]] for shot in shots]
         distinct = dict.fromkeys(shot for rows in grids for row in rows for shot in row)
-        folder = Path(output_dir)
+        named = Path(output_dir) / output_name
+        folder, name = named.parent, named.name
         paths = {
-            shot: folder / f"{output_name}_{number:03d}.png"
-            for number, shot in enumerate(distinct, next_number(folder, output_name))
+            shot: folder / f"{name}_{number:03d}.png"
+            for number, shot in enumerate(distinct, next_number(folder, name))
         }
         cells = _draw_all(paths, options)
-        sheets = f"{output_name}_xy"
+        sheets = f"{name}_xy"
         for number, rows in enumerate(grids if axes else [], next_number(folder, sheets)):
             from anima_pipe.drawing.painter import save_picture
             from anima_pipe.drawing.sheets import draw_sheet

@@ -72,10 +72,12 @@ def parse_axis(text: str) -> Axis:
 
 
 def _matching(pattern: str) -> list[str]:
-    """Return the files that a name with * or ? stands for, in order; else the name."""
-    if pattern == NO_ADAPTER or not glob.has_magic(pattern):
+    """Return the files that a name with * stands for, in order; else the name."""
+    if "*" not in pattern:
         return [pattern]
-    found = sorted(glob.glob(pattern))  # noqa: PTH207 - the pattern may be absolute
+    # Names of files may hold ? and [ ].
+    pattern_of_star = glob.escape(pattern).replace("[*]", "*")
+    found = sorted(glob.glob(pattern_of_star))  # noqa: PTH207 - the pattern may be absolute
     if not found:
         raise ConfigError(f"--xy adapter: no file matches {pattern}", "correct the pattern")
     return found

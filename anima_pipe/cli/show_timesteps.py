@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -45,10 +44,10 @@ def show_timesteps(options: Resolved) -> NoiseChart:
 
 
 def _write_picture(chart: NoiseChart, options: Resolved) -> None:
-    from anima_pipe.kohya.outputs import output_name
+    from anima_pipe.kohya.outputs import output_name, run_folder
     from anima_pipe.objective.noise_chart import chart_as_picture
 
-    folder: Path = options.value("output_dir")
+    folder = run_folder(options)
     offset: float = options.value("show_timesteps_offset")
     title = f"timestep_sampling {options.value('timestep_sampling')}"
     title += f", weighting_scheme {options.value('weighting_scheme')}"

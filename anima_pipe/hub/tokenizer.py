@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 import uuid
@@ -123,7 +124,7 @@ def _fetch_from_any(
 @contextmanager
 def _staging(folder: Path) -> Generator[Path]:
     """Lend a folder on the same disk; what killed processes left of theirs is removed."""
-    for left in folder.parent.glob(f".{folder.name}.*.tmp"):
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
     staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     with refusals_named(folder):

@@ -29,13 +29,9 @@ from anima_pipe.kohya.dataset_tables import (
     written,
 )
 from anima_pipe.kohya.findings import Finding, raise_findings
-from anima_pipe.kohya.training_folders import training_folders
+from anima_pipe.kohya.training_folders import folder_table, training_folders
 from anima_pipe.runtime import warn
 from anima_pipe.source.captions import CaptionRules
-
-FOLDER_RESOLUTION: Final = (1024, 1024)
-"""Resolution of a bare folder where nothing says otherwise: what Anima is trained at."""
-
 
 _OPTION_OF_KEY: Final = {key: option for option, key in RENAMED.items()}
 
@@ -91,10 +87,13 @@ def examine_dataset_config(path: Path, fallbacks: Mapping[str, object]) -> Exami
     Raises:
         ConfigError: The file cannot be read, or is neither TOML nor JSON.
     """
+    notes: list[str] = []
     if path.is_dir():
-        reading = _reading(ConfigFile(path=path, table={}, lines={}), fallbacks)
-        return _examined(reading, list(_folder_datasets(reading)))
-    reading = _reading(_read_file(path), fallbacks)
+        table, notes = folder_table(path, _by_key(fallbacks))
+        reading = _reading(ConfigFile(path=path, table=table, lines={}), fallbacks)
+    else:
+        reading = _reading(_read_file(path), fallbacks)
+    reading.warnings.extend(notes)
     return _examined(reading, list(_datasets(reading)))
 
 
@@ -137,10 +136,13 @@ def examine_metadata_file(
 
 
 def _reading(file: ConfigFile, fallbacks: Mapping[str, object]) -> Reading:
-    options = {
-        RENAMED.get(name, name): value for name, value in fallbacks.items() if value is not None
-    }
-    return Reading(file=file, options=options)
+    return Reading(file=file, options=_by_key(fallbacks))
+
+
+def _by_key(fallbacks: Mapping[str, object]) -> dict[str, object]:
+    """Return the options that are set, by what dataset.toml calls them."""
+    given = {name: value for name, value in fallbacks.items() if value is not None}
+    return {RENAMED.get(name, name): value for name, value in given.items()}
 
 
 def _examined(reading: Reading, datasets: list[DatasetConfig]) -> ExaminedDatasets:
@@ -173,27 +175,6 @@ def _read_file(path: Path) -> ConfigFile:
             )
         case _:
             raise ConfigError(f"file not found: {path}", "correct --dataset_config")
-
-
-def _folder_datasets(reading: Reading) -> Iterator[DatasetConfig]:
-    """Yield one dataset of one folder.
-
-    Who names a folder and nothing more wants pictures of any shape at their best: bucketed, with
-    sides from a quarter to twice the resolution instead of Kohya's fixed 256 and 1024.
-    """
-    options = reading.options
-    resolution = cast("tuple[int, int]", options.get("resolution", FOLDER_RESOLUTION))
-    sides: dict[str, object] = {
-        "resolution": resolution,
-        "enable_bucket": True,
-        "min_bucket_reso": max(min(resolution) // 4, first_value("bucket_reso_steps", [options])),
-        "max_bucket_reso": 2 * max(resolution),
-    }
-    levels = [options, sides]
-    buckets = bucket_rules(reading, (), levels)
-    subset = _subset(reading, (), _Source(reading.file.path), levels)
-    if buckets and subset:
-        yield _dataset((subset,), buckets, levels)
 
 
 def _datasets(reading: Reading) -> Iterator[DatasetConfig]:

@@ -14,7 +14,7 @@ from anima_pipe.hooks.alarms import AlarmConfig
 from anima_pipe.hooks.board import BoardConfig
 from anima_pipe.hooks.train_state import state_log
 from anima_pipe.kohya.config_file import read_toml
-from anima_pipe.kohya.outputs import output_name
+from anima_pipe.kohya.outputs import output_name, run_folder
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.trainer import TrackerConfig
 
@@ -96,7 +96,7 @@ def _log_folder(options: Resolved, resumed: Path | None) -> Path:
     name = options.value("log_prefix") or output_name(options)
     before = state_log(resumed) if resumed else None
     # Only the same run goes on with its log; one that branches off begins its own.
-    same_run = resumed and resumed.absolute().parent == options.value("output_dir").absolute()
+    same_run = resumed and resumed.absolute().parent == run_folder(options).absolute()
     if before and same_run and before.parent == logs.absolute() and before.name.startswith(name):
         return before
     # Kohya's prefixes bring their own separator.

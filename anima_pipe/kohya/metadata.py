@@ -166,7 +166,7 @@ def run_metadata(
         "ss_network_alpha": alpha,
         "ss_base_model_version": BASE_VERSION,
         "ss_network_args": json.dumps(network_args, default=str),
-        "ss_output_name": options.value("output_name"),
+        "ss_output_name": _own_name(options),
         "ss_learning_rate": learning_rate(options),
         "ss_optimizer": _optimizer(options),
         "ss_seed": seed,
@@ -195,6 +195,12 @@ def _optimizer(options: Resolved) -> str:
     return f"{found.__module__}.{found.__name__}" + (f"({listed})" if listed else "")
 
 
+def _own_name(options: Resolved) -> str | None:
+    """Return output_name, of which the last part alone if it leads to another folder."""
+    name: str | None = options.value("output_name")
+    return Path(name).name if name else None
+
+
 def _model_spec(options: Resolved, survey: Survey) -> dict[str, str]:
     """Return the fields of modelspec.* that are known before the tensors are."""
     width, height = survey.datasets[0].buckets.resolution
@@ -203,7 +209,7 @@ def _model_spec(options: Resolved, survey: Survey) -> dict[str, str]:
         "architecture": ARCHITECTURE,
         "implementation": IMPLEMENTATION,
         "implementation_version": f"anima-pipe/{__version__}",
-        "title": options.value("metadata_title") or options.value("output_name") or "adapter",
+        "title": options.value("metadata_title") or _own_name(options) or "adapter",
         "resolution": f"{width}x{height}",
         "timestep_range": _timestep_range(options),
         "thumbnail": _thumbnail(options.value("metadata_thumbnail")),

@@ -45,7 +45,7 @@ def state_settings(options: Resolved) -> StateSettings:
     saves: bool = options.value("save_state")
     saving = save_config(options)
     config = StateConfig(
-        folder=options.value("output_dir"),
+        folder=run_folder(options),
         name=output_name(options),
         every_n_steps=options.value("save_every_n_steps") if saves else None,
         every_n_epochs=options.value("save_every_n_epochs") if saves else None,
@@ -66,15 +66,29 @@ def state_settings(options: Resolved) -> StateSettings:
 
 
 def output_name(options: Resolved) -> str:
-    """Kohya's name for a run without one is "last"."""
-    return options.value("output_name") or "last"
+    """Return the first part of the names of a run's files; Kohya's for a run without is "last"."""
+    return _output(options).name
+
+
+def run_folder(options: Resolved) -> Path:
+    """Return the folder of a run's files: output_dir, or one in it that output_name leads to.
+
+    Where no output_dir is set yet it is the usual one, for those who only look.
+    """
+    return _output(options).parent
+
+
+def _output(options: Resolved) -> Path:
+    """Return the path that output_dir and output_name make up, as Kohya joins them."""
+    folder: Path = options.value("output_dir", Path("output"))
+    return folder / (options.value("output_name") or "last")
 
 
 def save_config(options: Resolved) -> SaveConfig:
     """Return when adapters are saved, where, and in which style."""
     precision: str | None = options.value("save_precision")
     return SaveConfig(
-        folder=options.value("output_dir"),
+        folder=run_folder(options),
         name=output_name(options),
         every_n_steps=options.value("save_every_n_steps"),
         every_n_epochs=options.value("save_every_n_epochs"),
@@ -112,7 +126,7 @@ def preview_settings(options: Resolved) -> PreviewSettings | None:
     if not prompts:
         return None
     config = PreviewConfig(
-        folder=options.value("output_dir") / "sample",
+        folder=run_folder(options) / "sample",
         name=output_name(options),
         model=settings.base_name(options),
         resumed=bool(options.value("resume")),

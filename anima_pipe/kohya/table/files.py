@@ -208,7 +208,7 @@ _INPUT_AND_OUTPUT: Final = group(
     ),
     text(
         "output_name",
-        "First part of the names of saved files.",
+        "First part of the names of saved files; with a slash, within a folder of output_dir.",
         commands=TRAINING,
         test="test_options_of_training.py::test_results_are_named_for_output_name_and_carry_training_comment",
     ),
