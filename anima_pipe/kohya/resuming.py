@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-from anima_pipe.errors import ConfigError
+from anima_pipe.errors import ConfigError, PipeError
 from anima_pipe.hooks.train_state import (
     ANY_LENGTH,
     LENGTH,
@@ -85,4 +85,5 @@ def _save_last(states: StateSaver, moment: Moment | None) -> None:
     try:
         states.at(replace(moment, stopping=True))
     except Exception as error:  # noqa: BLE001 - the first error is the one to be told
-        warn(f"the state could not be saved: {error}")
+        reason = error.problem if isinstance(error, PipeError) else error
+        warn(f"the state could not be saved either: {reason}")
