@@ -78,8 +78,10 @@ def test_a_writer_killed_at_any_moment_leaves_whole_shards_and_the_next_run_goes
         """
 rng = random.Random(0)
 fill(sys.argv[1], range(5))
-leftovers = 0
-for attempt in range(25):
+leftovers = attempts = 0
+# On a busy machine many a kill comes between two shards: so many until enough found it at work.
+while leftovers < 6 or attempts < 25:
+    attempts += 1
     child = in_child(lambda: fill(sys.argv[1], range(10**6)))
     working = f".{child}.unfinished"
     while not any(name.endswith(working) for _, _, names in os.walk(sys.argv[1]) for name in names):
@@ -92,7 +94,7 @@ print(leftovers)
 """,
         tmp_path,
     )
-    assert int(ran.stdout) > 5, ran.stderr  # most kills found it at work
+    assert int(ran.stdout) > 5, ran.stderr
     open_cache(tmp_path)  # makes the sidecar that the last kill may have prevented
     survivors = open_cache(tmp_path).latents
     assert len(survivors) > 0
