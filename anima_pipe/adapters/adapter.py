@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from anima_pipe.adapters.biases import train_biases
 from anima_pipe.adapters.delta import Delta, effective_weights, root_module
 from anima_pipe.adapters.inject import depths, unwrap, walk, wrap
 from anima_pipe.adapters.linear import DeltaConfig, LinearDelta
@@ -302,9 +303,10 @@ def create_adapter(
         seed: Of the start; the global random state is neither used nor changed.
         parts: Parts of the model with learning rates of their own; 0 leaves one alone.
         learning_rate: Of the others; 0 leaves them alone, see `Rates`.
-        network_args: Fields of `TargetRules` (train_norm, train_llm_adapter, target_modules,
-            include_patterns, exclude_patterns), of `RankRules` (network_reg_dims), of `RateRules`
-            (network_reg_lrs, norm_lr, loraplus_lr_ratio), of `TableRules` (verbose) and of the
+        network_args: Fields of `TargetRules` (train_norm, train_bias, train_llm_adapter,
+            target_modules, include_patterns, exclude_patterns), of `RankRules`
+            (network_reg_dims), of `RateRules` (network_reg_lrs, norm_lr, loraplus_lr_ratio),
+            of `TableRules` (verbose) and of the
             kind's settings (dropout, rank_dropout, module_dropout, ...), as values or as the text
             that an option holds.
 
@@ -329,6 +331,8 @@ def create_adapter(
                 deltas[path] = replace(config, rank=rank).create(module, generator)
         elif path in targets.norms:
             deltas[path] = NormDelta.create(module)
+    if settings.targets.train_bias:
+        train_biases(model, deltas)
     adapter = Adapter(model, deltas, rates)
     adapter.verbose = settings.table.verbose
     return adapter

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anima_pipe.adapters.delta import Delta
 from anima_pipe.adapters.difference import DifferenceDelta
@@ -106,14 +106,25 @@ def _merged(path: str, parts: Sequence[Part], size: Size | None, whole: bool) ->
                 f"{path} is of kind {kind_in_words(delta)}, whose change depends on the base",
                 "bake it into the base: export-comfy --merge",
             )
+    bias = _summed(parts, "bias")
+    of_weight = [part for part in parts if "weight" in part[0].shapes]
+    if not of_weight:
+        return DifferenceDelta(None, bias)
+    merged = _merged_weights(path, of_weight, size, whole)
+    merged.bias = None if bias is None else nn.Parameter(bias)
+    return merged
+
+
+def _merged_weights(path: str, parts: Sequence[Part], size: Size | None, whole: bool) -> Delta:
+    """Return one delta in place of all those of a module's weight."""
     if size is None and len(parts) == 1 and isinstance(parts[0][0], LokrDelta):
         return parts[0][0].scaled(parts[0][1])
     if all(isinstance(delta, NormDelta) for delta, _strength in parts):
-        return _norm_sum(parts)
+        return NormDelta(_weight_sum(parts), None)
     kinds = {type(delta) for delta, _strength in parts}
-    # A norm or a bias has no rank that could be lowered.
+    # A norm has no rank that could be lowered.
     if DifferenceDelta in kinds and (size is None or not all(map(_has_rank, parts))):
-        return _whole_sum(parts)
+        return DifferenceDelta(_weight_sum(parts), None)
     if not all(issubclass(kind, (LinearDelta, DifferenceDelta)) for kind in kinds):
         raise ConfigError(
             f"{path} is a norm in one adapter and a linear layer in another",
@@ -129,7 +140,7 @@ def _merged(path: str, parts: Sequence[Part], size: Size | None, whole: bool) ->
         left, values, right = svd_of_product(up, down)
         return _lora(*truncated(left, values, right, size.rank_of(values)))
     if whole:
-        return _whole_sum(parts)
+        return DifferenceDelta(_weight_sum(parts), None)
     if size is None:
         names = sorted({kind_name(delta) for delta, _strength in parts})
         raise ConfigError(
@@ -137,11 +148,7 @@ def _merged(path: str, parts: Sequence[Part], size: Size | None, whole: bool) ->
             "give --rank, for the best LoRA of that rank, or --whole, for the exact difference, "
             "as large as the layer",
         )
-    change = sum(
-        (delta.weight_changes({})["weight"] * strength for delta, strength in parts),
-        torch.zeros(()),
-    )
-    return lora_of_matrix(change, size, torch.Generator().manual_seed(0))
+    return lora_of_matrix(_weight_sum(parts), size, torch.Generator().manual_seed(0))
 
 
 def _refuse_not_finite(path: str, delta: Delta) -> None:
@@ -154,8 +161,8 @@ def _refuse_not_finite(path: str, delta: Delta) -> None:
 
 
 def _has_rank(part: Part) -> bool:
-    """Tell whether a change is that of one matrix."""
-    return [len(shape) for shape in part[0].shapes.values()] == [2]
+    """Tell whether the change of a weight is that of a matrix."""
+    return len(part[0].shapes["weight"]) == 2
 
 
 def _factors(delta: Delta, strength: float) -> tuple[Tensor, Tensor] | None:
@@ -172,22 +179,19 @@ def _lora(up: Tensor, down: Tensor) -> LoraDelta:
     return LoraDelta(down.contiguous(), up.contiguous(), LoraConfig(rank=down.shape[0]))
 
 
-def _whole_sum(parts: Sequence[Part]) -> DifferenceDelta:
-    """Return the sum of the changes of a module, as a whole."""
-    sums = _summed(parts)
-    return DifferenceDelta(sums["weight"], sums.get("bias"))
+def _weight_sum(parts: Sequence[Part]) -> Tensor:
+    """Return the sum of the changes of a weight, which all parts change."""
+    total = _summed(parts, "weight")
+    assert total is not None
+    return total
 
 
-def _norm_sum(parts: Sequence[Part]) -> NormDelta:
-    """Return the sum of the changes of a norm."""
-    sums = _summed(parts)
-    return NormDelta(sums["weight"], sums.get("bias"))
-
-
-def _summed(parts: Sequence[Part]) -> dict[str, Tensor]:
-    """Return the sums of changes, by the name of the parameter."""
-    sums: dict[str, Tensor] = {}
-    for delta, strength in parts:
-        for name, change in delta.weight_changes({}).items():
-            sums[name] = sums.get(name, torch.zeros(())) + change * strength
-    return sums
+def _summed(parts: Sequence[Part], name: str) -> Tensor | None:
+    """Return the sum of the changes of a parameter, None where there are none."""
+    # What depends on the base was refused, so that it may be anything.
+    changes = [
+        delta.parameter_change(name, torch.empty(0)).detach() * strength
+        for delta, strength in parts
+        if name in delta.shapes
+    ]
+    return sum(changes[1:], changes[0]) if changes else None

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from anima_pipe.adapters.adapter import Adapter, AdapterSettings, read_settings
+from anima_pipe.adapters.biases import train_biases
 from anima_pipe.adapters.delta import Adapted, Delta, effective_weights
 from anima_pipe.adapters.dora import weight_norm
 from anima_pipe.adapters.files import load_adapter
@@ -78,6 +79,8 @@ def continue_adapter(
     ]
     if not dim_from_weights:
         warnings += _rank_warnings(adapter.deltas, settings)
+    if settings.targets.train_bias:
+        train_biases(model, adapter.deltas)
     for place, delta in adapter.deltas.items():
         if isinstance(delta, LinearDelta):
             adapter.deltas[place] = _under_settings(model, place, delta, settings)

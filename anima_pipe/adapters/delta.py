@@ -39,6 +39,9 @@ class Delta(nn.Module, ABC):
     """Trained matrices that weight decay would pull at the base by: what they hold is the base's
     own and no change of it."""
 
+    bias: nn.Parameter | None
+    """The change of the module's bias, Float32[out], where it changes."""
+
     strength: float = 1.0
     """Multiplies the change; 0 switches it off. Not part of what is saved."""
 

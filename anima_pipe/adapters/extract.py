@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anima_pipe.adapters.combine import Size, lora_of_matrix
 from anima_pipe.adapters.delta import Delta
+from anima_pipe.adapters.difference import DifferenceDelta
 from anima_pipe.adapters.lokr import LokrConfig, LokrDelta, factorize
 from anima_pipe.adapters.low_rank import leading_factors
 from anima_pipe.adapters.norm import NormDelta
@@ -25,9 +25,6 @@ from anima_pipe.weights.files import (
 )
 from anima_pipe.weights.names import PREFIXES, usable
 from anima_pipe.weights.writing import is_finite
-
-NOT_LAYERS: Final = ("embed",)
-"""Last names of modules whose weight is a table and not a linear layer's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +70,7 @@ def extract_adapter(
         )
     generator = torch.Generator().manual_seed(0)
     deltas: dict[str, Delta] = {}
+    biases: dict[str, Tensor] = {}
     left_out: list[str] = []
     for name, stored in first.items():
         change = read_tensor(tuned, second[name]) - read_tensor(base, stored)
@@ -85,7 +83,9 @@ def extract_adapter(
             )
         if not change.any():
             continue
-        if parameter != "weight" or change.ndim > 2 or module.endswith(NOT_LAYERS):
+        if parameter == "bias" and change.ndim == 1:
+            biases[module] = change
+        elif parameter != "weight" or change.ndim > 2:
             left_out.append(name)
         elif change.ndim == 1:
             deltas[module] = NormDelta(change, None)
@@ -93,6 +93,8 @@ def extract_adapter(
             deltas[module] = lora_of_matrix(change, size, generator)
         else:
             deltas[module] = nearest_lokr(change, lokr_factor, generator)
+    for module, change in biases.items():
+        deltas.setdefault(module, DifferenceDelta(None, None)).bias = nn.Parameter(change)
     return Extracted(deltas=deltas, left_out=left_out, depths=depths_of(first))
 
 

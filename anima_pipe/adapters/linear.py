@@ -114,8 +114,6 @@ class LinearDelta(Delta):
 
     dora_scale: nn.Parameter | None
 
-    bias: nn.Parameter | None
-    """The change of the layer's bias, Float32[out], if it changes."""
     follows_peft: bool = False
     """Whether dora_scale goes with the norms of the changed weight's rows; see `settle`."""
 

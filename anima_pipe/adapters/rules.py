@@ -186,14 +186,14 @@ def group_parameters(deltas: Mapping[str, Delta], rates: Rates) -> list[Group]:
         for tensor, parameter in delta.trained().items():
             if not parameter.requires_grad:
                 continue
-            apart = " dora" if tensor == "dora_scale" else ""
+            apart = {"dora_scale": " dora", "diff_b": " bias"}.get(tensor, "")
             called = place + apart + (Group.FASTER if tensor in plus else "")
             group = Group(
                 name=called,
                 parameters=[],
                 own_rate=own_rate,
                 ratio=ratio if tensor in plus else 1.0,
-                decays=delta.group != "norm" and tensor not in delta.undecayed,
+                decays=delta.group != "norm" and tensor not in ("diff_b", *delta.undecayed),
             )
             groups.setdefault(called, group).parameters.append(parameter)
     return list(groups.values())

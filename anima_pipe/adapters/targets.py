@@ -43,6 +43,8 @@ class TargetRules:
     """Regular expressions of whole paths: linear layers and norms to leave alone."""
     train_norm: bool = True
     """Whether norms that have weights are adapted."""
+    train_bias: bool = False
+    """Whether the biases of the adapted linear layers train too, as differences."""
     train_llm_adapter: bool = True
     """Whether anything in the text adapter is adapted, whatever the patterns say."""
 

@@ -74,6 +74,11 @@ _TARGETS: Final = (
     ),
     NetworkArg(name="train_norm", help="As the option train_norm.", default=_NOT_IN_LYCORIS),
     NetworkArg(
+        name="train_bias",
+        help="Train the biases of adapted layers too; of Anima's, the text adapter's mlp has some.",
+        default="False",
+    ),
+    NetworkArg(
         name="train_llm_adapter", help="As the option train_llm_adapter.", default=_NOT_IN_LYCORIS
     ),
 )
