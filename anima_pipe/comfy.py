@@ -172,6 +172,8 @@ def read_by_comfyui(
         tensors = found.setdefault(module, {})
         if OUR_NAMES.get(name, name) in tensors:
             raise CheckpointError(f"{key} is there under two names", _WHOLE)
+        if name == "alpha" and tensor.numel() != 1:
+            raise CheckpointError(f"{key} is not one number", _WHOLE)
         tensors[OUR_NAMES.get(name, name)] = tensor
     for module, tensors in found.items():
         if lacking := _lacking(tensors.keys()):
@@ -216,7 +218,7 @@ def weight_change(weight: Tensor, tensors: Tensors) -> Tensor:
         return torch.zeros_like(weight)
     change, rank = product
     if rank is not None and "alpha" in tensors:
-        change = change * (tensors["alpha"] / rank)
+        change = change * (tensors["alpha"].item() / rank)
     return _rescaled(weight, change, tensors["dora_scale"]) if "dora_scale" in tensors else change
 
 

@@ -17,7 +17,7 @@ from anima_pipe.adapters.files import (
     warn_of_unread_norms,
 )
 from anima_pipe.adapters.headers import Origin, Source, derived_header
-from anima_pipe.adapters.reading import deltas_of, read_adapter_file
+from anima_pipe.adapters.reading import deltas_of, holding_all, read_adapter_file
 from anima_pipe.adapters.styles import find_style
 from anima_pipe.comfy import anima_paths
 from anima_pipe.errors import ConfigError
@@ -77,7 +77,8 @@ def export_adapter(
     if not deltas:
         raise ConfigError(f"{file.path} holds nothing but norms", "leave out --drop_norms")
     origin = Origin(command=command, sources=(whole,))
-    return write_verified(deltas, target, style, dtype or file.dtype, origin, expected=expected)
+    dtype = dtype or holding_all(file.dtypes)
+    return write_verified(deltas, target, style, dtype, origin, expected=expected)
 
 
 def write_verified(

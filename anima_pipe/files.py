@@ -170,6 +170,14 @@ def with_sorted_header(content: bytes) -> bytes:
     return len(padded).to_bytes(8, "little") + padded + data
 
 
+def in_utf8(text: str) -> str:
+    """Return a text as UTF-8 can hold it: halves of characters become question marks.
+
+    They come of names of files that are not UTF-8, and of JSON with escapes.
+    """
+    return text.encode("utf-8", "replace").decode()
+
+
 def sync_folder(folder: Path) -> None:
     """Make the rename itself survive a power cut; not every system lets a folder be opened."""
     if os.name == "nt":

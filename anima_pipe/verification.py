@@ -33,7 +33,7 @@ from anima_pipe.comfy import (
 )
 from anima_pipe.errors import CheckpointError
 from anima_pipe.weights.files import StoredTensor, check_names, read_header
-from anima_pipe.weights.writing import DTYPES, is_finite, pieces
+from anima_pipe.weights.writing import DTYPES, is_finite, not_finite, pieces
 
 LEAST_GAIN: Final = 1e-4
 """By how much at least DoRA's scale changes the weight that a file is tried on: a file that lacks
@@ -49,6 +49,7 @@ TOLERANCES: Final = {
 eight of its rounding steps, for a change is a sum of products of rounded numbers."""
 
 _REPORT: Final = "do not use the file; report this with the command that wrote it"
+_FINER: Final = "write it in bf16 or float: fp16 has few digits for numbers below 6e-5"
 
 
 class Change(Protocol):
@@ -159,9 +160,10 @@ def verify_export(
         dtypes = [tensor.dtype for name, tensor in tensors.items() if name not in SCALES]
         tolerance = max((TOLERANCES.get(dtype, 0.0) for dtype in dtypes), default=0.0)
         if not errors[module] <= tolerance:
-            raise CheckpointError(
-                f"the change of {module} is off by {errors[module]:.1e} of its size", _REPORT
-            )
+            problem = f"the change of {module} is off by {errors[module]:.1e} of its size"
+            if _is_rounding(module, change, tensors, folded=folded):
+                raise CheckpointError(f"{problem} by rounding alone", _FINER)
+            raise CheckpointError(problem, _REPORT)
         _refuse_other_numbers(module, change.file_tensors(), tensors, folded=folded)
     return max(errors.values(), default=0.0)
 
@@ -222,7 +224,19 @@ def _largest(tensor: Tensor) -> float:
     """Return the largest magnitude in a tensor, without a copy of it; NaN if one is in it."""
     low, high = torch.aminmax(tensor)
     # Both are NaN where a number is.
-    return max(-low.item(), high.item())
+    return max(abs(low.item()), abs(high.item()))
+
+
+def _is_rounding(module: str, change: Change, found: Tensors, *, folded: bool) -> bool:
+    """Tell whether a file holds the right numbers, and only its dtype is too coarse for them."""
+    exact = change.file_tensors()
+    try:
+        _refuse_other_numbers(module, exact, found, folded=folded)
+    except CheckpointError:
+        return False
+    exact = _with_alpha_in_b(exact) if folded else exact
+    has_alpha = "alpha" not in exact or torch.equal(exact["alpha"], found["alpha"])
+    return has_alpha and change_error(change, exact) <= TOLERANCES[torch.float32]
 
 
 def _refuse_other_numbers(
@@ -237,7 +251,7 @@ def _refuse_other_numbers(
         expected = _with_alpha_in_b(expected)
     if missing := expected.keys() - found.keys():
         raise CheckpointError(f"{module} lacks {', '.join(sorted(missing))}", _REPORT)
-    if spoilt := [name for name, tensor in found.items() if not is_finite(tensor)]:
+    if spoilt := not_finite(found):
         raise CheckpointError(f"not every number is finite in {module}.{spoilt[0]}", _REPORT)
     # Another alpha that is not heeded changes nothing; one that is shows in the change.
     for name in expected.keys() - {"alpha"}:
@@ -253,7 +267,7 @@ def _refuse_other_numbers(
 def _with_alpha_in_b(tensors: Tensors) -> dict[str, Tensor]:
     """Return a LoRA's tensors as styles without alpha have them."""
     down, up = (tensors[f"lora_{name}.weight"].float() for name in "AB")
-    scale = tensors["alpha"] / down.shape[0] if "alpha" in tensors else 1.0
+    scale = tensors["alpha"].float() / down.shape[0] if "alpha" in tensors else 1.0
     return {"lora_A.weight": down, "lora_B.weight": up * scale}
 
 
@@ -308,7 +322,8 @@ def _baked_error(
     rounding = torch.finfo(DTYPES[after[1].dtype])
     allowed = wanted.abs() * max(rounding.eps, 1e-6)
     allowed += 1e-5 * _largest(added) + rounding.tiny * rounding.eps
-    if not ((found - wanted).abs() <= allowed).all():
+    is_sound = found.shape == wanted.shape and is_finite(wanted)
+    if not is_sound or not ((found - wanted).abs() <= allowed).all():
         raise CheckpointError(
             f"{name} is off by {difference(found, wanted):.1e} of its size from what ComfyUI makes "
             "of it",

@@ -298,9 +298,25 @@ def test_extracting_refuses_a_quantised_file_by_name(tmp_path, base):
     assert f"{tuned} is quantised: it holds blocks.0.mlp.layer1.scale_weight" in ended.stderr
 
 
-@pytest.mark.parametrize("order", [("bf16", "fp32"), ("fp32", "bf16"), ("bf16", "fp16", "bf16")])
-def test_a_merge_is_as_fine_as_the_finest_of_its_sources(tmp_path, order):
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        (("bf16", "fp32"), "fp32"),
+        (("fp32", "bf16"), "fp32"),
+        (("bf16", "fp16", "bf16"), "fp32"),
+        (("fp16", "fp16"), "fp16"),
+        (("fp8", "bf16"), "bf16"),
+        (("fp8", "fp16"), "fp32"),
+        (("fp8",), "bf16"),
+    ],
+)
+def test_a_merge_is_in_a_dtype_that_holds_the_numbers_of_all_its_sources(tmp_path, order, expected):
+    dtypes = {
+        "fp8": torch.float8_e4m3fn,
+        "bf16": torch.bfloat16,
+        "fp16": torch.float16,
+        "fp32": torch.float32,
+    }
     files: list[Path] = []
     for number, name in enumerate(order):
         adapter = pretend_training(create_adapter("lora", small_model()), seed=number)
@@ -314,7 +330,7 @@ def test_a_merge_is_as_fine_as_the_finest_of_its_sources(tmp_path, order):
         for key, tensor in load_file(tmp_path / "sum.safetensors").items()
         if not key.endswith("alpha")
     }
-    assert found == {dtypes["fp32" if "fp32" in order else "fp16"]}
+    assert found == {dtypes[expected]}
 
 
 def test_checkpoints_of_two_models_have_no_adapter_between_them(tmp_path, base):

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 
 from anima_pipe.adapters.delta import Delta
 from anima_pipe.adapters.difference import DifferenceDelta
-from anima_pipe.adapters.linear import LinearDelta
 from anima_pipe.adapters.loha import LohaDelta, as_lora
 from anima_pipe.adapters.lokr import LokrDelta
 from anima_pipe.adapters.lora import LoraConfig, LoraDelta
-from anima_pipe.adapters.low_rank import leading_factors, svd_of_product, truncated
+from anima_pipe.adapters.low_rank import leading_factors, svd, svd_of_product, truncated
 from anima_pipe.adapters.norm import NormDelta
 from anima_pipe.adapters.registry import kind_in_words, kind_name
 from anima_pipe.errors import CheckpointError, ConfigError
-from anima_pipe.weights.writing import is_finite
+from anima_pipe.weights.writing import not_finite
 
 Part = tuple[Delta, float]
 """A delta and its strength."""
@@ -92,7 +91,7 @@ def lora_of_matrix(change: Tensor, size: Size, generator: torch.Generator) -> Lo
     """Return the best LoRA of a size for a change, Float32[out, in]."""
     if size.energy is None and size.rank is not None:
         return _lora(*leading_factors(change, size.rank, generator))
-    left, values, right = torch.linalg.svd(change, full_matrices=False)
+    left, values, right = svd(change)
     return _lora(*truncated(left, values, right, size.rank_of(values)))
 
 
@@ -106,11 +105,15 @@ def _merged(path: str, parts: Sequence[Part], size: Size | None, whole: bool) ->
                 f"{path} is of kind {kind_in_words(delta)}, whose change depends on the base",
                 "bake it into the base: export-comfy --merge",
             )
+    _refuse_several_shapes(path, parts)
     bias = _summed(parts, "bias")
     of_weight = [part for part in parts if "weight" in part[0].shapes]
     if not of_weight:
         return DifferenceDelta(None, bias)
-    merged = _merged_weights(path, of_weight, size, whole)
+    try:
+        merged = _merged_weights(path, of_weight, size, whole)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error.problem}", error.remedy) from error
     merged.bias = None if bias is None else nn.Parameter(bias)
     return merged
 
@@ -125,11 +128,6 @@ def _merged_weights(path: str, parts: Sequence[Part], size: Size | None, whole: 
     # A norm has no rank that could be lowered.
     if DifferenceDelta in kinds and (size is None or not all(map(_has_rank, parts))):
         return DifferenceDelta(_weight_sum(parts), None)
-    if not all(issubclass(kind, (LinearDelta, DifferenceDelta)) for kind in kinds):
-        raise ConfigError(
-            f"{path} is a norm in one adapter and a linear layer in another",
-            "merge adapters of one model",
-        )
     factors = [_factors(delta, strength) for delta, strength in parts]
     found = [pair for pair in factors if pair is not None]
     if len(found) == len(parts):
@@ -153,10 +151,21 @@ def _merged_weights(path: str, parts: Sequence[Part], size: Size | None, whole: 
 
 def _refuse_not_finite(path: str, delta: Delta) -> None:
     """Check that a delta can be computed with: there are no singular values of NaN."""
-    for name, tensor in delta.file_tensors().items():
-        if not is_finite(tensor):
-            raise CheckpointError(
-                f"not every number is finite in {path}.{name}", "use another save of this adapter"
+    if spoilt := not_finite(delta.file_tensors()):
+        raise CheckpointError(
+            f"not every number is finite in {path}.{spoilt[0]}", "use another save of this adapter"
+        )
+
+
+def _refuse_several_shapes(path: str, parts: Sequence[Part]) -> None:
+    """Check that all deltas of a module are of one shape."""
+    for name in ("weight", "bias"):
+        shapes = {d.shapes[name]: None for d, _strength in parts if name in d.shapes}
+        if len(shapes) > 1:
+            raise ConfigError(
+                f"{path}.{name} is of shape {' in one adapter and '.join(map(str, shapes))} in "
+                "another",
+                "merge adapters of one model",
             )
 
 

@@ -202,7 +202,8 @@ def take(tensors: Mapping[str, Tensor], name: str, axes: int) -> Tensor:
     """Return a file's tensor as a trainable master, fp32 and a copy.
 
     Raises:
-        CheckpointError: The file does not have it, or with another number of axes or quantised.
+        CheckpointError: The file does not have it, or with another number of axes, no numbers or
+            quantised.
     """
     if name not in tensors:
         raise CheckpointError(
@@ -213,6 +214,11 @@ def take(tensors: Mapping[str, Tensor], name: str, axes: int) -> Tensor:
         raise CheckpointError(
             f"{name} has shape {tuple(tensors[name].shape)}, not {axes} axes",
             "only adapters of linear layers and norms can be used here",
+        )
+    if not tensors[name].numel():
+        raise CheckpointError(
+            f"{name} has shape {tuple(tensors[name].shape)}, no numbers at all",
+            "use the file as its trainer wrote it",
         )
     if not tensors[name].is_floating_point():
         raise CheckpointError(
@@ -235,5 +241,16 @@ def check_shared_axis(first: Tensor, second: Tensor, names: str) -> None:
 
 
 def file_alpha(tensors: Mapping[str, Tensor]) -> float | None:
-    """Return the alpha that a file states, or None: alpha = rank."""
-    return float(tensors["alpha"]) if "alpha" in tensors else None
+    """Return the alpha that a file states, or None: alpha = rank.
+
+    Raises:
+        CheckpointError: It is not one number.
+    """
+    if "alpha" not in tensors:
+        return None
+    if tensors["alpha"].numel() != 1:
+        raise CheckpointError(
+            f"alpha has shape {tuple(tensors['alpha'].shape)}, and is to be one number",
+            "use the file as its trainer wrote it",
+        )
+    return float(tensors["alpha"])

@@ -25,8 +25,9 @@ from anima_pipe.adapters.reading import (
 from anima_pipe.adapters.registry import kind_in_words
 from anima_pipe.adapters.styles import PathIndex, find_style
 from anima_pipe.errors import CheckpointError, ConfigError
+from anima_pipe.files import in_utf8
 from anima_pipe.runtime import counted, warn
-from anima_pipe.weights.writing import write_tensors
+from anima_pipe.weights.writing import not_finite, write_tensors
 
 
 def save_adapter(
@@ -101,7 +102,8 @@ def tensors_and_header(
                 continue
             kept = tensor if name in SCALES or dtype is None else tensor.to(dtype)
             tensors[keys.key(place, name)] = kept.cpu().contiguous()
-    metadata = {**(metadata or {}), **tensor_facts(deltas, style, metadata or {})}
+    stated = {**(metadata or {}), **tensor_facts(deltas, style, metadata or {})}
+    metadata = {name: in_utf8(value) for name, value in stated.items()}
     # Those of the file that the metadata came from would not be of these tensors.
     hashes = kohya_hashes(tensors, metadata)
     metadata |= hashes
@@ -127,7 +129,7 @@ def load_adapter(
 
     Raises:
         CheckpointError: No adapter, or of a kind unknown here, or for a model of another depth or
-            width, or with tensors that match nothing in this one.
+            width, or with tensors that match nothing in this one, or are not finite.
     """
     file = read_adapter_file(path, allow_unmatched=allow_unmatched)
     refuse_other_depth(file, depths(model))
@@ -140,11 +142,21 @@ def load_adapter(
                 f"{file.path}: {place} has {shapes[place]}, but the file changes {delta.shapes}",
                 OTHER_MODEL,
             )
+        _refuse_not_finite(file.path, place, delta)
         if delta.needs_base:
             delta.settle(effective_weights(modules[place]))
     adapter = Adapter(model, {place: deltas[place] for place in shapes if place in deltas})
     adapter.set_strength(strength)
     return adapter
+
+
+def _refuse_not_finite(path: Path, place: str, delta: Delta) -> None:
+    """Check that what is put on a model leaves its numbers finite."""
+    if spoilt := not_finite(delta.file_tensors()):
+        raise CheckpointError(
+            f"{path}: not every number is finite in {place}.{spoilt[0]}",
+            "use another save of this adapter",
+        )
 
 
 def _parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -109,7 +109,7 @@ def read_depths(metadata: Mapping[str, str], path: Path) -> dict[str, int]:
     text = metadata.get(DEPTHS_KEY, "{}")
     try:
         depths: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: {DEPTHS_KEY} in its header is not JSON: {text[:60]}", _EDITED
         ) from error
@@ -331,7 +331,7 @@ def _own_origin(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return what a source itself was made of, where it says so in a way that can be read."""
     try:
         return {MADE_OF_KEY: json.loads(metadata[MADE_OF_KEY])}
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         return {}
 
 

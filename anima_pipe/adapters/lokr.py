@@ -158,7 +158,11 @@ class LokrDelta(LinearDelta):
         first, second = _take_factor(tensors, "lokr_w1"), _take_factor(tensors, "lokr_w2")
         # Where both factors are products, alpha is divided by the rank of the second.
         rank = next((factor[1].shape[0] for factor in (second, first) if len(factor) == 2), 1)
-        return cls(first, second, LokrConfig(rank=rank, alpha=file_alpha(tensors)))
+        alpha = file_alpha(tensors)
+        if len(first) + len(second) == 2 and alpha is not None and not math.isfinite(alpha):
+            # Nobody heeds it here, and a rank that asks for whole factors is infinite in fp16.
+            alpha = None
+        return cls(first, second, LokrConfig(rank=rank, alpha=alpha))
 
     @property
     def weight_shape(self) -> tuple[int, int]:

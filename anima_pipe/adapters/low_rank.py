@@ -7,6 +7,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from anima_pipe.errors import CheckpointError
+from anima_pipe.weights.writing import is_finite
+
 OVERSAMPLED: Final = 8
 """Directions looked at beside those wanted."""
 POWER_ITERATIONS: Final = 4
@@ -29,13 +32,12 @@ def leading_factors(matrix: Tensor, rank: int, generator: torch.Generator) -> tu
     """
     columns = rank + OVERSAMPLED
     if columns >= min(matrix.shape):
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        return truncated(left, values, right, rank)
+        return truncated(*svd(matrix), rank)
     sketch = torch.randn(matrix.shape[1], columns, generator=generator).to(matrix.device)
     basis = torch.linalg.qr(matrix @ sketch)[0]
     for _iteration in range(POWER_ITERATIONS):
         basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis)[0])[0]
-    left, values, right = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+    left, values, right = svd(basis.T @ matrix)
     return truncated(basis @ left, values, right, rank)
 
 
@@ -51,9 +53,25 @@ def svd_of_product(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     left, left_core = torch.linalg.qr(up)
     right, right_core = torch.linalg.qr(down.T)
-    inner_left, values, inner_right = torch.linalg.svd(left_core @ right_core.T)
-    kept = len(values)
-    return left @ inner_left[:, :kept], values, inner_right[:kept] @ right.T
+    inner_left, values, inner_right = svd(left_core @ right_core.T)
+    return left @ inner_left, values, inner_right @ right.T
+
+
+def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the SVD of a matrix, Float[rows, columns], with as many values as its smaller side.
+
+    Returns:
+        Float[rows, k], Float[k] falling, Float[k, columns].
+
+    Raises:
+        CheckpointError: Not every number is finite.
+    """
+    if not is_finite(matrix):
+        raise CheckpointError(
+            "not every number is finite, or they are too large to be multiplied",
+            "use another save of this adapter, or a whole checkpoint",
+        )
+    return torch.linalg.svd(matrix, full_matrices=False)
 
 
 def truncated(left: Tensor, values: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -207,7 +207,7 @@ def _parsed(source: str, text: str) -> PeftConfig:
 def _json_object(source: str, text: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{source} is not JSON: {error}", _RESAVE) from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{source} is no JSON object", _RESAVE)
@@ -236,7 +236,7 @@ def _config(source: str, values: Mapping[str, Any]) -> PeftConfig:
             f"{source} sets {', '.join(other)}", "only plain LoRA and its DoRA can be used here"
         )
     try:
-        return PeftConfig(
+        config = PeftConfig(
             source=source,
             rank=int(values["r"]),
             alpha=float(values["lora_alpha" if kind == "LORA" else "alpha"]),
@@ -244,5 +244,10 @@ def _config(source: str, values: Mapping[str, Any]) -> PeftConfig:
             ranks={p: int(rank) for p, rank in (values.get("rank_pattern") or {}).items()},
             alphas={p: float(a) for p, a in (values.get("alpha_pattern") or {}).items()},
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{source} states no scale: {error!r}", _RESAVE) from error
+    if bad := [rank for rank in (config.rank, *config.ranks.values()) if rank < 1]:
+        raise CheckpointError(f"{source} states a rank of {bad[0]}", _RESAVE)
+    if bad := [a for a in (config.alpha, *config.alphas.values()) if not math.isfinite(a)]:
+        raise CheckpointError(f"{source} states an alpha of {bad[0]}", _RESAVE)
+    return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,15 +52,14 @@ class AdapterFile:
     """Whether what matches nothing is left out with a warning, and not an error."""
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The finest dtype among the tensors that are not scales, which are fp32 in any file."""
-        found = {
+    def dtypes(self) -> set[torch.dtype]:
+        """The dtypes of the tensors that are not scales, which are fp32 in any file."""
+        return {
             t.dtype
             for module in self.modules.values()
             for n, t in module.items()
             if n not in SCALES
         }
-        return finest(found)
 
     def blocks_changed(self) -> set[int]:
         """Return the numbers of the model's blocks that it changes."""
@@ -75,9 +75,14 @@ class AdapterFile:
         return read_depths(self.metadata, self.path)
 
 
-def finest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    """Return the float dtype of the smallest rounding step; fp32 of none."""
-    return min(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+def holding_all(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """Return the dtype that holds the numbers of all of some; fp32 of none, of 8 bits bf16.
+
+    Of fp16 and bf16 it is fp32: one has the digits and the other the range. Eight bits are enough
+    for numbers that were trained to be in them, and not for what is computed of these.
+    """
+    wide = {torch.bfloat16 if dtype.itemsize == 1 else dtype for dtype in dtypes}
+    return functools.reduce(torch.promote_types, wide) if wide else torch.float32
 
 
 def read_adapter_file(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from anima_pipe.cli.adapter_page import overview, table
+from anima_pipe.cli.adapter_page import as_json_text, overview, table
 from anima_pipe.cli.ending import ending_of
 from anima_pipe.errors import ConfigError
 
@@ -47,7 +46,7 @@ _precision = click.option(
     "--save_precision",
     type=click.Choice(PRECISIONS),
     metavar="NAME",
-    help="Precision of the tensors. [float | fp16 | bf16; default: the finest of the input]",
+    help="Precision of the tensors. [float | fp16 | bf16; default: one that holds the input]",
 )
 _rank = click.option("--rank", type=int, metavar="N", help="The largest rank of a layer.")
 _energy = click.option(
@@ -74,6 +73,8 @@ def info(source: Path, *, as_json: bool, allow_unmatched: bool) -> None:
 
     def work() -> int:
         from anima_pipe.adapters.contents import describe
+        from anima_pipe.runtime import warn
+        from anima_pipe.weights.writing import not_finite
 
         file, read = _read(source, allow_unmatched)
         deltas = read.deltas
@@ -81,14 +82,17 @@ def info(source: Path, *, as_json: bool, allow_unmatched: bool) -> None:
         facts = {
             "file": str(source),
             "kinds": sorted({row.kind for row in rows}),
-            "dtype": str(file.dtype).removeprefix("torch."),
+            "dtype": ", ".join(sorted(str(d).removeprefix("torch.") for d in file.dtypes)),
             "model_depths": file.depths,
             "modules": len(deltas),
             "parameters": sum(row.parameters for row in rows),
             "metadata": dict(sorted(file.metadata.items())),
         }
+        for module, delta in deltas.items():
+            if spoilt := not_finite(delta.file_tensors()):
+                warn(f"not every number is finite in {module}.{spoilt[0]}")
         if as_json:
-            click.echo(json.dumps({**facts, "blocks": [asdict(row) for row in rows]}, indent=2))
+            click.echo(as_json_text(facts, rows))
             return 0
         click.echo("\n".join([*overview(facts), "", *table(rows)]))
         return 0
@@ -164,7 +168,7 @@ def merge(
     def combine() -> _Made:
         from anima_pipe.adapters.combine import Size, merge_adapters
         from anima_pipe.adapters.headers import Origin, joined_depths
-        from anima_pipe.adapters.reading import finest
+        from anima_pipe.adapters.reading import holding_all
 
         read = [
             _read(path, allow_unmatched, strength)
@@ -175,7 +179,7 @@ def merge(
         origin = Origin(command="merge", sources=tuple(source for _file, source in read))
         joined_depths(origin.sources)
         adapters = [(source.deltas, source.strength) for source in origin.sources]
-        dtype = finest(file.dtype for file, _source in read)
+        dtype = holding_all(dtype for file, _source in read for dtype in file.dtypes)
         return _Made(merge_adapters(adapters, size, whole=whole), dtype, origin)
 
     sys.exit(ending_of(lambda: _write(combine, output, save_format, save_precision)))
@@ -204,10 +208,12 @@ def resize(
     def shrink() -> _Made:
         from anima_pipe.adapters.combine import Size, resize_adapter
         from anima_pipe.adapters.headers import Origin
+        from anima_pipe.adapters.reading import holding_all
 
         file, whole = _read(source, allow_unmatched)
         deltas = resize_adapter(whole.deltas, Size(rank=rank, energy=energy))
-        return _Made(deltas, file.dtype, Origin(command="resize", sources=(whole,)))
+        origin = Origin(command="resize", sources=(whole,))
+        return _Made(deltas, holding_all(file.dtypes), origin)
 
     sys.exit(ending_of(lambda: _write(shrink, output, save_format, save_precision)))
 
@@ -271,7 +277,7 @@ class _Made(NamedTuple):
 
     deltas: dict[str, Delta]
     dtype: torch.dtype
-    """The finest of the files that it was made of."""
+    """One that holds all of the files that it was made of."""
     origin: Origin
 
 
@@ -285,8 +291,8 @@ def _write(
     from anima_pipe.export import write_verified
     from anima_pipe.runtime import torch_dtype
 
-    deltas, finest, origin = make()
-    dtype = torch_dtype(save_precision) if save_precision else finest
+    deltas, own, origin = make()
+    dtype = torch_dtype(save_precision) if save_precision else own
     export = write_verified(deltas, output, save_format, dtype, origin)
     ranks = sorted({delta.rank for delta in deltas.values() if delta.rank is not None})
     click.echo(
@@ -315,9 +321,16 @@ def _read(path: Path, allow_unmatched: bool, strength: float = 1.0) -> tuple[Ada
 
 
 def path_and_strength(argument: str) -> tuple[Path, float]:
-    """Split FILE:STRENGTH; a colon may be part of the path."""
-    path, found, strength = argument.rpartition(":")
+    """Split FILE:STRENGTH; a colon may be part of the path.
+
+    Raises:
+        ConfigError: The strength is not finite.
+    """
+    path, found, stated = argument.rpartition(":")
     try:
-        return (Path(path), float(strength)) if found else (Path(argument), 1.0)
+        strength = float(stated) if found else 1.0
     except ValueError:
         return Path(argument), 1.0
+    if not math.isfinite(strength):
+        raise ConfigError(f"{argument} names a strength of {strength}", "use a number, such as 0.8")
+    return Path(path if found else argument), strength

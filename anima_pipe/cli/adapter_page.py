@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
+
+from anima_pipe.files import in_utf8
 
 if TYPE_CHECKING:
     from anima_pipe.adapters.contents import ContentsRow
@@ -43,8 +47,8 @@ def _made_of(metadata: Mapping[str, str]) -> dict[str, str]:
             file["name"] + (f" at {file['strength']:g}" if "strength" in file else "")
             for file in made["files"]
         ]
-        return {"made of": f"{', '.join(files)}, by {made['command']}"}
-    except (KeyError, TypeError, ValueError):
+        return {"made of": in_utf8(f"{', '.join(files)}, by {made['command']}")}
+    except (KeyError, TypeError, ValueError, RecursionError):
         return {}
 
 
@@ -53,6 +57,15 @@ def _shortened(value: str) -> str:
     if len(value) <= SHOWN_LETTERS:
         return value
     return f"{value[:SHOWN_LETTERS]}... ({len(value):,} letters; --json shows them all)"
+
+
+def as_json_text(facts: Mapping[str, Any], rows: Sequence[ContentsRow]) -> str:
+    """Return facts and rows as JSON, which has no numbers that are not finite: they are null."""
+    blocks = [asdict(row) for row in rows]
+    for block in blocks:
+        block["alphas"] = [alpha if math.isfinite(alpha) else None for alpha in block["alphas"]]
+        block["norm"] = block["norm"] if math.isfinite(block["norm"]) else None
+    return json.dumps({**facts, "blocks": blocks}, indent=2, allow_nan=False)
 
 
 def table(rows: Sequence[ContentsRow]) -> list[str]:

@@ -18,7 +18,7 @@ from safetensors.torch import save  # noqa: TID251 - the one place
 from torch import Tensor
 
 from anima_pipe.errors import CheckpointError
-from anima_pipe.files import with_sorted_header, write_atomically
+from anima_pipe.files import in_utf8, with_sorted_header, write_atomically
 from anima_pipe.weights.files import BYTES_PER_NUMBER, StoredTensor, listed
 
 DTYPES: Final = {
@@ -77,12 +77,16 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         CheckpointError: Some are not; it names their tensors.
     """
-    found = [name for name, tensor in tensors.items() if not is_finite(tensor)]
-    if found:
+    if found := not_finite(tensors):
         raise CheckpointError(
             f"{path} is not written: not every number is finite in {listed(found)}",
             _REMEDY_IN_FP16 if any(tensors[n].dtype == torch.float16 for n in found) else _REMEDY,
         )
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors in which not every number is finite."""
+    return [name for name, tensor in tensors.items() if not is_finite(tensor)]
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -109,7 +113,8 @@ def write_header(
             it, its shape, its size in bytes.
         metadata: For the header.
     """
-    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    stated = {name: in_utf8(value) for name, value in metadata.items()}
+    entries: dict[str, object] = {"__metadata__": stated}
     place = 0
     for name, (dtype, shape, size) in layout.items():
         entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [place, place + size]}
