@@ -241,12 +241,32 @@ def test_files_that_options_name_are_examined_too():
         ('network_args = ["lokr_factor=8"]\n', "'lora' has no setting 'lokr_factor'"),
         ('optimizer_type = "AdamV"\n', "t.toml line 1: unknown optimizer_type 'AdamV'"),
         ('optimizer_args = ["beta=0.9"]\n', "t.toml line 1: optimizer_args do not fit AdamW"),
+        (
+            'lr_scheduler_args = ["powre=2"]\n',
+            "t.toml line 1: lr_scheduler_args do not fit constant",
+        ),
+        ('lr_scheduler = "piecewise_constant"\n', "t.toml line 1: lr_scheduler_args do not fit"),
+        ('lr_scheduler_type = "StepLR"\n', "StepLR: step_size is missing"),
     ],
 )
 def test_arguments_are_checked_by_the_parts_that_take_them(text: str, part: str):
     ended = config("check", write("t.toml", text))
     assert ended.exit_code == 2
     assert part in ended.stdout
+
+
+def test_a_warmup_beside_a_constant_rate_is_one_problem():
+    text = 'lr_scheduler = "constant"\nlr_warmup_steps = "10%"\n'
+    ended = config("check", write("t.toml", text))
+    assert "t.toml line 2: lr_scheduler constant takes no warmup" in ended.stdout
+    assert "lr_warmup_steps is 10%" in ended.stdout
+    assert ended.stdout.endswith("to be mended: 1 problem\n")
+
+
+def test_a_learning_rate_that_is_no_number_is_not_called_unset():
+    ended = config("check", write("t.toml", 'learning_rate = "fast"\n'))
+    assert "learning_rate: 'fast' is not a number" in ended.stdout
+    assert "learning_rate is not set" not in ended.stdout
 
 
 def test_a_package_that_is_not_installed_is_a_warning():

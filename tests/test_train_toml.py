@@ -10,7 +10,7 @@ from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.config_file import key_lines
 from anima_pipe.kohya.options import find_option
 from anima_pipe.kohya.parts import adapter_choice
-from anima_pipe.kohya.resolve import resolve
+from anima_pipe.kohya.resolve import examine, resolve
 from anima_pipe.kohya.train_toml import read_train_args
 
 PUBLISHED = json.loads(
@@ -127,6 +127,20 @@ def test_a_misspelt_option_suggests_the_right_one(tmp_path):
 def test_a_key_of_another_tool_is_called_by_its_owner(tmp_path):
     problem = problem_of(tmp_path, 'model_train_type = "anima-lora"\n')
     assert "model_train_type is an option of lora-scripts" in problem
+
+
+def test_a_key_of_another_tool_that_makes_no_other_adapter_is_warned_of(tmp_path):
+    file = write(tmp_path, "seed = 1\nsample_cfg = 4\nfused_mlp = true\n")
+    assert resolve("train", {}, file).warnings == (
+        (
+            "sample_cfg (train_args.toml line 2) changes nothing: it is an option of lora-scripts "
+            "(SD-Trainer); write it behind --l in the file of sample_prompts"
+        ),
+        (
+            "fused_mlp (train_args.toml line 3) changes nothing: it is an option of the "
+            "anima-lora-fastpath fork; remove it"
+        ),
+    )
 
 
 def test_all_problems_are_reported_together(tmp_path):
@@ -425,17 +439,20 @@ def test_lines_of_keys_are_found_in_awkward_files():
 )
 def test_a_published_config_passes_or_fails_by_names_that_its_author_knows(config, tmp_path):
     args = config["train_args"]
-    try:
-        if config["form"] == "cli":
-            resolve("train", {name: _as_typed(value) for name, value in args.items()})
-        else:
-            resolve("train", {}, write(tmp_path, _as_toml(args)))
-    except ConfigError as error:
-        problem = str(error)
-        named = [name for name in args if f" {name} " in problem or f" {name}:" in problem]
-        assert named
-        unknown = [name for name in args if find_option(name) is None]
-        assert [name for name in unknown if name not in named] == []
+    if config["form"] == "cli":
+        typed = {name: _as_typed(value) for name, value in args.items()}
+        resolved, findings = examine("train", typed)
+    else:
+        resolved, findings = examine("train", {}, write(tmp_path, _as_toml(args)))
+    said = [*(finding.problem for finding in findings), *resolved.warnings]
+    named = [
+        name
+        for name in args
+        if any(f" {name} " in f" {text} " or f"{name}:" in text for text in said)
+    ]
+    assert all(any(name in finding.problem for name in args) for finding in findings)
+    unknown = [name for name in args if find_option(name) is None]
+    assert [name for name in unknown if name not in named] == []
 
 
 def _as_typed(value: object) -> object:

@@ -20,7 +20,7 @@ from anima_pipe.errors import PipeError
 from anima_pipe.memory import memory_use
 from anima_pipe.progress import duration
 from anima_pipe.records import Moment
-from anima_pipe.runtime import say, warn
+from anima_pipe.runtime import counted, say, warn
 
 RECENT: Final = 5
 BEFORE: Final = 100
@@ -140,7 +140,8 @@ class TimeLeft:
             each = statistics.fmean(self._seconds[1:])
             end = time.strftime("%H:%M", time.localtime(time.time() + each * steps_left))
             left = duration(each * steps_left)
-            say(f"time left {left} for {steps_left} steps of {each:.2g} s: until about {end}")
+            steps = counted(steps_left, "step")
+            say(f"time left {left} for {steps} of {each:.2g} s: until about {end}")
 
 
 def _tell(config: AlarmConfig, end: End, problem: str, remedy: str) -> None:

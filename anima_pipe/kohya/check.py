@@ -157,7 +157,10 @@ def _examine_train_args(path: Path, examined: _Examined) -> Resolved:
     resolved, findings = examine(TRAIN, {}, path)
     examined.findings += [*findings, *part_findings(resolved), *file_findings(resolved)]
     examined.findings += _absent(resolved, (*NAMES_A_FILE, *NAMES_A_FOLDER))
-    examined.warnings += [*resolved.warnings, *unset_rate_warnings(resolved)]
+    examined.warnings += resolved.warnings
+    if not findings:
+        # Else what is wrong may be the rate itself.
+        examined.warnings += unset_rate_warnings(resolved)
     return resolved
 
 

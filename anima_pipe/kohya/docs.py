@@ -151,9 +151,15 @@ def _dataset_keys() -> Iterator[str]:
 
 
 def _other_tools() -> Iterator[str]:
-    yield "## Options of other trainers\n\nThey are refused by name.\n"
-    table = [(_code(key), other.tool, other.instead) for key, other in OTHER_TOOLS.items()]
-    yield from _table(("Option", "Whose", "Instead"), table)
+    yield (
+        "## Options of other trainers\n\nThey are refused by name. In a file, those that make no "
+        "other adapter are warned of.\n"
+    )
+    table = [
+        (_code(key), other.tool, "warned of" if other.harmless else "refused", other.instead)
+        for key, other in OTHER_TOOLS.items()
+    ]
+    yield from _table(("Option", "Whose", "In a file", "Instead"), table)
 
 
 def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

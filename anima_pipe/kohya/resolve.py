@@ -62,6 +62,7 @@ def examine(
     )
     findings += rule_findings(resolved)
     warnings = (
+        *_of_other_tools(config_file),
         *_effectless(own),
         *_replaced(own),
         *_ambiguous(own, config_file),
@@ -112,7 +113,9 @@ def _understand(
     for entry in entries:
         option = find_option(entry.spelling)
         if option is None:
-            findings.append(_unknown(entry))
+            # On the command line the user types it; a file may have been written by that tool.
+            if not (typed and _is_harmless_elsewhere(entry.spelling)):
+                findings.append(_unknown(entry))
             continue
         try:
             value = _value(option, entry.given, typed=typed)
@@ -141,6 +144,25 @@ def _value(option: Option, given: object, *, typed: bool) -> object:
             return given
         raise
     return None if option.zero_is_none and value == 0 else value
+
+
+def _is_harmless_elsewhere(key: str) -> bool:
+    """Tell whether a key is another program's and cannot change the trained adapter."""
+    other = OTHER_TOOLS.get(key)
+    return other is not None and other.harmless
+
+
+def _of_other_tools(config_file: Path | None) -> Iterator[str]:
+    """Yield a sentence for each key of a file that another program reads and that may stand."""
+    if config_file is None:
+        return
+    for arg in read_train_args(config_file):
+        if find_option(arg.key) is None and _is_harmless_elsewhere(arg.key):
+            other = OTHER_TOOLS[arg.key]
+            yield (
+                f"{arg.key} ({train_args_path(config_file).name} line {arg.line}) changes nothing: "
+                f"it is an option of {other.tool}; {other.instead}"
+            )
 
 
 def _unknown(entry: _Entry) -> Finding:

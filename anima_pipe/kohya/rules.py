@@ -18,11 +18,11 @@ def rule_findings(resolved: Resolved) -> Iterator[Finding]:
             problem=f"{warmup.spelling} does not reach the class that lr_scheduler_type names",
             remedy="remove it; give the class its own arguments in lr_scheduler_args",
         )
-    elif warmup and warmup.value and (schedule := resolved.value("lr_scheduler")) in WITHOUT_WARMUP:
+    elif warmup and refuses_warmup(resolved):
         yield Finding(
             place=warmup.place,
-            problem=f"lr_scheduler {schedule} takes no warmup, but {warmup.spelling} is "
-            f"{warmup.given}",
+            problem=f"lr_scheduler {resolved.value('lr_scheduler')} takes no warmup, but "
+            f"{warmup.spelling} is {warmup.given}",
             remedy="set lr_warmup_steps to 0, or lr_scheduler to constant_with_warmup",
         )
     yield from _schedule_free_findings(resolved)
@@ -35,6 +35,12 @@ def rule_findings(resolved: Resolved) -> Iterator[Finding]:
             remedy="set optimizer_type to Adafactor, without relative_step=False; or use "
             "constant_with_warmup",
         )
+
+
+def refuses_warmup(resolved: Resolved) -> bool:
+    """Tell whether a warmup is asked of one of Kohya's schedules that has none."""
+    schedule, warmup = resolved.value("lr_scheduler"), resolved.value("lr_warmup_steps")
+    return not _names_class(resolved) and schedule in WITHOUT_WARMUP and bool(warmup)
 
 
 def adafactor_sizes_steps(resolved: Resolved) -> bool:

@@ -11,6 +11,8 @@ class OtherTool(NamedTuple):
 
     tool: str
     instead: str
+    harmless: bool
+    """Whether it cannot change the trained adapter: warned of, and not refused."""
 
 
 _REMOVE: Final = "remove it"
@@ -71,8 +73,20 @@ _STANDALONE: Final[Mapping[str, str]] = {
     "timestep_bias_strategy": "use timestep_sampling",
 }
 
+_HARMLESS: Final = frozenset(
+    {
+        *("template_version", "scope", "enable_preview", "positive_prompts", "negative_prompts"),
+        *("sample_width", "sample_height", "sample_cfg", "sample_seed", "sample_steps"),
+        *("sample_scheduler", "use_vae_cache", "use_text_cache", "compile_dynamic_seq"),
+        *("selective_checkpointing", "checkpoint_blocks", "fused_lora", "fused_mlp"),
+        *("fused_mlp_storage", "fused_mlp_fp8_backend", "fused_mlp_fp8_direct_backward"),
+        "flash_attn",
+    }
+)
+"""What concerns previews, speed and memory, or the program that wrote the file."""
+
 OTHER_TOOLS: Final[Mapping[str, OtherTool]] = {
-    key: OtherTool(tool, instead)
+    key: OtherTool(tool, instead, key in _HARMLESS)
     for tool, keys in {
         "lora-scripts (SD-Trainer)": _LORA_SCRIPTS,
         "the anima_lora runtime of lora-scripts-next": _ANIMA_LORA,
