@@ -257,6 +257,19 @@ def test_everything_that_the_library_imports_is_required_by_name():
     } == set()
 
 
+def test_every_file_of_the_library_is_installed_with_it():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    library = ROOT / "anima_pipe"
+    shipped = {
+        path
+        for pattern in project["tool"]["setuptools"]["package-data"]["anima_pipe"]
+        for path in library.glob(pattern)
+    }
+
+    files = {path for path in library.rglob("*") if path.is_file()}
+    assert {path for path in files - shipped if path.suffix not in (".py", ".pyc")} == set()
+
+
 def test_the_readmes_configurations_are_understood(tmp_path: Path):
     train_args, dataset = tmp_path / "train_args.toml", tmp_path / "dataset.toml"
     (tmp_path / "pictures").mkdir()

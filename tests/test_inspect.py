@@ -329,6 +329,27 @@ def test_the_summary_counts_buckets_visits_and_tags(inspect, tmp_path: Path):
     ]
 
 
+def test_the_charts_are_drawn_as_their_numbers_are(inspect, tmp_path: Path):
+    folder = tmp_path / "in"
+    for number in range(4):
+        save(folder, f"wide {number}.png", photo().rotate(number).resize((400, 200)))
+    save(folder, "tall.png", photo().resize((200, 400)))
+    page = inspect(folder, *SMALL)
+
+    def sides(chart: Element, side: str) -> list[float]:
+        """Return the lengths of a chart's bars in percent, or where they are."""
+        return [float(bar.attributes[side].rstrip("%")) for bar in chart.all("svg")]
+
+    rows = [sides(chart, "width") for chart in page.root.all("svg", "row")]
+    assert rows == [[100], [25]]
+    [shapes] = page.root.all("svg", "columns")
+    names = [text.text for text in shapes.all("title")]
+    heights = dict(zip(names, sides(shapes, "height"), strict=True))
+    assert heights["4 near 2:1"] == pytest.approx(4 * heights["1 near 1:2"], abs=0.02)
+    assert heights["0 near 1:1"] < heights["1 near 1:2"]
+    assert [text.text for text in shapes.all("text", "value")] == ["1", "4"]
+
+
 def test_random_crops_are_all_drawn(inspect, tmp_path: Path):
     save(tmp_path / "in", "wide.png", photo().resize((800, 200)))
     how = (

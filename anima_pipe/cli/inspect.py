@@ -21,7 +21,6 @@ from anima_pipe.cli.ending import ending_of
 from anima_pipe.cli.help_text import help_text
 from anima_pipe.cli.stage_command import StageCommand, click_options
 from anima_pipe.errors import ConfigError, DataError
-from anima_pipe.files import write_atomically
 from anima_pipe.kohya.check import FileKind, file_kind
 from anima_pipe.kohya.options import DATASET_GROUP, options_of
 from anima_pipe.kohya.resolve import resolve
@@ -31,8 +30,7 @@ from anima_pipe.runtime import say, warn
 
 if TYPE_CHECKING:
     from anima_pipe.dataset.survey import Survey
-    from anima_pipe.inspection.gather import Entry, Inspection
-    from anima_pipe.inspection.thumbnails import Look
+    from anima_pipe.inspection.entries import Entry, Inspection, Look
     from anima_pipe.records import ImageFile
 
 SHOWN: Final = 2000
@@ -110,13 +108,13 @@ command = StageCommand(
 
 def _inspect(dataset: Path | None, output: Path, limit: int, given: dict[str, object]) -> int:
     """Survey, look at every picture, write the page."""
-    from anima_pipe.inspection.page import render_page
+    from anima_pipe.pages.dataset import write_dataset_page
 
     options = _resolved(dataset, given)
     inspection = _inspected(options)
     shown = _chosen(inspection.entries, limit)
     title = f"Dataset {options.value('dataset_config') or options.value('train_data_dir')}"
-    write_atomically(output, render_page(inspection, title=title, shown=shown).encode())
+    write_dataset_page(output, inspection, title=title, shown=shown)
     size = output.stat().st_size / 1e6
     say(f"wrote     {output}: {len(shown)} of {len(inspection.entries)} pictures, {size:.1f} MB")
     return 0

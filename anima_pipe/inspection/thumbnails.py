@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from anima_pipe.errors import DataError
+from anima_pipe.inspection.entries import Look
 from anima_pipe.inspection.likeness import HASH_SIDE, difference_hash
 from anima_pipe.records import ImageFile
 from anima_pipe.source.decode import in_processes
@@ -23,18 +23,6 @@ LONGEST_SIDE: Final = 320
 
 _QUALITY: Final = 70
 _PICTURES_PER_TASK: Final = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """What there is to see of one picture."""
-
-    thumbnail: str = ""
-    """A data: URI; empty where none was asked for, or the picture cannot be decoded."""
-    likeness: int | None = None
-    """See `likeness.difference_hash`."""
-    problem: str = ""
-    """Why it cannot be decoded."""
 
 
 def look_at_all(
