@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from anima_pipe import demo
 from anima_pipe.adapters.adapter import TableRules
@@ -221,6 +222,15 @@ def test_what_a_run_here_would_stop_at_is_said_in_the_end():
     assert whole.stdout.endswith("\n2 files in order\n")
     wrong = config("check", write("t.toml", "seed = -1\nnetwork_dim = 0\n"))
     assert wrong.stdout.endswith("\nto be mended: 2 problems\n")
+
+
+def test_a_folder_of_pictures_is_a_dataset_as_in_training(folder: Path):
+    (folder / "pictures" / "10_fox").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (64, 64)).save(folder / "pictures" / "10_fox" / "fox.png")
+    options = f"{TRAIN_ARGS}{MODELS}resolution = 512\n"
+    ended = config("check", write("t.toml", options), folder / "pictures")
+    assert f"{folder / 'pictures'} (dataset): ok" in ended.stdout
+    assert ended.exit_code == 0
 
 
 def test_files_that_options_name_are_examined_too():

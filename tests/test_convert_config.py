@@ -357,6 +357,7 @@ def test_what_changed_on_the_way_is_said(old: str, note: str, tmp_path):
         ("[model]\n", "Expected sections: [model], [training]."),
         ("model = 1\n[training]\n", "Input config is not a valid root-style Anima TOML."),
         ("[model]\n[training]\n", "Input config is missing model.t5_tokenizer_dir"),
+        ('[model]\nvae = "v"\n[training]\nseed = 1\n', "old.toml needs no conversion"),
         ("a = ", "is not TOML"),
     ],
 )

@@ -120,6 +120,8 @@ def render(content: Any, rules: CaptionRules = PLAIN, seed: int = 0) -> str:
         # A caption is one line.
         ({"caption": "a fox\nin snow", "tags": ["red\nhat"]}, "a fox in snow, red hat"),
         ({"tags": ["one\u2028two"]}, "one\u2028two"),
+        # A text of a list may hold several tags, as it will in the caption.
+        ({"tags": ["smile, hat", "Hat"], "environment": ["night,smile"]}, "smile, hat, night"),
     ],
 )
 def test_fields_stand_in_the_order_that_their_tools_write_down(content: Any, text: str):

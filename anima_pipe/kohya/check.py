@@ -92,11 +92,11 @@ def check_files(paths: Sequence[Path], *, named_beside: bool = False) -> list[Re
     will in training.
 
     Args:
-        paths: The files.
+        paths: The files; a folder is a dataset, where no file of options has its name.
         named_beside: Look for what a file of options names beside it first, not in the current
             folder as a run does: of files that are to stand together wherever they are used.
     """
-    kinds = {path: file_kind(path) for path in map(train_args_path, paths)}
+    kinds = {path: file_kind(path) for path in map(_meant, paths)}
     options: dict[Path, Resolved] = {}
     reports: dict[Path, Report] = {}
     for path in [path for path, kind in kinds.items() if kind is FileKind.TRAIN_ARGS]:
@@ -123,6 +123,12 @@ def check_files(paths: Sequence[Path], *, named_beside: bool = False) -> list[Re
         for path in kinds
         if (report := reports[path])
     ]
+
+
+def _meant(path: Path) -> Path:
+    """Return the file, or the folder, that a path means, as --config_file and DATASET take it."""
+    file = train_args_path(path)
+    return path if path.is_dir() and not file.exists() else file
 
 
 @contextmanager

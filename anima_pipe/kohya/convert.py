@@ -13,8 +13,10 @@ from anima_pipe.kohya.check import Report, check_files
 from anima_pipe.kohya.config_file import read_json, read_toml
 from anima_pipe.kohya.converted import Converted
 from anima_pipe.kohya.gui_preset import PROMPTS_NAME, convert_gui_preset
+from anima_pipe.kohya.options import find_option
 from anima_pipe.kohya.root_style import convert_root_style
 from anima_pipe.kohya.toml_text import toml_lines
+from anima_pipe.kohya.train_toml import read_train_args
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,22 @@ def convert_file(
 def _convert(source: Path, dataset_name: str) -> Converted:
     if source.suffix.lower() == ".json":
         return convert_gui_preset(read_json(source).table)
-    return convert_root_style(read_toml(source).table, dataset_name)
+    table = read_toml(source).table
+    if _is_kohyas(source):
+        raise ConfigError(
+            f"{source} needs no conversion: training reads all of its keys as they are",
+            f"give it as --config_file; `anima-pipe config check {source}` examines it",
+        )
+    return convert_root_style(table, dataset_name)
+
+
+def _is_kohyas(source: Path) -> bool:
+    """Tell whether a file is a train_args.toml, by its keys: sections have the same names there."""
+    try:
+        keys = [arg.key for arg in read_train_args(source)]
+    except ConfigError:
+        return False
+    return bool(keys) and all(map(find_option, keys))
 
 
 def _check_names(source: Path, train_args: Path, dataset: Path) -> None:

@@ -214,7 +214,7 @@ def _group(name: str, place: str, level: Fields) -> Iterator[str]:
 
 
 def _texts(value: object, place: str) -> list[str]:
-    """Return a field's texts: those between commas, or those of a list.
+    """Return a field's texts: those between commas, in each text of a list too.
 
     Raises:
         _UnfitFieldError: It is of another type.
@@ -223,7 +223,7 @@ def _texts(value: object, place: str) -> list[str]:
     if value is None or value == {}:
         return []
     if isinstance(value, str):
-        items = value.split(",")
+        items = [value]
     elif isinstance(value, list):
         items = cast("list[object]", value)
     else:
@@ -232,7 +232,7 @@ def _texts(value: object, place: str) -> list[str]:
     for item in items:
         if not isinstance(item, str):
             raise _UnfitFieldError(f"field {place} has {_kind(item)} in its list, not a text")
-        texts.append(_one_line(item))
+        texts += map(_one_line, item.split(","))
     return [text for text in texts if text]
 
 
