@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -98,6 +99,18 @@ def setup_messages(*, verbose: bool = False) -> None:
 def speak_of_errors_only() -> None:
     """Leave messages to the first of several processes that would all say the same."""
     LOGGER.setLevel(logging.ERROR)
+
+
+def finite_number(text: str) -> float:
+    """Return the number that a text says.
+
+    Raises:
+        ValueError: It says none, or one that is not finite: no setting is meant to be that.
+    """
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text!r} is no finite number")
+    return number
 
 
 def counted(count: int, noun: str) -> str:

@@ -190,19 +190,23 @@ def summary_of(
 
 
 def check_model_files(settings: TrainSettings) -> None:
-    """Find out in seconds, not after hours of encoding, that a file is missing or another one.
+    """Find out in seconds, not after hours of encoding, that a file is missing or does not fit.
 
     Raises:
-        CheckpointError: It is.
+        CheckpointError: It is, or does not.
     """
-    from anima_pipe.adapters.reading import read_adapter_file
-    from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
-    from anima_pipe.model import read_transformer_config
+    import torch
 
-    read_transformer_config(settings.model.transformer, settings.model.llm_adapter)
+    from anima_pipe.adapters.files import fitting_deltas
+    from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
+    from anima_pipe.model import AnimaTransformer, read_transformer_config
+
+    config = read_transformer_config(settings.model.transformer, settings.model.llm_adapter)
+    with torch.device("meta"):
+        skeleton = AnimaTransformer(config)
     started_from = [settings.model.start_from] if settings.model.start_from else []
     for adapter in (*started_from, *(path for path, _ in settings.model.base_weights)):
-        read_adapter_file(adapter, allow_unmatched=settings.model.allow_unmatched)
+        fitting_deltas(adapter, skeleton, allow_unmatched=settings.model.allow_unmatched)
     if latents := settings.data.latents:
         vae_fingerprint(latents.vae)
     if text := settings.data.text:

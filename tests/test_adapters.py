@@ -341,6 +341,8 @@ def test_the_table_counts_every_parameter(model, case):
         ({"kind": "lora", "dropout": "much"}, "dropout is 'much'"),
         ({"kind": "lora", "train_norm": "perhaps"}, "train_norm is 'perhaps'"),
         ({"kind": "lokr", "lokr_factor": 0}, "lokr_factor is 0"),
+        ({"kind": "lokr", "lokr_factor": 8.5}, "lokr_factor is 8.5"),
+        ({"kind": "lora", "loraplus_lr_ratio": float("nan")}, "loraplus_lr_ratio is nan"),
     ],
 )
 def test_a_setting_that_cannot_be_honoured_is_named(model, arguments, words):

@@ -121,6 +121,57 @@ def test_norms_cannot_be_saved_for_diffusers_which_is_told_before_training(
     assert files_in(tmp_path) == set()
 
 
+NOT_FINITE = [
+    {"base_weights": ["a"], "base_weights_multiplier": ["nan"]},
+    {"network_args": ["loraplus_lr_ratio=nan"]},
+    {"network_args": ["dropout=inf"]},
+    {"network_args": ["network_reg_lrs=.*=nan"]},
+    {"lr_scheduler": "piecewise_constant", "lr_scheduler_args": ["step_rules=nan:2,0.5"]},
+]
+
+
+@pytest.mark.parametrize("given", NOT_FINITE, ids=str)
+def test_a_number_within_a_text_that_is_not_finite_is_refused(
+    cached: dict[str, object], tmp_path: Path, given: dict[str, object]
+):
+    run = anima_pipe("train", output_dir=tmp_path, **{**cached, **given})
+
+    assert_one_error(run, "inf" if "inf" in str(given) else "nan")
+    assert files_in(tmp_path) == set()
+
+
+LAYER = "diffusion_model.blocks.0.mlp.layer1"
+UNFIT = {
+    "of another width": {f"{LAYER}.lora_{side}.weight": torch.zeros(5, 5) for side in "AB"},
+    "of several kinds": {
+        f"{LAYER}.diff": torch.zeros(5, 5),
+        **{f"{LAYER}.lora_{side}.weight": torch.zeros(5, 5) for side in "AB"},
+    },
+    "not finite": {f"{LAYER}.diff": torch.full((512, 128), torch.nan)},
+}
+
+
+@pytest.mark.parametrize("option", ["network_weights", "base_weights"])
+@pytest.mark.parametrize("adapter", UNFIT)
+def test_an_adapter_that_does_not_fit_is_refused_before_anything_is_cached(
+    dataset: Path, tmp_path: Path, adapter: str, option: str
+):
+    file = tmp_path / "adapter.safetensors"
+    save_file(UNFIT[adapter], file)
+    given = {option: [file] if option == "base_weights" else file}
+
+    run = anima_pipe(
+        *("train",),
+        dataset_config=dataset,
+        cache_dir=tmp_path / "cache",
+        output_dir=tmp_path / "out",
+        **given,
+    )
+
+    assert_one_error(run, str(file), "blocks.0.mlp.layer1")
+    assert shards_in(tmp_path / "cache") == []
+
+
 # The place for the results
 
 

@@ -168,6 +168,8 @@ def test_settings_can_be_axes_and_every_prompt_gets_a_sheet(tmp_path):
         (("--prompt", "a", "--xy", "seed=1", "colour=1"), "colour=1 is no axis"),
         (("--prompt", "a", "--xy", "seed=x", "cfg=1"), "--d takes a whole number"),
         (("--prompt", "a", "--xy", "adapter=none", "strength=x"), "'x' is no number"),
+        (("--prompt", "a", "--xy", "adapter=none", "strength=nan"), "'nan' is no number"),
+        (("--prompt", "a", "--adapter", "a.safetensors:inf"), "names a strength of inf"),
         (("--prompt", "a", "--xy", "adapter=no/*.such", "cfg=1"), "no file matches"),
         (("--prompt", "a", "--adapter", "missing.safetensors"), "missing.safetensors"),
     ],

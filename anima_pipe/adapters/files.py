@@ -131,10 +131,34 @@ def load_adapter(
         CheckpointError: No adapter, or of a kind unknown here, or for a model of another depth or
             width, or with tensors that match nothing in this one, or are not finite.
     """
+    deltas, modules = (
+        fitting_deltas(path, model, allow_unmatched=allow_unmatched),
+        dict(walk(model)),
+    )
+    for place, delta in deltas.items():
+        if delta.needs_base:
+            delta.settle(effective_weights(modules[place]))
+    adapter = Adapter(model, deltas)
+    adapter.set_strength(strength)
+    return adapter
+
+
+def fitting_deltas(
+    path: str | os.PathLike[str], model: nn.Module, *, allow_unmatched: bool = False
+) -> dict[str, Delta]:
+    """Return the deltas of a file, by module path in the model's order, if they fit the model.
+
+    Args:
+        path: As for `load_adapter`.
+        model: As for `load_adapter`; its numbers are not looked at, so that it may be without.
+        allow_unmatched: As for `load_adapter`.
+
+    Raises:
+        CheckpointError: As `load_adapter`.
+    """
     file = read_adapter_file(path, allow_unmatched=allow_unmatched)
     refuse_other_depth(file, depths(model))
-    modules = dict(walk(model))
-    shapes = {place: _parameter_shapes(module) for place, module in modules.items()}
+    shapes = {place: _parameter_shapes(module) for place, module in walk(model)}
     deltas = deltas_of(file, PathIndex(place for place, found in shapes.items() if found))
     for place, delta in deltas.items():
         if not delta.shapes.items() <= shapes[place].items():
@@ -143,11 +167,7 @@ def load_adapter(
                 OTHER_MODEL,
             )
         _refuse_not_finite(file.path, place, delta)
-        if delta.needs_base:
-            delta.settle(effective_weights(modules[place]))
-    adapter = Adapter(model, {place: deltas[place] for place in shapes if place in deltas})
-    adapter.set_strength(strength)
-    return adapter
+    return {place: deltas[place] for place in shapes if place in deltas}
 
 
 def _refuse_not_finite(path: Path, place: str, delta: Delta) -> None:

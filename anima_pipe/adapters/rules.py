@@ -12,6 +12,7 @@ from torch import nn
 from anima_pipe.adapters.delta import Delta
 from anima_pipe.adapters.linear import LinearDelta
 from anima_pipe.errors import ConfigError
+from anima_pipe.runtime import finite_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,7 +256,7 @@ def pattern_values(setting: str, text: str) -> dict[str, float]:
         waiting = []
         try:
             re.compile(pattern)
-            values[pattern.strip()] = float(value)
+            values[pattern.strip()] = finite_number(value)
         except (ValueError, re.error) as error:
             raise ConfigError(
                 f"{setting}: {pattern}={value}: {error}", f"write {setting}=regex=number,..."

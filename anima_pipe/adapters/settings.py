@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import types
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from anima_pipe.errors import ConfigError, did_you_mean
+from anima_pipe.runtime import finite_number
 
 Settings = TypeVar("Settings")
 
@@ -72,7 +73,7 @@ def _converted(name: str, value: object, hint: Any) -> object:
     try:
         if kind is bool:
             return _WORDS[str(value).lower()]
-        return _texts(value) if kind is tuple else kind(value)
+        return _READERS[kind](value) if kind in _READERS else kind(value)
     except (KeyError, TypeError, ValueError) as error:
         wanted = {bool: "true or false", tuple: "a pattern or a list of patterns"}
         raise ConfigError(
@@ -91,6 +92,20 @@ def _texts(value: object) -> tuple[str, ...]:
     if len(texts) != len(items):
         raise TypeError("not a list of texts")
     return texts
+
+
+def _whole_number(value: Any) -> int:
+    """Return a whole number; of a number with a fraction, int would drop it."""
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError("not a whole number")
+    return int(value)
+
+
+_READERS: dict[Any, Callable[[Any], object]] = {
+    tuple: _texts,
+    int: _whole_number,
+    float: lambda value: finite_number(str(value)),
+}
 
 
 def _python_list(text: str) -> list[object] | None:

@@ -11,6 +11,7 @@ from typing import Final
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.sample_prompts import with_settings
 from anima_pipe.records import PreviewPrompt
+from anima_pipe.runtime import finite_number
 
 LETTERS: Final = {
     "negative": "n",
@@ -123,7 +124,7 @@ def _varied(shot: Shot, chosen: dict[str, str]) -> Shot:
 
 def _number(text: str) -> float:
     try:
-        return float(text)
+        return finite_number(text)
     except ValueError as error:
         raise ConfigError(f"--xy strength: {text!r} is no number", "give numbers") from error
 

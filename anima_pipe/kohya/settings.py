@@ -20,6 +20,7 @@ from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import TRAIN
 from anima_pipe.kohya.sample_prompts import read_sample_prompts
 from anima_pipe.records import PreviewPrompt, Text
+from anima_pipe.runtime import finite_number
 from anima_pipe.shards.places import open_place
 from anima_pipe.source.prompts import read_prompt
 
@@ -183,7 +184,7 @@ def base_weights(options: Resolved) -> tuple[tuple[Path, float], ...]:
             "give one strength for each file",
         )
     try:
-        strengths = [float(strength) for strength in given]
+        strengths = [finite_number(strength) for strength in given]
     except ValueError as error:
         raise ConfigError(f"base_weights_multiplier: {error}", "give numbers") from error
     strengths += [1.0] * (len(paths) - len(strengths))

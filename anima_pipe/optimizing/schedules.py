@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from anima_pipe.errors import ConfigError, did_you_mean
 from anima_pipe.optimizing.arguments import check_arguments, unfit
+from anima_pipe.runtime import finite_number
 
 if TYPE_CHECKING:
     import torch
@@ -202,8 +203,8 @@ def piecewise_constant(optimizer: Optimizer, step_rules: str) -> LambdaLR:
     *pieces, last = str(step_rules).split(",")
     try:
         pairs = [piece.split(":") for piece in pieces]
-        until = {int(step): float(factor) for factor, step in pairs}
-        rest = float(last)
+        until = {int(step): finite_number(factor) for factor, step in pairs}
+        rest = finite_number(last)
     except ValueError as error:
         raise ValueError(
             f"step_rules is {step_rules!r}, which is not FACTOR:STEP,...,FACTOR"
