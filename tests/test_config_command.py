@@ -257,6 +257,10 @@ def test_files_that_options_name_are_examined_too():
         ),
         ('lr_scheduler = "piecewise_constant"\n', "t.toml line 1: lr_scheduler_args do not fit"),
         ('lr_scheduler_type = "StepLR"\n', "StepLR: step_size is missing"),
+        (
+            'lr_scheduler = "warmup_stable_decay"\nlr_warmup_steps = 0.5\nlr_decay_steps = "60%"\n',
+            "lr_warmup_steps 50% and lr_decay_steps 60% are more than the whole run",
+        ),
     ],
 )
 def test_arguments_are_checked_by_the_parts_that_take_them(text: str, part: str):

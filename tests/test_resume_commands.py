@@ -142,6 +142,22 @@ def test_a_state_of_kohyas_is_refused_with_what_to_do_instead(cached, tmp_path, 
 
 
 @pytest.mark.parametrize(
+    ("name", "problem", "remedy"),
+    [
+        ("fox.safetensors", "is an adapter, not a saved state", "give it as network_weights"),
+        ("fox", "is not a saved state: train_state.json: No such file", "ends in -state"),
+    ],
+)
+def test_what_is_no_state_is_named_without_what_the_system_calls_it(
+    name: str, problem: str, remedy: str, tmp_path: Path
+):
+    refused = anima_pipe("train", output_dir=tmp_path, resume=tmp_path / name)
+
+    assert_one_error(refused, f"{tmp_path / name} {problem}", remedy)
+    assert "Errno" not in refused.said
+
+
+@pytest.mark.parametrize(
     ("name", "then", "now"),
     [
         ("optimizer_args", ["weight_decay=0.0"], ["weight_decay=50.0"]),

@@ -331,11 +331,17 @@ def _is_by_time(folder: Path) -> bool:
 
 def _read_description(folder: Path) -> dict[str, Any]:
     _refuse_kohyas(folder)
+    if folder.suffix == ".safetensors":
+        raise CheckpointError(
+            f"{folder} is an adapter, not a saved state",
+            f"give it as network_weights, or a folder that ends in {SUFFIX} as resume",
+        )
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(
-            f"{folder} is not a saved state: {error}",
+            f"{folder} is not a saved state: {DESCRIPTION}: {reason}",
             f"give a folder that ends in {SUFFIX} and holds {DESCRIPTION}",
         ) from error
     if description.get("format_version") != FORMAT_VERSION:

@@ -82,6 +82,13 @@ class ScheduleConfig:
                 f"lr_scheduler {self.kind} takes no warmup, but lr_warmup_steps is {self.warmup:g}",
                 "set lr_warmup_steps to 0, or lr_scheduler to constant_with_warmup",
             )
+        shares = self.warmup < 1 and self.decay < 1
+        if self.kind == "warmup_stable_decay" and shares and self.warmup + self.decay > 1:
+            raise ConfigError(
+                f"lr_warmup_steps {self.warmup:.0%} and lr_decay_steps {self.decay:.0%} are more "
+                "than the whole run",
+                "lower one of them",
+            )
 
     @property
     def follows_length(self) -> bool:
