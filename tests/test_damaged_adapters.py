@@ -241,3 +241,13 @@ def test_half_a_character_in_a_header_does_not_keep_a_file_from_being_read_or_wr
             assert "a?.safetensors" in whole.metadata()["made_of"]
 
     assert "a?.safetensors, by merge" in shown.output
+
+
+def test_an_output_whose_name_no_program_can_open_is_refused(tmp_path):
+    file, out = written(tmp_path / "a.safetensors", lora()), tmp_path / "b\udcff.safetensors"
+
+    ended = run("convert", "--input", file, "--output", out)
+
+    assert ended.exit_code != 0
+    assert "b?.safetensors is a name that no reader of safetensors opens" in ended.output
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
