@@ -46,6 +46,11 @@ class ImageFile:
     content: str
     """Hash of the file's bytes."""
 
+    @property
+    def name(self) -> str:
+        """What to call it in messages: its path."""
+        return str(self.path)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BucketChoice:

@@ -1,23 +1,15 @@
 """Decoding in worker processes: the same batches with any number of them, whatever fails."""
 
-import multiprocessing
-import os
-import platform
-import resource
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from picture_files import decode_requests
+from worker_tasks import workers_of
 
-from anima_pipe.errors import PipeError
-from anima_pipe.source.decode import decode_in_workers, in_processes
+from anima_pipe.source.decode import decode_in_workers
 from anima_pipe.source.images import load_pixels
+from anima_pipe.source.workers import WorkerDiedError
 
 
 def keys_of(batches):
@@ -80,81 +72,21 @@ def test_a_batch_of_nothing_but_failures_has_no_rows(tmp_path):
 
 def test_nothing_to_decode_starts_no_process():
     assert list(decode_in_workers(load_pixels, [], 4, 2)) == []
-    assert multiprocessing.active_children() == []
+    assert workers_of() == []
 
 
 def test_leaving_early_ends_the_workers(tmp_path):
     batches = decode_in_workers(load_pixels, decode_requests(tmp_path, 40), 1, 2)
     next(batches)
-    assert multiprocessing.active_children()
+    assert workers_of()
     batches.close()
-    assert multiprocessing.active_children() == []
+    assert workers_of() == []
 
 
 def test_a_worker_that_is_killed_is_one_clear_error(tmp_path):
     batches = decode_in_workers(load_pixels, decode_requests(tmp_path, 40), 1, 2)
     next(batches)
-    for worker in multiprocessing.active_children():
-        os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(PipeError, match=r"died[\s\S]*--num_workers"):
+    for worker in workers_of():
+        worker.kill()
+    with pytest.raises(WorkerDiedError, match=r"died[\s\S]*\.png[\s\S]*--num_workers"):
         list(batches)
-
-
-ENDLESS_CALLER = """
-if __name__ == "__main__":  # what stands outside is run by every worker
-    import multiprocessing, sys, time
-    from pathlib import Path
-    from picture_files import decode_requests
-    from anima_pipe.source.decode import decode_in_workers, in_processes
-    from anima_pipe.source.images import load_pixels
-
-    batches = decode_in_workers(load_pixels, decode_requests(Path(sys.argv[1]), 40), 1, 2)
-    next(batches)
-    print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
-    time.sleep(600)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_workers_do_not_outlive_a_caller_that_is_killed(tmp_path):
-    script = tmp_path / "caller.py"
-    script.write_text(ENDLESS_CALLER)
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
-    caller = subprocess.Popen(
-        [sys.executable, script, tmp_path], stdout=subprocess.PIPE, env=environment, text=True
-    )
-    workers = [int(pid) for pid in caller.stdout.readline().split()]
-    caller.kill()
-    caller.communicate()  # returns once nobody holds the pipe: the workers have it too
-    assert workers
-    deadline = time.monotonic() + 30
-    while any(is_running(pid) for pid in workers):
-        assert time.monotonic() < deadline, "workers are still there"
-        time.sleep(0.05)
-
-
-def costs_of_a_picture(_: int) -> tuple[int, int]:
-    """Take and give back as much memory as a picture; return the pages that took, and the niceness.
-
-    Runs in a worker.
-    """
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    del [np.ones(20 * 2**20, np.uint8) for _ in range(2)][:]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, os.nice(0)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
-def test_workers_use_memory_again_and_let_the_encoder_go_first():
-    _, (pages, niceness), *_ = in_processes(costs_of_a_picture, range(3), num_workers=1)
-    assert pages < 1000
-    assert niceness > os.nice(0)
-
-
-def is_running(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    stat = Path(f"/proc/{pid}/stat")
-    return not stat.exists() or stat.read_text().split()[2] != "Z"

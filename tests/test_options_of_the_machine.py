@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import torch
 from commands import anima_pipe, demo_pictures, files_in, write_dataset
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
+from worker_tasks import workers_of
 
 from anima_pipe.model.blocks import TransformerBlock
 from anima_pipe.shards import open_cache
@@ -94,7 +94,7 @@ def test_max_data_loader_n_workers_processes_decode_pictures(
     def processes(count: int) -> int:
         seen: set[int | None] = set()
         with register_module_forward_pre_hook(
-            lambda *_: seen.update(child.pid for child in multiprocessing.active_children())
+            lambda *_: seen.update(child.pid for child in workers_of())
         ):
             given = {"max_data_loader_n_workers": None, spelling: count, "cache_dtype": "fp32"}
             folder = Path(str(uncached["cache_dir"])) / str(count)

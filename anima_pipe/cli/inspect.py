@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -160,8 +161,9 @@ def _inspected(options: Resolved) -> Inspection:
     count_t5 = t5_counter(options)
     images = [sample.image for sample in survey.samples]
     looks: list[Look] = []
-    with progress_bar(len(images), "image", "pictures") as bar:
-        for look in look_at_all(images, workers=_workers(options, images)):
+    looking = look_at_all(images, workers=_workers(options, images))
+    with progress_bar(len(images), "image", "pictures") as bar, closing(looking):
+        for look in looking:
             looks.append(look)
             bar.update()
     _report(survey, looks, count_t5)

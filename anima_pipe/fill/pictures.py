@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -112,8 +113,9 @@ def _encode_latents(
     bar = progress_bar(len(missing), "image", "latents")
     stored = KeySet()
     wanted = (requests[key] for key in missing)
-    with writer, bar:
-        for batch in decode_in_workers(load_pixels, wanted, settings.batch_size, settings.workers):
+    decoded = decode_in_workers(load_pixels, wanted, settings.batch_size, settings.workers)
+    with writer, bar, closing(decoded):
+        for batch in decoded:
             if batch.failures:
                 _refuse_lost_folders(folders)
             summary.failed += batch.failures
@@ -183,8 +185,9 @@ def _write_masks(
     writer = MaskWriter(settings.cache.folder)
     stored = KeySet()
     wanted = (requests[key] for key in missing)
-    with writer, progress_bar(len(missing), "mask", "masks") as bar:
-        for batch in decode_in_workers(load_mask, wanted, MASKS_PER_TASK, settings.workers):
+    decoded = decode_in_workers(load_mask, wanted, MASKS_PER_TASK, settings.workers)
+    with writer, progress_bar(len(missing), "mask", "masks") as bar, closing(decoded):
+        for batch in decoded:
             if batch.failures:
                 _refuse_lost_folders(folders)
             summary.failed += batch.failures

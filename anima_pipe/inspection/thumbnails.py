@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Final
 
@@ -15,8 +16,8 @@ from anima_pipe.errors import DataError
 from anima_pipe.inspection.entries import Look
 from anima_pipe.inspection.likeness import HASH_SIDE, difference_hash
 from anima_pipe.records import ImageFile
-from anima_pipe.source.decode import in_processes
 from anima_pipe.source.images import load_small
+from anima_pipe.source.workers import in_processes
 
 LONGEST_SIDE: Final = 320
 """Of a thumbnail, in pixels: sharp on dense screens at the size that the page shows it."""
@@ -27,8 +28,8 @@ _PICTURES_PER_TASK: Final = 8
 
 def look_at_all(
     images: Sequence[ImageFile], *, workers: int, thumbnails: bool = True
-) -> Iterator[Look]:
-    """Yield a look at each picture, in order.
+) -> Generator[Look]:
+    """Yield a look at each picture, in order; close it to end the processes at once.
 
     Args:
         images: The pictures.
@@ -36,16 +37,16 @@ def look_at_all(
         thumbnails: Whether to make them, or only to see what looks alike.
 
     Raises:
-        PipeError: A worker process died.
+        WorkerDiedError: A process died; it says which pictures it had.
     """
     tasks = [
         list(images[start : start + _PICTURES_PER_TASK])
         for start in range(0, len(images), _PICTURES_PER_TASK)
     ]
     look = partial(_look_at_some, thumbnails)
-    workers = min(workers, len(tasks))
-    for looks in in_processes(look, tasks, workers) if workers else map(look, tasks):
-        yield from looks
+    with closing(in_processes(look, tasks, workers)) as answers:
+        for looks in answers:
+            yield from looks
 
 
 def _look_at_some(thumbnails: bool, images: list[ImageFile]) -> list[Look]:

@@ -1,0 +1,102 @@
+"""What workers do in tests, and which processes they are. Workers import this module."""
+
+import fcntl
+import os
+import resource
+import signal
+import stat
+import sys
+import termios
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+
+@dataclass(frozen=True)
+class Picture:
+    name: str
+    seconds: float = 0.0
+
+
+def tasks(count, seconds=0.0):
+    """Tasks of two pictures each, `count` of them."""
+    return [[Picture(f"{number}{side}.png", seconds) for side in "ab"] for number in range(count)]
+
+
+def workers_of(pid=None):
+    """Processes that decode for another one, or for this one."""
+    children = psutil.Process(pid).children()
+    return [child for child in children if "anima_pipe.source.workers" in " ".join(child.cmdline())]
+
+
+def a_megabyte(task):
+    """Take as long as the pictures say; return more than a pipe holds."""
+    time.sleep(sum(picture.seconds for picture in task))
+    return task[0].name, bytes(2**20)
+
+
+def names(task):
+    return [picture.name for picture in task]
+
+
+def wait_for_ever(task):
+    time.sleep(1e6)
+
+
+def fail(task):
+    raise LookupError(task[0].name)
+
+
+def print_much(task):
+    print("this is no answer")
+    os.write(1, b"nor this")
+    sys.stdout.flush()
+    return task[0].name
+
+
+def die_within_the_answer(task):
+    """Return a long answer, and die once some of it is on the way."""
+    threading.Thread(target=_die_once_something_is_in_a_pipe).start()
+    return bytes(2**27)
+
+
+def _die_once_something_is_in_a_pipe():
+    pipes = [fd for fd in range(3, 64) if _is_pipe(fd)]
+    while not any(_bytes_in(pipe) for pipe in pipes):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_pipe(fd):
+    try:
+        return stat.S_ISFIFO(os.fstat(fd).st_mode)
+    except OSError:
+        return False
+
+
+def _bytes_in(pipe):
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def costs_of_a_picture(task):
+    """Take and give back as much memory as a picture; return the pages that took, and niceness."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    del [np.ones(20 * 2**20, np.uint8) for _ in range(2)][:]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, os.nice(0)
+
+
+def main_module(task):
+    """Return what runs as the main module of the worker, if it is a file."""
+    return getattr(sys.modules["__main__"], "__file__", None)
+
+
+def imported_torch(task):
+    return "torch" in sys.modules
+
+
+SOURCES = os.pathsep.join(str(path) for path in (Path(__file__).parents[1], Path(__file__).parent))
+"""For PYTHONPATH of a program that uses these."""
