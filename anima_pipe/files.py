@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
-import shutil
 import socket
 import sys
 import time
@@ -20,6 +20,10 @@ from anima_pipe.errors import OutputError
 
 ABANDONED_AFTER_SECONDS: Final = 24 * 3600
 """A temporary file of another host that nobody wrote to for this long is taken for left behind."""
+
+_FOLDERS_NOT_OPENED: Final = (errno.EISDIR, errno.EACCES)
+_FOLDERS_NOT_FLUSHED: Final = (errno.EINVAL, errno.EBADF)
+"""What systems answer that can do neither; anything else is the disk's failure."""
 
 
 @contextmanager
@@ -59,34 +63,6 @@ def published(path: Path) -> Generator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def published_folder(folder: Path) -> Generator[Path]:
-    """Lend a temporary folder beside the final one; on success flush it to disk and rename it.
-
-    A folder that is there already is replaced, and only then removed.
-
-    Raises:
-        OutputError: It cannot be made or written, or the disk is full.
-    """
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    old = temporary.with_suffix(".old")
-    try:
-        with refusals_named(folder):
-            temporary.mkdir(parents=True)
-            yield temporary
-            for path in temporary.iterdir():
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
-            sync_folder(temporary)
-            if folder.exists():
-                folder.rename(old)
-            temporary.rename(folder)
-            sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
 def temporary_name(name: str) -> str:
     """Return a name for a file that is being written, which says by whom; see `is_left_behind`."""
     return f".{name}.{_writer()}.{uuid.uuid4().hex[:8]}.tmp"
@@ -101,8 +77,8 @@ def remove_left_behind(folder: Path) -> None:
 
 
 def is_left_behind(path: Path) -> bool:
-    """Tell whether the writer of a temporary file is dead: by its name, else by its age."""
-    writer = re.search(r"\.([0-9a-f]{6})-(\d+)\.[0-9a-f]{8}\.tmp$", path.name)
+    """Tell whether the writer of something temporary is dead: by its name, else by its age."""
+    writer = re.search(r"\.([0-9a-f]{6})-(\d+)\.[0-9a-f]{8}\.(tmp|old)$", path.name)
     if writer is None:
         return False  # somebody else's
     if time.time() - path.stat().st_mtime > ABANDONED_AFTER_SECONDS:
@@ -179,12 +155,27 @@ def in_utf8(text: str) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut; not every system lets a folder be opened."""
+    """Make the rename itself survive a power cut, where the system can do that for folders.
+
+    Some filesystems cannot flush a folder, or not let it be opened for that; there, it counts as
+    flushed, as PostgreSQL has it.
+
+    Raises:
+        OSError: The disk refuses.
+    """
     if os.name == "nt":
         return
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in _FOLDERS_NOT_OPENED:
+            return
+        raise
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _FOLDERS_NOT_FLUSHED:
+            raise
     finally:
         os.close(handle)
 

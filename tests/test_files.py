@@ -1,7 +1,10 @@
 """Files are whole under their final names, or not there."""
 
+import errno
+import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from anima_pipe.errors import OutputError
-from anima_pipe.files import make_folder, published, write_atomically
+from anima_pipe.files import make_folder, published, sync_folder, write_atomically
 
 
 def names_in(folder: Path) -> list[str]:
@@ -93,3 +96,37 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_a_folder_is_left_as_empty_as_it_was(tmp_path):
     make_folder(tmp_path / "a" / "b")
     assert names_in(tmp_path / "a" / "b") == []
+
+
+def refusing_folders(number):
+    """Return an fsync of a filesystem that answers so for folders."""
+    flush = os.fsync
+
+    def refuse(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(handle)
+
+    return refuse
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF])
+def test_a_filesystem_that_cannot_flush_folders_takes_files(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(os, "fsync", refusing_folders(number))
+    write_atomically(tmp_path / "file.bin", b"content")
+    assert (tmp_path / "file.bin").read_bytes() == b"content"
+
+
+def test_a_disk_that_fails_to_flush_a_folder_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", refusing_folders(errno.EIO))
+    with pytest.raises(OutputError, match="Input/output error"):
+        write_atomically(tmp_path / "file.bin", b"content")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
+def test_a_real_folder_that_cannot_be_flushed_counts_as_flushed():
+    handle = os.open("/proc", os.O_RDONLY)
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.fsync(handle)
+    os.close(handle)
+    sync_folder(Path("/proc"))

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import MODEL, ROOT, TRAINING, anima_pipe, assert_one_error, options
+from commands import MODEL, ROOT, TRAINING, anima_pipe, assert_one_error, options, run_apart
 from safetensors import safe_open
 from safetensors.torch import load_file
+from worker_tasks import SOURCES
 
 STEPS = 8
 
@@ -47,7 +48,10 @@ def started(given: dict[str, object]) -> subprocess.Popen[str]:
 
 def data_of(path: Path) -> bytes:
     """Return a file's tensors, without the metadata, which tells the arguments."""
-    content = path.read_bytes()
+    return tensor_bytes(path.read_bytes())
+
+
+def tensor_bytes(content: bytes) -> bytes:
     return content[8 + int.from_bytes(content[:8], "little") :]
 
 
@@ -79,6 +83,36 @@ def test_a_killed_run_resumes_to_the_bytes_of_one_in_one_go(cached, whole, tmp_p
     assert resumed.summary is not None
     assert resumed.summary["steps"] == STEPS
     assert (tmp_path / "fox.safetensors").read_bytes() == whole
+
+
+FAULTY = """
+import sys
+import faulty_disk
+from anima_pipe.cli.main import main
+faulty_disk.exchange_nothing()
+faulty_disk.die_before_renaming_to("fox-state")
+main(sys.argv[1:])
+"""
+"""A command on a system that puts folders aside, killed while the state is put there."""
+
+
+@pytest.mark.parametrize("latest", [True, False])
+def test_a_state_that_was_aside_at_a_kill_is_found_and_resumed_from(
+    cached, whole, tmp_path, latest
+):
+    state = tmp_path / "fox-state"
+    anima_pipe("train", **arguments(cached, tmp_path, max_train_steps=2)).ok()
+    given = arguments(cached, tmp_path, max_train_steps=4, resume=state)
+    command = options(**MODEL, **TRAINING | given, device="cpu", max_data_loader_n_workers=0)
+    killed = run_apart(sys.executable, "-c", FAULTY, "train", *command, PYTHONPATH=SOURCES)
+    assert killed.code == -signal.SIGKILL, killed.said
+    assert not state.exists()
+    (tmp_path / "fox.safetensors").unlink()  # of step 4, which latest would ask about
+
+    given = arguments(cached, tmp_path, resume="latest" if latest else state)
+    assert "resumed" in anima_pipe("train", **given).ok().said
+    assert data_of(tmp_path / "fox.safetensors") == tensor_bytes(whole)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_terminated_run_finishes_its_step_and_says_how_to_go_on(cached, whole, tmp_path):

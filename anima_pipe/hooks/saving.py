@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import torch
 
 from anima_pipe.adapters import Adapter, save_adapter
 from anima_pipe.adapters.files import check_style
+from anima_pipe.folders import remove_folder
 from anima_pipe.records import Moment
 
 
@@ -145,6 +145,6 @@ def remove_old(rotation: Rotation, suffix: str, moment: Moment) -> None:
             if found is None or int(found[1]) > number:
                 continue
             if path.is_dir():
-                shutil.rmtree(path)
+                remove_folder(path)
             else:
                 path.unlink()

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -27,8 +27,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from anima_pipe.errors import CheckpointError, ConfigError
-from anima_pipe.files import published_folder
+from anima_pipe.errors import CheckpointError, ConfigError, OutputError
+from anima_pipe.folders import published_folder, remove_folder, repair_folder, repair_folders
 from anima_pipe.hooks.saving import EPOCH, STEP, remove_old
 from anima_pipe.records import Moment
 from anima_pipe.runtime import say
@@ -135,7 +135,8 @@ class StateSaver:
         for path in self.config.folder.iterdir():
             found = name.fullmatch(path.name)
             if found and int(found[1]) < moment.step and _is_by_time(path):
-                shutil.rmtree(path, ignore_errors=True)
+                with suppress(OutputError):  # it is in nobody's way
+                    remove_folder(path)
 
     def _by_count(self, moment: Moment) -> bool:
         return moment.falls_on(self.config.every_n_steps, self.config.every_n_epochs)
@@ -290,6 +291,7 @@ def latest_state(folder: Path, name: str) -> Path:
         ConfigError: There is none, or the run went on from it to its end and saved no state there:
             what is wanted then is for the user to say.
     """
+    repair_folders(folder)
     own = re.compile(rf"{re.escape(name)}({STEP}|{EPOCH})?{SUFFIX}")
     found = [path for path in folder.glob(f"*{SUFFIX}") if own.fullmatch(path.name)]
     found = [path for path in found if (path / DESCRIPTION).exists()]
@@ -330,6 +332,7 @@ def _is_by_time(folder: Path) -> bool:
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
+    repair_folder(folder)
     _refuse_kohyas(folder)
     if folder.suffix == ".safetensors":
         raise CheckpointError(
