@@ -188,6 +188,18 @@ def activation_of(keep: bool) -> tuple[torch.Tensor, weakref.ref[torch.Tensor], 
         return *run(), layer
 
 
+def test_a_pass_without_a_backward_pass_leaves_nothing_behind():
+    model = small_model()
+    adapter = create_adapter("lora", model, network_dim=4)
+    trained = [weakref.ref(parameter) for parameter in adapter.parameters()]
+    output = velocity(model)
+    assert output.requires_grad
+
+    del output, model, adapter
+    gc.collect()
+    assert [reference for reference in trained if reference() is not None] == []
+
+
 def test_a_recomputed_tensor_is_not_kept_and_gives_the_same_gradient():
     torch.manual_seed(0)
     kept, there, plain = activation_of(keep=True)

@@ -114,3 +114,6 @@ def forgetting() -> Generator[None]:
             yield
     finally:
         _RECIPES.reset(before)
+        # What is kept holds on to `keep`, and so would hold on to recipes of operations behind it:
+        # a ring that lasts for ever where no backward pass opens it.
+        recipes.clear()
