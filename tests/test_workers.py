@@ -126,7 +126,7 @@ def survives_a_death(chance):
     """Kill a worker at a random moment; tell whether it was missed."""
     killer = threading.Thread(target=kill_one, args=(chance.uniform(0, 0.6), chance.random()))
     killer.start()
-    given = tasks(20, seconds=0.01)
+    given = tasks(40, seconds=0.01)
     missed = []
     try:
         done = [name for name, _ in in_processes(a_megabyte, given, num_workers=2)]
