@@ -439,7 +439,7 @@ def test_rules_for_buckets_without_buckets_are_warned_of(folders):
     text = "[[datasets]]\nresolution = 512\nmax_bucket_reso = 1536\n"
     subset = "[[datasets.subsets]]\nimage_dir = 'a'\n"
     assert overruled(text + subset, min_bucket_reso="320") == [
-        "datasets[0].min_bucket_reso = 320 has no effect without enable_bucket",
+        "min_bucket_reso = 320 has no effect without enable_bucket",
         "datasets[0].max_bucket_reso = 1536 has no effect without enable_bucket",
     ]
     assert overruled(f"{text}enable_bucket = true\n{subset}") == []

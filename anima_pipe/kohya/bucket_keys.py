@@ -8,7 +8,7 @@ from typing import Final
 from anima_pipe.buckets import BucketRules
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.config_file import KeyPath
-from anima_pipe.kohya.dataset_tables import Levels, Reading, first_value, written
+from anima_pipe.kohya.dataset_tables import Levels, Reading, first_value, named
 
 OF_BUCKETS: Final = (
     "min_bucket_reso",
@@ -52,5 +52,5 @@ def _warn_of_idle_bucket_rules(reading: Reading, path: KeyPath, levels: Levels) 
     for name in OF_BUCKETS:
         value = first_value(name, levels)
         if value != first_value(name, ()):
-            place = written((*path, name))
-            reading.warnings.append(f"{place} = {value} has no effect without enable_bucket")
+            own = named((*path, name), levels)
+            reading.warnings.append(f"{own} = {value} has no effect without enable_bucket")

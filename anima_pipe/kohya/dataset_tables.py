@@ -139,6 +139,18 @@ def first_value(name: str, levels: Levels) -> Any:
     return DATASET_KEYS[name].row.default
 
 
+def named(path: KeyPath, levels: Levels) -> str:
+    """Return what a user calls a value: its place where a table sets it, else the option's name.
+
+    Args:
+        path: Of the key in the innermost table.
+        levels: From that table out, the options last.
+    """
+    *tables, _options = levels
+    key = str(path[-1])
+    return written(path) if any(table.get(key) is not None for table in tables) else key
+
+
 def written(path: KeyPath) -> str:
     """Return a path as people write it: datasets[0].subsets[1].num_repeats."""
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]

@@ -22,6 +22,7 @@ from anima_pipe.kohya.dataset_tables import (
     Reading,
     Table,
     first_value,
+    named,
     note_use_of_options,
     object_to_unknown,
     read_level,
@@ -272,8 +273,8 @@ def _face_crops(reading: Reading, path: KeyPath, levels: Levels) -> tuple[float,
     """Return how close crops come to faces; None beside buckets, where Kohya ignores it too."""
     closeness: tuple[float, float] | None = first_value("face_crop_aug_range", levels)
     if closeness and first_value("enable_bucket", levels):
-        place = written((*path, "face_crop_aug_range"))
-        reading.warnings.append(f"{place} has no effect beside enable_bucket, as in Kohya")
+        name = named((*path, "face_crop_aug_range"), levels)
+        reading.warnings.append(f"{name} has no effect beside enable_bucket, as in Kohya")
         return None
     return closeness
 

@@ -68,7 +68,7 @@ def chart_of_columns(columns: Sequence[Column], *, label: str) -> Chart:
         columns: What they stand for; a column of zero is a line, with a name but without a number.
         label: What all of them count.
     """
-    tallest = max((column.count for column in columns), default=0) or 1
+    tallest = max([1, *(column.count for column in columns)])
     bars: list[Bar] = []
     for place, column in enumerate(columns):
         height = _TALLEST * max(column.count / tallest, LEAST)
