@@ -113,6 +113,42 @@ print(leftovers)
     assert unfinished(tmp_path) == []
 
 
+def test_a_writer_interrupted_at_any_line_publishes_whole_samples_and_a_sidecar_that_fits(tmp_path):
+    """Ctrl-C may come between any two lines of a sample's being added."""
+    sample = torch.full((16, 8, 8), 2.0)
+    for last_line in itertools.count():
+        folder, lines = tmp_path / str(last_line), itertools.count()
+
+        def trace(frame, event, argument, lines=lines, last_line=last_line):
+            if "anima_pipe/shards" not in frame.f_code.co_filename:
+                return None
+            if event == "line" and next(lines) == last_line:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return trace
+
+        with (
+            suppress(KeyboardInterrupt),
+            LatentWriter(folder, FINGERPRINT, "fp16", "vae") as writer,
+        ):
+            writer.add("key0", torch.zeros(16, 8, 8), {})
+            before = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                writer.add("key1", sample, {})
+            finally:
+                sys.settrace(before)
+        cache = open_cache(folder).latents
+        assert cache.problems == ()
+        assert cache.verify() == []
+        assert set(cache) - {"key1"} == {"key0"}
+        assert sorted(published_keys(folder)) == sorted(cache)
+        if next(lines) <= last_line:
+            break
+    assert last_line > 20, "the trace saw no line of a sample's being added"
+    assert torch.equal(cache["key1"], sample.half())
+
+
 def test_writers_in_several_processes_fill_one_cache(tmp_path):
     ran = run_writer(
         """

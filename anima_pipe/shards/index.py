@@ -79,6 +79,10 @@ class MemberColumns:
         self.length.append(span.length)
         self.crc32.append(zlib.crc32(content))
 
+    def cut(self, samples: int) -> None:
+        """Leave the first so many samples."""
+        del self.offset[samples:], self.length[samples:], self.crc32[samples:]
+
     def is_whole(self, row: int, shard: memoryview) -> bool:
         """Tell whether a member in the shard's bytes has its checksum."""
         start = self.offset[row]
@@ -99,6 +103,10 @@ class TensorColumns:
         self.dtype.append(sys.intern(place.dtype))
         self.shape.append(self.shape[-1] if same else place.shape)
         self.offset.append(payload_offset + place.offset)
+
+    def cut(self, samples: int) -> None:
+        """Leave the first so many samples."""
+        del self.dtype[samples:], self.shape[samples:], self.offset[samples:]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -138,6 +146,12 @@ class ShardIndex:
         self.payloads.add(spans[PAYLOAD], members[PAYLOAD])
         self.payload_folds.append(fold32(members[PAYLOAD]))
         self.metadata.add(spans[METADATA], members[METADATA])
+
+    def cut(self, samples: int) -> None:
+        """Leave the first so many samples, whatever of another one has been appended."""
+        del self.keys[samples:], self.payload_folds[samples:]
+        for columns in (self.payloads, self.metadata, *self.tensors.values()):
+            columns.cut(samples)
 
     def longer_than(self, limit: int, tensor: str) -> dict[str, int]:
         """Return the lengths, along its first axis, of a tensor that is longer, by key."""

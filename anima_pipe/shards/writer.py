@@ -159,6 +159,9 @@ class ShardWriter(Generic[Value]):
         shard, self._shard = self._shard, None
         if shard is None:
             return
+        if not shard.keys:
+            shard.discard()
+            return
         try:
             shard.publish()
         finally:
@@ -200,11 +203,17 @@ class ShardInProgress:
         piece: memoryview,
         spans: Mapping[str, Span],
     ) -> None:
-        """Append one sample's tar bytes."""
-        start = self._file.length
-        self._file.append(piece)
-        self.index.add(key, {name: span.moved(start) for name, span in spans.items()}, members)
-        self.keys.add(key)
+        """Append one sample's tar bytes; interrupted, the samples before stay whole."""
+        start, samples = self._file.length, len(self.index.keys)
+        try:
+            self._file.append(piece)
+            self.index.add(key, {name: span.moved(start) for name, span in spans.items()}, members)
+            self.keys.add(key)
+        except BaseException:
+            self._file.length = start
+            self.index.cut(samples)
+            self.keys.discard(key)
+            raise
 
     def publish(self) -> None:
         """End the tar and give it its name."""
