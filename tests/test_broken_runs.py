@@ -80,7 +80,9 @@ def test_a_damaged_sample_behind_the_last_step_does_no_harm(
     own_cache: Cached, pictures: Path, tmp_path: Path
 ):
     damage(own_cache, pictures, step=STEPS)
-    train(own_cache, tmp_path / "out", max_train_steps=STEPS - 1).ok()
+    ended = train(own_cache, tmp_path / "out", max_train_steps=STEPS - 1).ok()
+    assert "is damaged" not in ended.said
+    assert (tmp_path / "out" / "fox.safetensors").is_file()
 
 
 def test_what_goes_wrong_between_the_steps_leaves_the_state_too(cached: Cached, tmp_path: Path):
