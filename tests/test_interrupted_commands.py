@@ -7,6 +7,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -61,10 +62,6 @@ def test_a_disk_that_is_full_while_latents_are_cached_is_an_error_and_leaves_no_
     assert shards_in(tmp_path) == []
 
 
-BEGUN = "*.unfinished"
-"""A shard that is being written: the first sample is encoded, the last one is not."""
-
-
 def started(command: str, **values: object) -> subprocess.Popen[str]:
     """Start a command in a process group of its own, as a terminal does."""
     return subprocess.Popen(
@@ -83,6 +80,28 @@ def wait_for_file(process: subprocess.Popen[str], folder: Path, pattern: str) ->
     while not any(path.stat().st_size for path in folder.rglob(pattern)):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
+
+
+def wait_for_a_whole_sample(process: subprocess.Popen[str], cache: Path) -> None:
+    """Wait until the second sample of a shard is being written; so the first is surely kept."""
+    while not any(members_in(path) > MEMBERS_OF_A_SAMPLE for path in cache.rglob("*.unfinished")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+
+
+MEMBERS_OF_A_SAMPLE = 2
+"""Its tensors and its metadata."""
+
+
+def members_in(tar_in_progress: Path) -> int:
+    """Return how many members a tar has whose end is still being written."""
+    with suppress(tarfile.ReadError, FileNotFoundError), tarfile.open(tar_in_progress) as tar:
+        found = 0
+        with suppress(tarfile.ReadError):
+            while tar.next():
+                found += 1
+        return found
+    return 0
 
 
 def interrupted(process: subprocess.Popen[str]) -> str:
@@ -123,7 +142,7 @@ def test_ctrl_c_ends_a_stage_with_one_line_and_keeps_what_is_encoded(
     given = {"dataset_config": demo.DEMO_DATASET, "resolution": 768, "cache_dir": tmp_path}
     run = started(stage, device="cpu", **model, **given, **slowly)
 
-    wait_for_file(run, tmp_path, BEGUN)
+    wait_for_a_whole_sample(run, tmp_path)
     said = interrupted(run)
 
     assert run.returncode == 130
@@ -138,7 +157,7 @@ def test_sigterm_ends_a_stage_and_its_decoders_with_one_line(tmp_path: Path):
     workers = {"max_data_loader_n_workers": 2}
     run = started("cache-latents", device="cpu", vae=MODEL["vae"], **given, **workers)
 
-    wait_for_file(run, tmp_path, BEGUN)
+    wait_for_a_whole_sample(run, tmp_path)
     said = terminated(run)
 
     assert run.returncode == 143
