@@ -44,7 +44,7 @@ def run(options: Resolved) -> LatentSummary:
     from anima_pipe.dataset.survey import survey_pictures
     from anima_pipe.fill import fill_latents, fill_masks
     from anima_pipe.kohya.settings import dataset_configs, latent_settings
-    from anima_pipe.report import report_fill, report_skipped
+    from anima_pipe.runs.reports import report_fill, report_skipped
     from anima_pipe.runtime import launched_rank
     from anima_pipe.shards.places import shown_place
 

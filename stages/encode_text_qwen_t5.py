@@ -53,7 +53,7 @@ def run(options: Resolved) -> TextSummary:
         prompt_texts,
         text_settings,
     )
-    from anima_pipe.report import (
+    from anima_pipe.runs.reports import (
         NAMED,
         report_captions,
         report_fill,

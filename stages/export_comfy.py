@@ -35,7 +35,7 @@ def run(options: Resolved) -> ExportSummary:
     """Write the file and compare it with what was trained."""
     if options.value("merge"):
         return bake(options)
-    from anima_pipe.export import export_adapter
+    from anima_pipe.export.adapter import export_adapter
     from anima_pipe.runtime import torch_dtype
 
     style: str = options.value("save_format")
@@ -64,7 +64,7 @@ def run(options: Resolved) -> ExportSummary:
 
 def bake(options: Resolved) -> ExportSummary:
     """Write a checkpoint with the adapter in its weights, checked against ComfyUI's rules."""
-    from anima_pipe.bake import bake_adapter
+    from anima_pipe.export.bake import bake_adapter
     from anima_pipe.runtime import torch_dtype
 
     precision: str | None = options.value("save_precision")

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from anima_pipe.hooks.previews import Previews
     from anima_pipe.hooks.smoothing import SmoothedLosses
     from anima_pipe.hooks.train_state import Stateful, StateSaver
-    from anima_pipe.kohya.training import TrainSettings
     from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
     from anima_pipe.objective.noise_chart import NoiseChart
     from anima_pipe.optimizing.rounding import StochasticRounding
     from anima_pipe.records import Moment
+    from anima_pipe.runs.settings.training import TrainSettings
     from anima_pipe.shards import Cache
     from anima_pipe.trainer import Trainer
 
@@ -84,7 +84,7 @@ def train(options: Resolved) -> TrainSummary:
     if options.value("auto_cache"):
         options = with_tokenizer(options).options
     device = claim_device(options.value("device"))
-    divided = launched_rank() if take_fsdp_request() else None
+    sharded = launched_rank() if take_fsdp_request() else None
     accelerator = start_accelerate(
         options.value("mixed_precision"), process_config(options), cpu=device.type == "cpu"
     )
@@ -92,25 +92,25 @@ def train(options: Resolved) -> TrainSummary:
         speak_of_errors_only()
     kernels = deterministic_kernels(wanted=options.value("deterministic"))
     with kernels, ending_training(accelerator):
-        return train_together(options, accelerator, divided, started)
+        return train_together(options, accelerator, sharded, started)
 
 
 def train_together(
-    options: Resolved, accelerator: Accelerator, divided: Rank | None, started: float
+    options: Resolved, accelerator: Accelerator, sharded: Rank | None, started: float
 ) -> TrainSummary:
     """Fill the caches, plan, load, train and save."""
     from anima_pipe.files import make_folder
     from anima_pipe.hooks.ema import Ema
     from anima_pipe.hooks.smoothing import SmoothedLosses
-    from anima_pipe.interrupts import stop_request
-    from anima_pipe.kohya import building
     from anima_pipe.kohya.metadata import described
-    from anima_pipe.kohya.resuming import last_good_state_saved, resume_if_asked
     from anima_pipe.kohya.training import train_settings, with_save_ratio
-    from anima_pipe.memory_needs import largest_batch, memory_explained, memory_needs
     from anima_pipe.model import TextConditionedTransformer
-    from anima_pipe.report import report_plan
-    from anima_pipe.run_hooks import RunHooks
+    from anima_pipe.runs import prepare
+    from anima_pipe.runs.hooks import RunHooks
+    from anima_pipe.runs.interrupts import stop_request
+    from anima_pipe.runs.memory_needs import largest_batch, memory_explained, memory_needs
+    from anima_pipe.runs.reports import report_plan
+    from anima_pipe.runs.resuming import last_good_state_saved, resume_if_asked
     from anima_pipe.trainer import agree_on_seed
 
     settings = train_settings(options, agree_on_seed(accelerator))
@@ -122,11 +122,11 @@ def train_together(
     batches = prepare_batches(settings, plan, cache, accelerator)
     settings = with_save_ratio(settings, options, batches.windows_per_epoch())
     settings = described(settings, options, survey, batches)
-    transformer, adapter = building.prepare_model(settings, accelerator.device, divided)
+    transformer, adapter = prepare.prepare_model(settings, accelerator.device, sharded)
     module = TextConditionedTransformer(transformer)
     adapter.follow_sigmas(module)
     previews = prepare_previews(settings, transformer, cache, accelerator.device)
-    optimizer, rounding = building.prepare_optimizer(settings, adapter)
+    optimizer, rounding = prepare.prepare_optimizer(settings, adapter)
     trainer = prepare_trainer(settings, batches, module, optimizer, accelerator)
     ema = Ema(adapter, settings.ema_decay) if settings.ema_decay is not None else None
     losses = SmoothedLosses(batches.windows_per_epoch())
@@ -137,7 +137,7 @@ def train_together(
         largest_batch(plan),
         accelerator.device,
         in_8_bits=settings.model.eight_bit,
-        processes=divided.processes if divided else 1,
+        processes=sharded.processes if sharded else 1,
     )
     tokenizer = settings.data.text.t5_tokenizer_dir if settings.data.text else None
     report_plan(batches, adapter, trainer, accelerator.device, needs, tokenizer)
@@ -153,7 +153,7 @@ def train_together(
         losses=losses,
         states=states,
         steps_done=steps_done,
-        is_divided=divided is not None,
+        is_sharded=sharded is not None,
     ).in_order()
     with (
         stop_request() as trainer.should_stop,
@@ -221,7 +221,7 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Sur
     from anima_pipe.fill import fill_latents, fill_masks, fill_text
     from anima_pipe.kohya.settings import prompt_texts
     from anima_pipe.records import T5_LIMIT
-    from anima_pipe.report import (
+    from anima_pipe.runs.reports import (
         report_fill,
         report_long,
         report_surveyed_captions,
@@ -344,7 +344,7 @@ def prepare_states(
 ) -> StateSaver:
     """Return the hook that saves the run's state."""
     from anima_pipe.hooks.train_state import RunParts, StateSaver
-    from anima_pipe.kohya.identity import made_with
+    from anima_pipe.runs.identity import made_with
 
     stateful: dict[str, Stateful] = {
         "optimizer": rounding or trainer.optimizer,

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from anima_pipe.adapters import create_adapter, load_adapter, save_adapter
 from anima_pipe.adapters.combine import Size, merge_adapters
 from anima_pipe.adapters.extract import extract_adapter
-from anima_pipe.bake import bake_adapter
-from anima_pipe.comfy import apply_adapter
 from anima_pipe.errors import ConfigError
-from anima_pipe.export import export_adapter
+from anima_pipe.export.adapter import export_adapter
+from anima_pipe.export.bake import bake_adapter
+from anima_pipe.export.comfy import apply_adapter
 
 MLP = "llm_adapter.blocks.0.mlp.0"
 OUT_PROJ = "llm_adapter.out_proj"

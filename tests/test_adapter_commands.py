@@ -16,10 +16,10 @@ from golden_model import golden_weights, relative_error
 from safetensors.torch import load_file, save_file
 
 from anima_pipe.adapters import create_adapter, load_adapter, save_adapter
-from anima_pipe.bake import bake_adapter
 from anima_pipe.cli.main import main
-from anima_pipe.comfy import apply_adapter
 from anima_pipe.errors import CheckpointError, ConfigError
+from anima_pipe.export.bake import bake_adapter
+from anima_pipe.export.comfy import apply_adapter
 
 EXACT = [case for case in KINDS if "dora" not in case and not case.startswith("lokr")]
 MERGEABLE = [case for case in KINDS if "dora" not in case]
@@ -432,7 +432,7 @@ MEASURED_BAKING = """
 import sys
 from pathlib import Path
 from anima_pipe.adapters.reading import read_adapter_file
-from anima_pipe.bake import bake_adapter
+from anima_pipe.export.bake import bake_adapter
 
 def kilobytes(field):
     with open("/proc/self/status") as status:

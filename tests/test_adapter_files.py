@@ -17,9 +17,9 @@ from torch import nn
 from anima_pipe.adapters import Adapter, create_adapter, load_adapter, save_adapter
 from anima_pipe.adapters.dora import weight_norm
 from anima_pipe.adapters.linear import LinearDelta
-from anima_pipe.comfy import apply_adapter
 from anima_pipe.errors import CheckpointError, ConfigError, OutputError
-from anima_pipe.export import export_adapter
+from anima_pipe.export.adapter import export_adapter
+from anima_pipe.export.comfy import apply_adapter
 from anima_pipe.hooks.saving import SaveConfig, Saver
 
 Q_PROJ = "blocks.0.self_attn.q_proj"

@@ -13,8 +13,8 @@ from torch import nn
 from anima_pipe.adapters import create_adapter, load_adapter, save_adapter
 from anima_pipe.adapters.registry import KINDS
 from anima_pipe.adapters.settings import field_types
+from anima_pipe.export.verification import verify_export
 from anima_pipe.model import AnimaTransformer
-from anima_pipe.verification import verify_export
 
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{kind: (kind, {}) for kind in KINDS},

@@ -13,11 +13,11 @@ from anima_pipe.adapters import create_adapter, load_adapter, save_adapter
 from anima_pipe.adapters.continued import continue_adapter
 from anima_pipe.adapters.low_rank import leading_factors, svd_of_product
 from anima_pipe.adapters.tlora import TloraConfig, ranks_in_use
-from anima_pipe.comfy import apply_adapter
 from anima_pipe.errors import ConfigError
+from anima_pipe.export.comfy import apply_adapter
+from anima_pipe.export.verification import verify_export
 from anima_pipe.model import AnimaTransformer
 from anima_pipe.optimizing.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
-from anima_pipe.verification import verify_export
 
 Q_PROJ = "blocks.0.self_attn.q_proj"
 

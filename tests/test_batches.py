@@ -58,12 +58,12 @@ def take(batches: Batches, count: int, start: int = 0):
 
 
 def names(window):
-    return [share.batch.names for share in window.shares]
+    return [share.batch.names for share in window.micro_batches]
 
 
 def test_a_batch_pairs_each_latent_with_its_own_text(cache):
     window = take(Batches(plan=plan_of(8, 4), cache=cache), 1)[0]
-    batch = window.shares[0].batch
+    batch = window.micro_batches[0].batch
     assert batch.latents.shape == (4, 16, 4, 6)
     for row, name in enumerate(batch.names):
         value = torch.tensor(int(name) / 10).half()
@@ -84,12 +84,12 @@ def test_a_batch_brings_the_masks_of_its_samples_and_ones_for_those_without(tmp_
         replace(sample, masks=(key,)) for sample, key in zip(plain.samples, halves, strict=False)
     )
     plan = replace(plain, samples=(*members, plain.samples[2]))
-    (share,) = take(Batches(plan=plan, cache=masked), 1)[0].shares
+    (share,) = take(Batches(plan=plan, cache=masked), 1)[0].micro_batches
     assert share.batch.masks is not None
     values = [mask.unique().tolist() for mask in share.batch.masks]
     found = dict(zip(share.batch.names, values, strict=True))
     assert found == {"0": [0.0], "1": [0.5], "2": [1.0]}
-    assert take(Batches(plan=plain, cache=masked), 1)[0].shares[0].batch.masks is None
+    assert take(Batches(plan=plain, cache=masked), 1)[0].micro_batches[0].batch.masks is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=6))
@@ -109,7 +109,7 @@ def test_windows_do_not_cross_epochs_and_the_last_says_so(cache):
     windows = take(batches, 7)
     assert [w.epoch for w in windows] == [0, 0, 0, 1, 1, 1, 2]
     assert [w.ends_epoch for w in windows] == [False, False, True] * 2 + [False]
-    assert [len(w.shares) for w in windows[:3]] == [2, 2, 1]
+    assert [len(w.micro_batches) for w in windows[:3]] == [2, 2, 1]
     assert [w.samples for w in windows[:3]] == [4, 4, 2]
 
 
@@ -168,8 +168,8 @@ def test_processes_share_the_batches_and_their_weights_sum_to_the_mean(
     for shares in zip(
         *(take(batches, mine[0].windows_per_epoch()) for batches in mine), strict=True
     ):
-        assert len({len(window.shares) for window in shares}) == 1
-        real = [share for window in shares for share in window.shares if share.weight > 0]
+        assert len({len(window.micro_batches) for window in shares}) == 1
+        real = [share for window in shares for share in window.micro_batches if share.weight > 0]
         seen += [name for share in real for name in share.batch.names]
         # Averaged over the processes, each batch counts one over the window's batches.
         weights = [share.weight / processes for share in real]

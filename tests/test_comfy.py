@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from anima_pipe.adapters import Adapter, create_adapter, load_adapter, save_adapter
-from anima_pipe.comfy import apply_adapter, weight_change
 from anima_pipe.errors import CheckpointError, ConfigError
-from anima_pipe.export import export_adapter
-from anima_pipe.verification import verify_export
+from anima_pipe.export.adapter import export_adapter
+from anima_pipe.export.comfy import apply_adapter, weight_change
+from anima_pipe.export.verification import verify_export
 
 GOLDEN_FILE = Path(__file__).parent / "golden" / "adapters_a.safetensors"
 

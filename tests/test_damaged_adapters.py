@@ -18,9 +18,9 @@ from torch import Tensor
 from anima_pipe.adapters import load_adapter
 from anima_pipe.adapters.continued import continue_adapter
 from anima_pipe.cli.main import main
-from anima_pipe.comfy import apply_adapter
 from anima_pipe.errors import CheckpointError
-from anima_pipe.export import export_adapter
+from anima_pipe.export.adapter import export_adapter
+from anima_pipe.export.comfy import apply_adapter
 
 MODULE = "blocks.1.mlp.layer1"
 OUT, IN = golden_weights("a")[f"{MODULE}.weight"].shape

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from anima_pipe import demo
 from anima_pipe.adapters import create_adapter
 from anima_pipe.adapters.eight_bit import keep_in_eight_bits
-from anima_pipe.dataset.batches import Share, Window
+from anima_pipe.dataset.batches import MicroBatch, Window
 from anima_pipe.drawing.painter import LazyVae
 from anima_pipe.encoders import ImageVae
 from anima_pipe.model import (
@@ -126,12 +126,13 @@ def a_step(
 
     accelerator.backward = noted_backward
     module.register_forward_pre_hook(lambda *_: began())
-    shares = tuple(
-        Share(batch=a_batch(module, masked=place == 1), weight=0.5, place=place) for place in (0, 1)
+    micro_batches = tuple(
+        MicroBatch(batch=a_batch(module, masked=place == 1), weight=0.5, place=place)
+        for place in (0, 1)
     )
     config = TrainerConfig(max_train_steps=2, objective=ObjectiveConfig())
     schedule = create_schedule(optimizer, ScheduleConfig(), 2)
-    window = Window(epoch=0, index=0, ends_epoch=False, samples=4, shares=shares)
+    window = Window(epoch=0, index=0, ends_epoch=False, samples=4, micro_batches=micro_batches)
     return TrainStep(accelerator, module, optimizer, schedule, config), window
 
 

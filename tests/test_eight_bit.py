@@ -13,8 +13,8 @@ from torch import nn
 
 from anima_pipe.adapters import create_adapter, load_adapter, save_adapter
 from anima_pipe.adapters.eight_bit import LARGEST, EightBitLinear, keep_in_eight_bits
+from anima_pipe.export.verification import verify_export
 from anima_pipe.model import BLOCK_LAYERS, AnimaTransformer
-from anima_pipe.verification import verify_export
 
 Cached = dict[str, object]
 

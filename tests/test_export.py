@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from anima_pipe import demo
 from anima_pipe.adapters import load_adapter
-from anima_pipe.comfy import apply_adapter
+from anima_pipe.export.comfy import apply_adapter
 from anima_pipe.model import AnimaTransformer, load_transformer
 
 BASE = demo.DEMO_TRANSFORMER

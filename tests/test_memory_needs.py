@@ -13,9 +13,9 @@ from commands import anima_pipe, assert_one_error
 from golden_model import golden_transformer
 
 from anima_pipe.adapters import create_adapter
-from anima_pipe.memory_needs import MemoryNeeds, memory_needs, savers
 from anima_pipe.model.activations import BatchSize, Keeping, block_weights
 from anima_pipe.model.config import TransformerConfig
+from anima_pipe.runs.memory_needs import MemoryNeeds, memory_needs, savers
 
 Cached = dict[str, object]
 

@@ -25,12 +25,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from anima_pipe.adapters import load_adapter, save_adapter
-from anima_pipe.bake import bake_adapter
 from anima_pipe.cli.main import main
-from anima_pipe.comfy import anima_paths, apply_adapter
 from anima_pipe.demo import DEMO_TRANSFORMER
 from anima_pipe.errors import CheckpointError, ConfigError
-from anima_pipe.export import export_adapter
+from anima_pipe.export.adapter import export_adapter
+from anima_pipe.export.bake import bake_adapter
+from anima_pipe.export.comfy import anima_paths, apply_adapter
 from anima_pipe.model import load_transformer
 
 Q_PROJ = "blocks.0.self_attn.q_proj"

@@ -30,7 +30,7 @@ from anima_pipe import demo
 from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.training import process_config
 from anima_pipe.trainer import ProcessConfig, first_process_first, start_accelerate
-from anima_pipe.trainer.processes import wrapped
+from anima_pipe.trainer.processes import prepared
 
 CONFIGS = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
 
@@ -100,7 +100,7 @@ def meet(number: int, folder: Path) -> None:
                 time.sleep(IMPATIENCE.total_seconds() * 1.5)
                 (folder / "filled").touch()
             noted["found it filled"] = (folder / "filled").exists()
-        module = wrapped(accelerator, Scaled())
+        module = prepared(accelerator, Scaled())
         module.module.factor.fill_(number + 2.0)
         module(torch.ones(())).backward()
         noted |= {

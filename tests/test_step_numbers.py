@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from anima_pipe.dataset.batches import Share, Window, pad_texts
+from anima_pipe.dataset.batches import MicroBatch, Window, pad_texts
 from anima_pipe.kohya.objective import objective_config
 from anima_pipe.kohya.resolve import resolve
 from anima_pipe.optimizing.schedules import ScheduleConfig, create_schedule
@@ -57,8 +57,8 @@ def step(options: Options, **batch: Any) -> tuple[float, Watcher]:
         "names": ("a", "b", "c"),
         "masks": None,
     }
-    share = Share(batch=Batch(**{**given, **batch}), weight=1.0, place=0)
-    window = Window(epoch=0, index=0, ends_epoch=True, samples=3, shares=(share,))
+    share = MicroBatch(batch=Batch(**{**given, **batch}), weight=1.0, place=0)
+    window = Window(epoch=0, index=0, ends_epoch=True, samples=3, micro_batches=(share,))
     return take(0, window, stop=False).loss, watcher
 
 

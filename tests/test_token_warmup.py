@@ -111,7 +111,7 @@ def lengths(warmup: float, count: int, start: int = 0, *, dropout: float = 0.0) 
     assert any(line.startswith("tag warmup  of 1 images, over ") for line in describe(plan))
     supply = Batches(plan=plan, cache=_Texts(), max_train_steps=40)  # pyright: ignore[reportArgumentType]
     windows = itertools.islice(supply.starting_at(start), count)
-    return [int(window.shares[0].batch.text.qwen_mask.sum()) for window in windows]
+    return [int(window.micro_batches[0].batch.text.qwen_mask.sum()) for window in windows]
 
 
 def test_captions_grow_with_the_steps_across_epochs():

@@ -228,9 +228,9 @@ def their_run(windows: list[Window], trainer: Trainer, start: dict[str, torch.Te
     losses: list[float] = []
     for step, window in enumerate(windows):
         total = 0.0
-        for share in window.shares:
+        for share in window.micro_batches:
             seed = draw_seed(trainer.config.seed, step, share.place)
-            loss = model.loss(share.batch, seed) / len(window.shares)
+            loss = model.loss(share.batch, seed) / len(window.micro_batches)
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(parameters.values(), MAX_NORM)
@@ -256,7 +256,8 @@ def test_ten_steps_are_those_of_diffusers_and_peft(cache, checkpointing, accumul
     ours, trainer, start = our_run(batches, checkpointing=checkpointing)
     theirs = their_run(windows, trainer, start)
 
-    captions = {int(m.sum()) for w in windows for s in w.shares for m in s.batch.text.qwen_mask}
+    masks = [m for w in windows for b in w.micro_batches for m in b.batch.text.qwen_mask]
+    captions = {int(mask.sum()) for mask in masks}
     assert captions == set(QWEN_LENGTHS), "every caption is trained on, the empty one too"
     assert ours.losses == pytest.approx(theirs.losses, rel=1e-4)
     assert ours.tensors.keys() == theirs.tensors.keys()

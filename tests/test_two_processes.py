@@ -33,7 +33,7 @@ LAUNCH = (
 )
 """What starts two processes; without GPUs they join on the processor."""
 
-DIVIDED = (
+SHARDED = (
     *(SCRIPTS / "accelerate", "launch", "--config_file", CONFIGS / "fsdp.yaml"),
     ROOT / "anima_train_network.py",
 )
@@ -53,9 +53,9 @@ class Both:
     one: Ended
     again: Ended
     """Two that went on from the first two's state, their gradients exchanged otherwise."""
-    divided: Ended
-    """Two with the base divided among them."""
-    divided_again: Ended
+    sharded: Ended
+    """Two with the base sharded over them."""
+    sharded_again: Ended
     """Two that went on from the state of those."""
 
 
@@ -86,10 +86,10 @@ def both(
     two = run_apart(*LAUNCH, *options(**given, summary_json=summary), summary=summary)
     resumed = {"output_dir": folder / "resumed", "resume": folder / "two" / STATE, **DDP}
     again = run_apart(*LAUNCH, *options(**given | resumed))
-    parts = {"output_dir": folder / "divided"}
-    divided = run_apart(*DIVIDED, *options(**given | parts))
-    resumed = {"output_dir": folder / "gone-on", "resume": folder / "divided" / STATE}
-    divided_again = run_apart(*DIVIDED, *options(**given | resumed))
+    parts = {"output_dir": folder / "sharded"}
+    sharded = run_apart(*SHARDED, *options(**given | parts))
+    resumed = {"output_dir": folder / "gone-on", "resume": folder / "sharded" / STATE}
+    sharded_again = run_apart(*SHARDED, *options(**given | resumed))
     one = anima_pipe(
         "train",
         folder / "one.json",
@@ -102,8 +102,8 @@ def both(
         two=two.ok(),
         one=one.ok(),
         again=again.ok(),
-        divided=divided.ok(),
-        divided_again=divided_again.ok(),
+        sharded=sharded.ok(),
+        sharded_again=sharded_again.ok(),
     )
 
 
@@ -143,27 +143,27 @@ def test_two_processes_resume_to_the_bytes_of_two_that_never_stopped(both: Both)
 
 @pytest.mark.slow
 def test_two_processes_with_parts_of_the_base_leave_the_files_of_two_with_all_of_it(both: Both):
-    whole, divided = (files_in(both.folder / name) for name in ("two", "divided"))
-    assert divided == whole
-    assert {"fox.safetensors", "fox-ema.safetensors", "sample/fox.png"} < divided
-    assert {f"{STATE}/optimizer.pt", f"{STATE}/adapter.safetensors"} < divided
-    for name in divided:
-        theirs, ours = (both.folder / folder / name for folder in ("two", "divided"))
+    whole, sharded = (files_in(both.folder / name) for name in ("two", "sharded"))
+    assert sharded == whole
+    assert {"fox.safetensors", "fox-ema.safetensors", "sample/fox.png"} < sharded
+    assert {f"{STATE}/optimizer.pt", f"{STATE}/adapter.safetensors"} < sharded
+    for name in sharded:
+        theirs, ours = (both.folder / folder / name for folder in ("two", "sharded"))
         assert ours.read_bytes() == theirs.read_bytes(), name
 
 
 @pytest.mark.slow
 def test_two_processes_with_parts_of_the_base_resume_to_the_bytes(both: Both):
-    assert "resumed   at step 2" in both.divided_again.said
-    whole, resumed = (both.folder / name / "fox.safetensors" for name in ("divided", "gone-on"))
+    assert "resumed   at step 2" in both.sharded_again.said
+    whole, resumed = (both.folder / name / "fox.safetensors" for name in ("sharded", "gone-on"))
     assert resumed.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.slow
-def test_the_plan_tells_of_a_base_that_is_divided(both: Both):
-    assert "divided among the processes" in both.divided.said
-    assert "divided among the processes" not in both.two.said
-    assert ", for each process" in both.divided.said
+def test_the_plan_tells_of_a_base_that_is_sharded(both: Both):
+    assert "sharded over the processes" in both.sharded.said
+    assert "sharded over the processes" not in both.two.said
+    assert ", for each process" in both.sharded.said
 
 
 @pytest.mark.slow

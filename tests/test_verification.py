@@ -17,11 +17,11 @@ from torch import Tensor
 from anima_pipe.adapters import Adapter, create_adapter, save_adapter
 from anima_pipe.adapters.headers import Origin
 from anima_pipe.adapters.reading import deltas_of, read_adapter_file
-from anima_pipe.bake import bake_adapter
-from anima_pipe.comfy import anima_paths, apply_adapter
 from anima_pipe.errors import CheckpointError, ConfigError
-from anima_pipe.export import export_adapter, write_verified
-from anima_pipe.verification import Change, file_modules, verify_checkpoint, verify_export
+from anima_pipe.export.adapter import export_adapter, write_verified
+from anima_pipe.export.bake import bake_adapter
+from anima_pipe.export.comfy import anima_paths, apply_adapter
+from anima_pipe.export.verification import Change, file_modules, verify_checkpoint, verify_export
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from anima_pipe.adapters import create_adapter, load_adapter, save_adapter
 from anima_pipe.cli.main import main
-from anima_pipe.comfy import apply_adapter
 from anima_pipe.errors import ConfigError
+from anima_pipe.export.comfy import apply_adapter
 from anima_pipe.kohya.options import OPTIONS, Option, find_option
 from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.rows import Kind

@@ -36,7 +36,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from anima_pipe import demo
 from anima_pipe.adapters import Adapter, create_adapter
 from anima_pipe.adapters.eight_bit import keep_in_eight_bits
-from anima_pipe.dataset.batches import Share, Window
+from anima_pipe.dataset.batches import MicroBatch, Window
 from anima_pipe.drawing.painter import EncodedPrompt, Painter
 from anima_pipe.encoders import ImageVae, load_text_encoder, load_vae
 from anima_pipe.hooks.ema import Ema
@@ -223,8 +223,8 @@ def walk_step(kind: str, arguments: Mapping[str, Any], **how: bool) -> Waits:
         step = TrainStep(accelerator, module, optimizer, schedule, config)
         average = Ema(adapter, 0.9)
         width = transformer.config.llm_adapter.source_width
-        shares = tuple(Share(batch=batch_of(width), weight=0.5, place=place) for place in (0, 1))
-        window = Window(epoch=0, index=0, ends_epoch=False, samples=4, shares=shares)
+        batches = tuple(MicroBatch(batch=batch_of(width), weight=0.5, place=p) for p in (0, 1))
+        window = Window(epoch=0, index=0, ends_epoch=False, samples=4, micro_batches=batches)
         outcome = step(0, window, stop=False)
         assert outcome.taken
         average.at(moment_after_step())

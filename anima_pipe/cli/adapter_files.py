@@ -123,7 +123,7 @@ def convert(
     """Convert one file."""
 
     def work() -> int:
-        from anima_pipe.export import export_adapter
+        from anima_pipe.export.adapter import export_adapter
         from anima_pipe.runtime import torch_dtype
 
         dtype = torch_dtype(save_precision) if save_precision else None
@@ -251,7 +251,7 @@ def extract(
         from anima_pipe.adapters.combine import Size
         from anima_pipe.adapters.extract import extract_adapter
         from anima_pipe.adapters.headers import extracted_from
-        from anima_pipe.export import write_verified
+        from anima_pipe.export.adapter import write_verified
         from anima_pipe.runtime import counted, torch_dtype, warn
 
         size = Size(rank=rank, energy=energy) if lokr_factor is None else Size(rank=1)
@@ -288,7 +288,7 @@ def _write(
     save_precision: str | None,
 ) -> int:
     """Write what `make` returns, in its dtype unless told otherwise."""
-    from anima_pipe.export import write_verified
+    from anima_pipe.export.adapter import write_verified
     from anima_pipe.runtime import torch_dtype
 
     deltas, own, origin = make()
@@ -313,7 +313,7 @@ def _read(path: Path, allow_unmatched: bool, strength: float = 1.0) -> tuple[Ada
     """Return an adapter file, and it as what something is to be made of."""
     from anima_pipe.adapters.headers import Source
     from anima_pipe.adapters.reading import deltas_of, read_adapter_file
-    from anima_pipe.comfy import anima_paths
+    from anima_pipe.export.comfy import anima_paths
 
     file = read_adapter_file(path, allow_unmatched=allow_unmatched)
     deltas = deltas_of(file, anima_paths())

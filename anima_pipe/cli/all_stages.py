@@ -23,12 +23,12 @@ from anima_pipe.cli.stage_command import stage_command
 from anima_pipe.errors import PipeError
 from anima_pipe.files import write_atomically
 from anima_pipe.hub.home import MODEL_OPTIONS
-from anima_pipe.interrupts import Terminated
 from anima_pipe.kohya.options import options_of
 from anima_pipe.kohya.resolve import COMMAND_LINE
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import Kind, Option
 from anima_pipe.kohya.rules import SEED_SHIFT
+from anima_pipe.runs.interrupts import Terminated
 from anima_pipe.runtime import SAID_BEFORE, say, warn
 from anima_pipe.source.prompts import escaped
 

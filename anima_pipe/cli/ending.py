@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from anima_pipe.errors import PipeError
-from anima_pipe.interrupts import Terminated, terminations_raised
+from anima_pipe.runs.interrupts import Terminated, terminations_raised
 from anima_pipe.runtime import setup_messages
 
 INTERRUPTED: Final = 130

@@ -173,7 +173,7 @@ def _inspected(options: Resolved) -> Inspection:
 def _report(survey: Survey, looks: Sequence[Look], count_t5: Callable[[str], int] | None) -> None:
     """Tell what a training would tell of the dataset; what would end it does not end this."""
     from anima_pipe.records import Skipped
-    from anima_pipe.report import (
+    from anima_pipe.runs.reports import (
         report_long_captions,
         report_surveyed_captions,
         report_surveyed_pictures,

@@ -46,7 +46,7 @@ def show_dataset(options: Resolved) -> ShownDataset:
     from anima_pipe.kohya.model_files import t5_counter
     from anima_pipe.kohya.objective import warn_of_idle_offsets
     from anima_pipe.kohya.settings import cache_settings, dataset_configs
-    from anima_pipe.report import report_long_captions, report_survey
+    from anima_pipe.runs.reports import report_long_captions, report_survey
     from anima_pipe.shards.keys import text_key
 
     datasets = dataset_configs(options)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
+class MicroBatch:
     """One batch of this process within a window."""
 
     batch: Batch
@@ -46,7 +46,7 @@ class Window:
     """Samples in it, over all processes."""
     batches: int = 1
     """Batches of them."""
-    shares: tuple[Share, ...]
+    micro_batches: tuple[MicroBatch, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,20 +92,20 @@ class Batches:
                     ends_epoch=number + 1 == per_epoch,
                     samples=sum(map(len, window)),
                     batches=len(window),
-                    shares=tuple(self._shares(window)),
+                    micro_batches=tuple(self._micro_batches(window)),
                 )
             epoch, index = epoch + 1, 0
 
-    def _shares(self, window: Sequence[tuple[Visit, ...]]) -> Iterator[Share]:
+    def _micro_batches(self, window: Sequence[tuple[Visit, ...]]) -> Iterator[MicroBatch]:
         weight = self.processes / len(window)
         for start in range(0, len(window), self.processes):
             mine = start + self.rank
             if mine < len(window):
                 batch = read_batch(window[mine], self.cache)
-                yield Share(batch=batch, weight=weight, place=mine)
+                yield MicroBatch(batch=batch, weight=weight, place=mine)
             else:
                 batch = read_batch(window[start], self.cache)
-                yield Share(batch=batch, weight=0.0, place=mine)
+                yield MicroBatch(batch=batch, weight=0.0, place=mine)
 
 
 def read_batch(visits: Sequence[Visit], cache: Cache) -> Batch:

@@ -17,9 +17,9 @@ from anima_pipe import __version__
 from anima_pipe.dataset.batches import pad_texts
 from anima_pipe.drawing.denoise import Velocity, euler, guided, simple_schedule
 from anima_pipe.encoders import ImageVae, load_vae
-from anima_pipe.evaluation import evaluating
 from anima_pipe.files import write_atomically
 from anima_pipe.model import AnimaTransformer
+from anima_pipe.model.evaluation import evaluating
 from anima_pipe.records import PreviewPrompt, TextCondition
 from anima_pipe.shards import Cache, text_key
 from anima_pipe.shards.text import prompt_condition

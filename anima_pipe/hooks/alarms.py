@@ -17,7 +17,7 @@ from typing import Final
 import torch
 
 from anima_pipe.errors import PipeError
-from anima_pipe.memory import memory_use
+from anima_pipe.hooks.memory import memory_use
 from anima_pipe.progress import duration
 from anima_pipe.records import Moment
 from anima_pipe.runtime import counted, say, warn

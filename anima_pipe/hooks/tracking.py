@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from anima_pipe.hooks.memory import GIB, MemoryUse, memory_use
 from anima_pipe.hooks.run_log import RunLog
 from anima_pipe.hooks.smoothing import SmoothedLosses
-from anima_pipe.memory import GIB, MemoryUse, memory_use
 from anima_pipe.progress import Progress, progress_bar
 from anima_pipe.records import Moment
 

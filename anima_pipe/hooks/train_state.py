@@ -218,6 +218,11 @@ def differences(folder: Path, parts: RunParts) -> list[str]:
     return [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
 
 
+def is_of(name: str, subject: str) -> bool:
+    """Tell whether a name in `made_with` is of a subject: "objective" stands for its parts too."""
+    return name == subject or name.startswith(f"{subject}.")
+
+
 def resume(
     folder: Path, parts: RunParts, allowed: Collection[str] = (), afresh: Collection[str] = ()
 ) -> int:

@@ -16,7 +16,7 @@ import torch
 
 from anima_pipe.dataset.batches import read_batch
 from anima_pipe.dataset.plan import Plan, Visit
-from anima_pipe.evaluation import evaluating
+from anima_pipe.model.evaluation import evaluating
 from anima_pipe.objective.flow_loss import Draws, LossConfig
 from anima_pipe.objective.noise import Noise
 from anima_pipe.objective.passes import pass_losses, placed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +15,7 @@ from anima_pipe.hooks.train_state import state_log
 from anima_pipe.kohya.config_file import read_toml
 from anima_pipe.kohya.outputs import output_name, run_folder
 from anima_pipe.kohya.resolved import Resolved
+from anima_pipe.runs.settings.training import LogSettings
 from anima_pipe.trainer import TrackerConfig
 
 KINDS: Final = {
@@ -28,19 +28,6 @@ KINDS: Final = {
 
 SECRETS: Final = ("wandb_api_key", "huggingface_token")
 """Options whose values no log is told."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogSettings:
-    """What a run logs and shows."""
-
-    trackers: TrackerConfig | None
-    """None: no log."""
-    board: BoardConfig | None
-    """TensorBoard to be started; None: none."""
-    memory: bool
-    """Whether memory is logged."""
-    alarms: AlarmConfig
 
 
 def log_settings(options: Resolved, resumed: Path | None) -> LogSettings:

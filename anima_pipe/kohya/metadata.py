@@ -27,7 +27,7 @@ from anima_pipe.optimizing.optimizers import all_arguments, find_optimizer, load
 if TYPE_CHECKING:
     from anima_pipe.dataset.batches import Batches
     from anima_pipe.dataset.survey import Survey
-    from anima_pipe.kohya.training import TrainSettings
+    from anima_pipe.runs.settings.training import TrainSettings
 
 IMPLEMENTATION: Final = "https://huggingface.co/circlestone-labs/Anima"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from anima_pipe.errors import ConfigError
@@ -11,28 +10,10 @@ from anima_pipe.hooks.saving import SaveConfig
 from anima_pipe.hooks.train_state import StateConfig, latest_state, state_made_with
 from anima_pipe.kohya import settings
 from anima_pipe.kohya.resolved import Resolved
+from anima_pipe.kohya.resume_names import allowed_facts
 from anima_pipe.optimizing.optimizers import find_optimizer
-from anima_pipe.records import PreviewPrompt
+from anima_pipe.runs.settings.training import PreviewSettings, StateSettings
 from anima_pipe.runtime import torch_dtype
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreviewSettings:
-    """What is drawn while training, and with which VAE."""
-
-    prompts: tuple[PreviewPrompt, ...]
-    vae: Path
-    config: PreviewConfig
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateSettings:
-    """When a run's state is saved, and which one it goes on from."""
-
-    config: StateConfig
-    resume: Path | None
-    resume_allow: tuple[str, ...]
-    """What may differ from what the state was made with."""
 
 
 def state_settings(options: Resolved) -> StateSettings:
@@ -56,12 +37,11 @@ def state_settings(options: Resolved) -> StateSettings:
     )
     resume: str | None = options.value("resume")
     found = latest_state(config.folder, config.name) if resume == "latest" else resume
-    if found:
-        state_made_with(Path(found))
+    facts = state_made_with(Path(found)) if found else {}
     return StateSettings(
         config=config,
         resume=Path(found) if found else None,
-        resume_allow=tuple(options.value("resume_allow") or ()),
+        resume_allow=allowed_facts(options.value("resume_allow") or (), facts) if found else (),
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Final
 
 from anima_pipe.errors import ConfigError, did_you_mean
+from anima_pipe.hooks.train_state import is_of
 from anima_pipe.kohya.options import DATASET_GROUP, OPTIONS, find_option
 
 _SUBJECTS: Final = {
@@ -44,35 +45,29 @@ _SUBJECTS_OF_GROUPS: Final = {
 """The same of whole groups, where no option is named above."""
 
 
-def allowed_names(given: Iterable[str], in_states: Iterable[str]) -> set[str]:
-    """Return the names in a state that may differ, given what resume_allow lists.
+def allowed_facts(given: Iterable[str], in_state: Iterable[str]) -> tuple[str, ...]:
+    """Return the facts that may differ from a state's, given what resume_allow lists.
 
     Args:
         given: Names of options, or a state's own; "objective" stands for "objective.shift" too.
-        in_states: The names that the state and the run have.
+        in_state: The names of the state's facts.
 
     Raises:
         ConfigError: Nothing goes by one of the names.
     """
-    known = list(in_states)
-    return {name for spelling in given for name in _meant(spelling, known)}
+    known = list(in_state)
+    return tuple(dict.fromkeys(fact for name in given for fact in _facts(name, known)))
 
 
-def _meant(spelling: str, known: list[str]) -> Iterator[str]:
+def _facts(spelling: str, known: list[str]) -> tuple[str, ...]:
     option = find_option(spelling)
-    subjects = (spelling,)
     if option is not None:
         of_group = _SUBJECTS_OF_GROUPS.get(option.group, ())
-        subjects = (spelling, *_SUBJECTS.get(option.name, of_group))
-    meant = [name for name in known if any(_is_of(name, subject) for subject in subjects)]
-    if not meant and option is None:
+        return (spelling, *_SUBJECTS.get(option.name, of_group))
+    if not any(is_of(name, spelling) for name in known):
         names = [*known, *(row.name for row in OPTIONS)]
         raise ConfigError(
             f"resume_allow {spelling}: no option and nothing in the state is called so",
             f"{did_you_mean(spelling, names)}the error that refuses a state lists the names",
         )
-    yield from meant
-
-
-def _is_of(name: str, subject: str) -> bool:
-    return name == subject or name.startswith(f"{subject}.")
+    return (spelling,)

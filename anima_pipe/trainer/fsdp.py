@@ -1,7 +1,7 @@
 """What `accelerate launch` asks of FSDP, and how much of that is to be had.
 
 An adapter trains on a frozen model, so of FSDP only the saving of memory is wanted: the frozen
-weights are divided (`adapters.divided`), and what trains stays whole on every process, as in
+weights are sharded (`adapters.sharded`), and what trains stays whole on every process, as in
 data-parallel training. Optimizer, clipping, averages, saves and states are then the same with and
 without it.
 """
@@ -41,7 +41,7 @@ KEYS: Final = {"FSDP_TRANSFORMER_CLS_TO_WRAP": "fsdp_transformer_layer_cls_to_wr
 
 
 def take_fsdp_request(environment: MutableMapping[str, str] = os.environ) -> bool:
-    """Tell whether the frozen weights are to be divided, and take that out of the environment.
+    """Tell whether the frozen weights are to be sharded, and take that out of the environment.
 
     From then on accelerate sees data-parallel processes: the model is not its to wrap.
 
@@ -63,7 +63,7 @@ def take_fsdp_request(environment: MutableMapping[str, str] = os.environ) -> boo
     ]
     if idle and launched_rank().number == 0:
         warn(
-            f"accelerate's {', '.join(idle)}: without effect; every frozen linear layer is divided "
+            f"accelerate's {', '.join(idle)}: without effect; every frozen linear layer is sharded "
             "and gathered by itself, adapters and states are saved whole"
         )
     del environment[ASKED_FOR]
@@ -79,7 +79,7 @@ def _refuse_other_divisions(environment: MutableMapping[str, str]) -> None:
     asked = environment.get(variable, fit[0])
     if asked.upper() not in fit:
         raise ConfigError(
-            f"accelerate's {_key(variable)} is {asked}: frozen weights are divided among all "
+            f"accelerate's {_key(variable)} is {asked}: frozen weights are sharded over all "
             "processes, and never kept whole between two passes",
             f"set it to {fit[0] if len(fit) > 1 else 'true'}, or launch with "
             "configs/accelerate/ddp.yaml, which keeps them whole",

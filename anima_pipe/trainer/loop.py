@@ -17,9 +17,9 @@ from anima_pipe.dataset.batches import Batches, Window
 from anima_pipe.optimizing.optimizers import averaged_weights, learning_rates
 from anima_pipe.records import Moment
 from anima_pipe.trainer.measures import Outcome
-from anima_pipe.trainer.processes import wrapped
+from anima_pipe.trainer.prefetch import Prefetched
+from anima_pipe.trainer.processes import prepared
 from anima_pipe.trainer.step import TrainerConfig, TrainStep
-from anima_pipe.trainer.waiting import Awaited
 
 
 class Hook(Protocol):
@@ -72,7 +72,7 @@ class Trainer:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.accelerator = accelerator
-        self.module = wrapped(accelerator, module)
+        self.module = prepared(accelerator, module)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         self.plain_optimizer = optimizer
         self.schedule = schedule
@@ -107,7 +107,7 @@ class Trainer:
             self.accelerator, self.module, self.optimizer, self.schedule, self.config
         )
         moment = self._tell(self._start(steps_done))
-        windows = Awaited(self.batches.starting_at(steps_done))
+        windows = Prefetched(self.batches.starting_at(steps_done))
         upcoming = None if moment.is_last else next(windows)
         while upcoming is not None and not moment.stopping:
             window, waited = upcoming
@@ -131,7 +131,7 @@ class Trainer:
         """
         self.ending = self.ending or error
 
-    def _read_ahead(self, windows: Awaited, step: int) -> tuple[Window, float] | None:
+    def _read_ahead(self, windows: Prefetched, step: int) -> tuple[Window, float] | None:
         """Return the window of a step to come, and how long it took; None: there is none.
 
         It is read before it is needed, so that where it cannot be, the step before still tells all

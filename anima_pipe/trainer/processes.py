@@ -21,7 +21,7 @@ from accelerate.utils import (
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from anima_pipe.adapters.divided import divided_tensors
+from anima_pipe.adapters.sharded import sharded_tensors
 from anima_pipe.errors import ConfigError
 from anima_pipe.runtime import launched_rank, warn
 
@@ -111,7 +111,7 @@ def _refuse_other_trainers() -> None:
         if os.environ.get(variable, "").lower() in ("true", "1"):
             raise ConfigError(
                 f"accelerate is set to {what}",
-                "launch with configs/accelerate/fsdp.yaml, which divides the frozen weights among "
+                "launch with configs/accelerate/fsdp.yaml, which shards the frozen weights over "
                 "the processes, or with configs/accelerate/ddp.yaml",
             )
 
@@ -141,14 +141,14 @@ def first_process_first(accelerator: Accelerator) -> Generator[None]:
     distributed.destroy_process_group(patient)
 
 
-def wrapped(accelerator: Accelerator, module: nn.Module) -> nn.Module:
+def prepared(accelerator: Accelerator, module: nn.Module) -> nn.Module:
     """Return a module whose gradients are averaged over the processes, where there are several.
 
     Processes start from the first one's tensors, but for frozen weights of which each has a part.
     """
     # torch has no public name for it.
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-        module, divided_tensors(module)
+        module, sharded_tensors(module)
     )
     return accelerator.prepare_model(module)
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from anima_pipe.dataset.batches import Share, Window
+from anima_pipe.dataset.batches import MicroBatch, Window
 from anima_pipe.errors import PipeError
 from anima_pipe.objective.flow_loss import ObjectiveConfig, draw
 from anima_pipe.objective.passes import PlacedBatch, pass_losses, placed
@@ -104,13 +104,14 @@ class TrainStep:
         """
         measures = StepMeasures(self.accelerator.device)
         # All of them before the first pass: from there to the last gradient nothing is waited for.
-        batches = [self._placed(share, step) for share in window.shares]
-        for number, (share, batch) in enumerate(zip(window.shares, batches, strict=True)):
-            is_last = number + 1 == len(window.shares)
+        batches = [self._placed(micro_batch, step) for micro_batch in window.micro_batches]
+        for micro_batch, batch in zip(window.micro_batches, batches, strict=True):
+            is_last = micro_batch is window.micro_batches[-1]
+            seed = draw_seed(self.config.seed, step, micro_batch.place)
             with nullcontext() if is_last else self.accelerator.no_sync(self.module):
-                losses = self._sample_losses(batch, draw_seed(self.config.seed, step, share.place))
-                self.accelerator.backward(losses.mean() * share.weight)
-            measures.add(losses, batch.sigmas, share.weight)
+                losses = self._sample_losses(batch, seed)
+                self.accelerator.backward(losses.mean() * micro_batch.weight)
+            measures.add(losses, batch.sigmas, micro_batch.weight)
         norms, rates = self._clip(), learning_rates(self.optimizer)
         outcome = measures.over_processes(self.accelerator, norms, rates, stop=stop)
         if math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm):
@@ -123,9 +124,9 @@ class TrainStep:
         self.optimizer.zero_grad()
         return outcome
 
-    def _placed(self, share: Share, step: int) -> PlacedBatch:
+    def _placed(self, micro_batch: MicroBatch, step: int) -> PlacedBatch:
         """Draw a batch's noise and bring both to the device."""
-        batch, seed = share.batch, draw_seed(self.config.seed, step, share.place)
+        batch, seed = micro_batch.batch, draw_seed(self.config.seed, step, micro_batch.place)
         draws = draw(batch.latents.shape, self.config.objective, seed, batch.sigma_offsets)
         return placed(batch, draws, self.accelerator.device, self.config.dtype)
 
@@ -146,7 +147,7 @@ class TrainStep:
     def _pass_over(self, step: int, outcome: Outcome, window: Window) -> None:
         """Leave the weights as they are and warn, or stop."""
         # Every process is here, for the numbers are the same on all of them.
-        own = [name for share in window.shares for name in share.batch.names]
+        own = [name for micro_batch in window.micro_batches for name in micro_batch.batch.names]
         names = ", ".join(dict.fromkeys(gather_object(own)))
         problem = f"step {step + 1}: loss {outcome.loss}, gradient norm {outcome.grad_norm}"
         self._skips_in_a_row += 1

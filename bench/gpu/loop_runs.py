@@ -14,12 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from anima_pipe.adapters import Adapter
 from anima_pipe.dataset.batches import Batches
 from anima_pipe.dataset.plan import Plan, PlannedSample
-from anima_pipe.memory_needs import largest_batch, memory_needs
 from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
 from anima_pipe.objective.flow_loss import ObjectiveConfig
 from anima_pipe.optimizing.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
 from anima_pipe.optimizing.schedules import ScheduleConfig, create_schedule
 from anima_pipe.records import Moment, TextCondition
+from anima_pipe.runs.memory_needs import largest_batch, memory_needs
 from anima_pipe.shards import Cache, LatentWriter, TextWriter, open_cache
 from anima_pipe.trainer import Trainer, TrainerConfig, start_accelerate
 from gpu.kernels import Kernels, watching

@@ -1,4 +1,4 @@
-"""Frozen linear layers divided among processes: each keeps some rows, and gathers all to use it.
+"""Frozen linear layers sharded over processes: each keeps some rows, and gathers all to use it.
 
 What is frozen needs no gradient, so nothing but the weight is ever exchanged. It is asked for where
 it is multiplied by, in the forward and in the backward pass, and gone when that is done: a process
@@ -30,7 +30,7 @@ _gather: Final[Callable[[Tensor, Tensor], object]] = getattr(
 """Puts the second tensor of each process into the first of all, one behind the other."""
 
 
-class DividedLinear(nn.Linear):
+class ShardedLinear(nn.Linear):
     """A frozen linear layer of whose weight a process keeps its share of the rows.
 
     Args:
@@ -61,12 +61,12 @@ class DividedLinear(nn.Linear):
         return rows[: self.out_features]
 
 
-class DividedEightBitLinear(DividedLinear):
+class ShardedEightBitLinear(ShardedLinear):
     """The same of a layer whose weight is kept in 8 bits; they are what is gathered.
 
     Args:
-        layer: As for `DividedLinear`.
-        rank: As for `DividedLinear`.
+        layer: As for `ShardedLinear`.
+        rank: As for `ShardedLinear`.
     """
 
     scale: Tensor
@@ -80,7 +80,7 @@ class DividedEightBitLinear(DividedLinear):
         return from_eight_bits(self._whole(self.weight), self._whole(self.scale), dtype)
 
 
-def divide(model: nn.Module, rank: Rank) -> None:
+def shard(model: nn.Module, rank: Rank) -> None:
     """Leave a process its part of the frozen linear layers, which hold most of the weights.
 
     Norms, biases and embeddings stay whole.
@@ -91,21 +91,21 @@ def divide(model: nn.Module, rank: Rank) -> None:
     """
     for path, layer in list(walk(model)):
         if type(layer) is nn.Linear:
-            divided = DividedLinear(layer, rank)
+            sharded = ShardedLinear(layer, rank)
         elif isinstance(layer, EightBitLinear):
-            divided = DividedEightBitLinear(layer, rank)
+            sharded = ShardedEightBitLinear(layer, rank)
         else:
             continue
         parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, divided)
+        setattr(model.get_submodule(parent), name, sharded)
 
 
-def divided_tensors(module: nn.Module) -> list[str]:
+def sharded_tensors(module: nn.Module) -> list[str]:
     """Return the names of the parameters and buffers that differ between processes."""
     return [
         f"{path}.{name}"
         for path, layer in module.named_modules()
-        if isinstance(layer, DividedLinear)
+        if isinstance(layer, ShardedLinear)
         for name in ("weight", "scale")
         if hasattr(layer, name)
     ]

@@ -21,7 +21,8 @@ from torch import Tensor
 from anima_pipe.adapters.delta import SCALES
 from anima_pipe.adapters.extract import read_tensor
 from anima_pipe.adapters.reading import AdapterFile, places_in
-from anima_pipe.comfy import (
+from anima_pipe.errors import CheckpointError
+from anima_pipe.export.comfy import (
     DIFFERENCE_NAMES,
     Tensors,
     anima_modules,
@@ -31,7 +32,6 @@ from anima_pipe.comfy import (
     read_by_comfyui,
     tensors_by_module,
 )
-from anima_pipe.errors import CheckpointError
 from anima_pipe.weights.files import StoredTensor, check_names, read_header
 from anima_pipe.weights.writing import DTYPES, is_finite, not_finite, pieces
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from anima_pipe.adapters import Adapter
     from anima_pipe.hooks.previews import Previews
-    from anima_pipe.kohya.training import TrainSettings
+    from anima_pipe.runs.settings.training import TrainSettings
     from anima_pipe.shards import Cache
     from anima_pipe.trainer import Hook, Trainer
 
@@ -46,7 +46,7 @@ class RunHooks:
     states: StateSaver
     steps_done: int
     """Where the run begins."""
-    is_divided: bool
+    is_sharded: bool
     """Whether each process holds a part of the model, so that all of them must run it."""
 
     def in_order(self) -> list[Hook]:
@@ -64,7 +64,7 @@ class RunHooks:
             hooks.append(self.losses)
         hooks += self._validations(log.numbers)
         if not is_first:
-            along = [DrawingAlong(self.previews)] if self.previews and self.is_divided else []
+            along = [DrawingAlong(self.previews)] if self.previews and self.is_sharded else []
             return [*hooks, *along]
         if self.ema:
             beside = replace(settings.save, name=f"{settings.save.name}-ema")

@@ -10,27 +10,27 @@ from torch.optim import Optimizer
 from anima_pipe.adapters import Adapter, create_adapter, load_adapter
 from anima_pipe.adapters.adapter import merge_together
 from anima_pipe.adapters.continued import continue_adapter
-from anima_pipe.adapters.divided import divide
 from anima_pipe.adapters.eight_bit import keep_in_eight_bits
-from anima_pipe.kohya.training import ModelSettings, TrainSettings
+from anima_pipe.adapters.sharded import shard
 from anima_pipe.model import BLOCK_LAYERS, AnimaTransformer, load_transformer
 from anima_pipe.optimizing.optimizers import ParameterGroup, create_optimizer, sizes_own_steps
 from anima_pipe.optimizing.rounding import StochasticRounding
+from anima_pipe.runs.settings.training import ModelSettings, TrainSettings
 from anima_pipe.runtime import Rank, warn
 
 
 def prepare_base(
-    settings: ModelSettings, device: torch.device, divided: Rank | None = None
+    settings: ModelSettings, device: torch.device, sharded: Rank | None = None
 ) -> AnimaTransformer:
     """Load the frozen transformer, with the adapters that were to be merged into it.
 
     Args:
         settings: Which one, and how it is kept.
         device: Where it is wanted.
-        divided: Which of the processes that each keep a part of it this is; None: it stays whole.
+        sharded: Which of the processes that each keep a part of it this is; None: it stays whole.
     """
     # What is to be halved need not be whole on the device first.
-    place = "cpu" if settings.eight_bit or divided else device
+    place = "cpu" if settings.eight_bit or sharded else device
     transformer = load_transformer(
         settings.transformer, settings.dtype, place, llm_adapter=settings.llm_adapter
     )
@@ -45,17 +45,17 @@ def prepare_base(
     )
     if settings.eight_bit:
         keep_in_eight_bits(transformer, BLOCK_LAYERS)
-    if divided:
-        divide(transformer, divided)
+    if sharded:
+        shard(transformer, sharded)
     return transformer.to(device)
 
 
 def prepare_model(
-    settings: TrainSettings, device: torch.device, divided: Rank | None = None
+    settings: TrainSettings, device: torch.device, sharded: Rank | None = None
 ) -> tuple[AnimaTransformer, Adapter]:
     """Load the frozen transformer, see `prepare_base`, and put the adapter on it."""
     model = settings.model
-    transformer = prepare_base(model, device, divided)
+    transformer = prepare_base(model, device, sharded)
     arguments: dict[str, Any] = {
         **model.adapter_arguments,
         "parts": settings.part_rates,

@@ -21,11 +21,11 @@ from anima_pipe.adapters.reading import (
     refuse_other_depth,
 )
 from anima_pipe.adapters.targets import TEXT_ADAPTER_PREFIX
-from anima_pipe.comfy import anima_paths
 from anima_pipe.errors import CheckpointError, ConfigError
+from anima_pipe.export.comfy import anima_paths
+from anima_pipe.export.verification import FileModule, file_modules, verify_checkpoint
 from anima_pipe.files import published
 from anima_pipe.runtime import warn
-from anima_pipe.verification import FileModule, file_modules, verify_checkpoint
 from anima_pipe.weights.files import BYTES_PER_NUMBER, StoredTensor, read_header
 from anima_pipe.weights.writing import (
     DTYPES,

@@ -15,8 +15,8 @@ from anima_pipe.dataset.batches import Batches
 from anima_pipe.dataset.plan import Plan
 from anima_pipe.encoders.fingerprints import file_digest
 from anima_pipe.hooks.train_state import ANY_LENGTH, LENGTH
-from anima_pipe.kohya.training import TrainSettings
 from anima_pipe.optimizing.optimizers import find_optimizer
+from anima_pipe.runs.settings.training import TrainSettings
 from anima_pipe.shards.folders import Identity
 
 if TYPE_CHECKING:

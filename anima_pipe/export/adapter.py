@@ -19,10 +19,10 @@ from anima_pipe.adapters.files import (
 from anima_pipe.adapters.headers import Origin, Source, derived_header
 from anima_pipe.adapters.reading import deltas_of, holding_all, read_adapter_file
 from anima_pipe.adapters.styles import find_style
-from anima_pipe.comfy import anima_paths
 from anima_pipe.errors import ConfigError, OutputError
+from anima_pipe.export.comfy import anima_paths
+from anima_pipe.export.verification import Change, file_modules, is_norm, verify_export
 from anima_pipe.files import in_utf8, published
-from anima_pipe.verification import Change, file_modules, is_norm, verify_export
 from anima_pipe.weights.writing import serialized
 
 

@@ -14,7 +14,7 @@ PATIENCE_SECONDS: Final = 60.0
 """A batch that takes longer to read is warned of, and again after each such time."""
 
 
-class Awaited:
+class Prefetched:
     """Windows, each with the seconds that it took to come.
 
     Args:

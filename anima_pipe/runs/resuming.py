@@ -12,14 +12,14 @@ from anima_pipe.hooks.train_state import (
     LENGTH,
     StateSaver,
     differences,
+    is_of,
     resume,
     state_made_with,
 )
-from anima_pipe.kohya.identity import changes_arguments, changes_optimizer, changes_rates
-from anima_pipe.kohya.resume_names import allowed_names
-from anima_pipe.kohya.training import TrainSettings
 from anima_pipe.optimizing.configured import Configured
 from anima_pipe.records import Moment
+from anima_pipe.runs.identity import changes_arguments, changes_optimizer, changes_rates
+from anima_pipe.runs.settings.training import TrainSettings
 from anima_pipe.runtime import say, warn
 from anima_pipe.trainer import Trainer
 
@@ -38,7 +38,7 @@ def resume_if_asked(settings: TrainSettings, states: StateSaver, trainer: Traine
     rates = other or changes_rates(differing)
     afresh = ["optimizer"] * other + ["schedule"] * rates
     names = {*state_made_with(settings.states.resume), *states.parts.made_with}
-    allowed = allowed_names(settings.states.resume_allow, names)
+    allowed = [n for n in names if any(is_of(n, fact) for fact in settings.states.resume_allow)]
     done = resume(settings.states.resume, states.parts, allowed, afresh)
     if changes_arguments(differing):
         configured.restore_arguments()

@@ -1,4 +1,4 @@
-"""A base divided among processes: what each one holds, and that it is the base to the bit."""
+"""A base sharded over processes: what each one holds, and that it is the base to the bit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 
 from anima_pipe.adapters import create_adapter
-from anima_pipe.adapters.divided import divide, divided_tensors
 from anima_pipe.adapters.eight_bit import keep_in_eight_bits
+from anima_pipe.adapters.sharded import shard, sharded_tensors
 from anima_pipe.errors import ConfigError
-from anima_pipe.evaluation import evaluating
-from anima_pipe.memory_needs import memory_needs
 from anima_pipe.model import BLOCK_LAYERS, AnimaTransformer
 from anima_pipe.model.activations import BatchSize
+from anima_pipe.model.evaluation import evaluating
+from anima_pipe.runs.memory_needs import memory_needs
 from anima_pipe.runtime import Rank
 from anima_pipe.trainer import take_fsdp_request
 
@@ -55,7 +55,7 @@ def trained(model: AnimaTransformer, kind: str) -> list[torch.Tensor]:
 
 
 def compare(number: int, meeting: Path) -> None:
-    """Be one of the processes: note each kind that a divided model trains as a whole one does."""
+    """Be one of the processes: note each kind that a sharded model trains as a whole one does."""
     torch.set_num_threads(1)
     rank = Rank(number=number, processes=PROCESSES)
     torch.distributed.init_process_group(
@@ -65,10 +65,10 @@ def compare(number: int, meeting: Path) -> None:
     for place, kind in enumerate(KINDS):
         # Each way to keep the base, with every second kind.
         dtype, eight_bit = (torch.bfloat16, True) if place % 2 else (torch.float32, False)
-        whole, divided = base(dtype, eight_bit=eight_bit), base(dtype, eight_bit=eight_bit)
-        divide(divided, rank)
-        divided.checkpoint_blocks(enabled=kind != "lora")
-        expected, found = trained(whole, kind), trained(divided, kind)
+        whole, sharded = base(dtype, eight_bit=eight_bit), base(dtype, eight_bit=eight_bit)
+        shard(sharded, rank)
+        sharded.checkpoint_blocks(enabled=kind != "lora")
+        expected, found = trained(whole, kind), trained(sharded, kind)
         if len(found) == len(expected) > 2 and all(map(torch.equal, found, expected)):
             equal.append(kind)
     meeting.with_name(f"equal_{number}.json").write_text(json.dumps(equal))
@@ -76,7 +76,7 @@ def compare(number: int, meeting: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_adapter_on_a_divided_base_is_trained_to_the_bit_as_on_a_whole_one(tmp_path: Path):
+def test_an_adapter_on_a_sharded_base_is_trained_to_the_bit_as_on_a_whole_one(tmp_path: Path):
     spawn(compare, (tmp_path / "meeting",), nprocs=PROCESSES)
 
     for number in range(PROCESSES):
@@ -85,8 +85,8 @@ def test_an_adapter_on_a_divided_base_is_trained_to_the_bit_as_on_a_whole_one(tm
 
 @pytest.mark.parametrize("eight_bit", [False, True])
 def test_a_process_needs_memory_for_its_part_of_the_linear_layers(eight_bit: bool):
-    whole, divided = (base(torch.bfloat16, eight_bit=eight_bit) for _ in range(2))
-    divide(divided, Rank(number=1, processes=PROCESSES))
+    whole, sharded = (base(torch.bfloat16, eight_bit=eight_bit) for _ in range(2))
+    shard(sharded, Rank(number=1, processes=PROCESSES))
 
     batch, device = BatchSize(pictures=1, tokens=64), torch.device("cpu")
     needs = [
@@ -98,7 +98,7 @@ def test_a_process_needs_memory_for_its_part_of_the_linear_layers(eight_bit: boo
             in_8_bits=eight_bit,
             processes=processes,
         )
-        for model, processes in ((whole, 1), (divided, PROCESSES))
+        for model, processes in ((whole, 1), (sharded, PROCESSES))
     ]
 
     linear = sum(
@@ -123,7 +123,7 @@ def test_rows_that_do_not_divide_are_all_kept_by_someone():
     for number in range(3):
         model = nn.Sequential(nn.Linear(4, 7)).requires_grad_(requires_grad=False)
         model[0].load_state_dict(layer.state_dict())
-        divide(model, Rank(number=number, processes=3))
+        shard(model, Rank(number=number, processes=3))
         kept.append(model[0].weight)
 
     assert {len(rows) for rows in kept} == {3}
@@ -133,10 +133,10 @@ def test_rows_that_do_not_divide_are_all_kept_by_someone():
 
 def test_what_trains_is_the_same_on_every_process():
     model = base(torch.float32, eight_bit=True)
-    divide(model, THIRDS)
+    shard(model, THIRDS)
     adapter = create_adapter("lora", model, train_norm=True)
 
-    differing = set(divided_tensors(model))
+    differing = set(sharded_tensors(model))
 
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     assert differing <= tensors.keys()
@@ -175,7 +175,7 @@ def test_fsdp_of_another_kind_is_refused_by_its_setting(asked: dict[str, str], p
         take_fsdp_request({**FSDP2, **asked})
 
 
-def test_fsdp_of_the_first_version_divides_as_well(monkeypatch):
+def test_fsdp_of_the_first_version_shards_as_well(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     first = {"FSDP_VERSION": "1", "FSDP_SHARDING_STRATEGY": "FULL_SHARD"}
     assert take_fsdp_request({**FSDP2, **first})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, cast
 import torch
 
 from anima_pipe.errors import PipeError
-from anima_pipe.memory import size_text
+from anima_pipe.hooks.memory import size_text
 from anima_pipe.model.activations import BatchSize, Keeping, block_activations, block_weights
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class MemoryNeeds:
     in_8_bits: bool
     """The base's blocks are."""
     processes: int = 1
-    """How many the base's linear layers are divided among."""
+    """How many the base's linear layers are sharded over."""
     trained_numbers: int
     trained_bytes: int
     """Of those numbers themselves."""
@@ -113,7 +113,7 @@ def memory_needs(
         batch: The largest.
         device: Of the run.
         in_8_bits: Whether the base's blocks are.
-        processes: How many the base's linear layers are divided among.
+        processes: How many the base's linear layers are sharded over.
     """
     model = cast("AnimaTransformer", adapter.model)
     own = [*adapter.parameters()]

@@ -225,11 +225,11 @@ def _steps_note(batches: Batches, steps: int) -> str:
 
 
 def _precision_note(config: TrainerConfig, adapter: Adapter) -> str:
-    from anima_pipe.adapters.divided import divided_tensors
+    from anima_pipe.adapters.sharded import sharded_tensors
 
     base, own = (str(dtype).removeprefix("torch.") for dtype in (config.dtype, adapter.dtype))
-    divided = " divided among the processes" if divided_tensors(adapter.model) else ""
-    return f"base in {base}{divided}, adapter in {own}"
+    sharded = " sharded over the processes" if sharded_tensors(adapter.model) else ""
+    return f"base in {base}{sharded}, adapter in {own}"
 
 
 def _rank(rank: int | None) -> str:

@@ -1,0 +1,1 @@
+"""Runs of the stages as a library."""

@@ -1,0 +1,1 @@
+"""The settings of runs: frozen dataclasses, one module for each stage."""
