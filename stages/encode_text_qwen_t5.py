@@ -50,7 +50,6 @@ def run(options: Resolved) -> TextSummary:
     from anima_pipe.kohya.settings import (
         dataset_configs,
         preview_prompts,
-        prompt_texts,
         text_settings,
     )
     from anima_pipe.runs.reports import (
@@ -63,6 +62,7 @@ def run(options: Resolved) -> TextSummary:
     )
     from anima_pipe.runtime import launched_rank
     from anima_pipe.shards.places import shown_place
+    from anima_pipe.source.prompts import prompt_texts
 
     options = with_tokenizer(options).options
     settings = text_settings(options)

@@ -219,7 +219,6 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Sur
     from anima_pipe.dataset.plan import make_plan
     from anima_pipe.dataset.survey import survey_pictures
     from anima_pipe.fill import fill_latents, fill_masks, fill_text
-    from anima_pipe.kohya.settings import prompt_texts
     from anima_pipe.records import T5_LIMIT
     from anima_pipe.runs.reports import (
         report_fill,
@@ -228,6 +227,7 @@ def prepare_data(settings: TrainSettings, accelerator: Accelerator) -> tuple[Sur
         report_surveyed_pictures,
     )
     from anima_pipe.shards import open_cache
+    from anima_pipe.source.prompts import prompt_texts
     from anima_pipe.trainer import first_process_first
 
     data = settings.data

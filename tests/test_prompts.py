@@ -17,12 +17,11 @@ from anima_pipe.demo import DEMO_QWEN, DEMO_T5_TOKENIZER, DEMO_TRANSFORMER, DEMO
 from anima_pipe.drawing.painter import EncodedPrompt, LazyVae, Painter, encoded_prompts
 from anima_pipe.encoders import TextEncoder, load_text_encoder
 from anima_pipe.fill import CacheSettings, TextSettings, fill_text
-from anima_pipe.kohya.settings import prompt_texts
 from anima_pipe.model import load_transformer
 from anima_pipe.records import PreviewPrompt, Text, TextCondition, WeightedText
 from anima_pipe.runtime import LOGGER
 from anima_pipe.shards import open_cache, text_key
-from anima_pipe.source.prompts import escaped, has_weights, read_prompt
+from anima_pipe.source.prompts import escaped, has_weights, prompt_texts, read_prompt
 
 Parts = list[tuple[str, float]]
 CPU = torch.device("cpu")

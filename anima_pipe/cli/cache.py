@@ -252,8 +252,9 @@ def _needed(datasets: Iterable[Resolved], cache_dir: Path) -> dict[Kind, set[str
     """
     from anima_pipe.dataset.pictures import find_pictures
     from anima_pipe.dataset.survey import survey_pictures
-    from anima_pipe.kohya.settings import dataset_configs, preview_prompts, prompt_texts
+    from anima_pipe.kohya.settings import dataset_configs, preview_prompts
     from anima_pipe.shards.keys import text_key
+    from anima_pipe.source.prompts import prompt_texts
 
     needed: dict[Kind, set[str]] = {"latents": set(), "masks": set(), "text": set()}
     for options in datasets:

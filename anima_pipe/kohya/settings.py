@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,10 +18,9 @@ from anima_pipe.kohya.dataset_toml import (
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import TRAIN
 from anima_pipe.kohya.sample_prompts import read_sample_prompts
-from anima_pipe.records import PreviewPrompt, Text
+from anima_pipe.records import PreviewPrompt
 from anima_pipe.runtime import finite_number
 from anima_pipe.shards.places import open_place
-from anima_pipe.source.prompts import read_prompt
 
 if TYPE_CHECKING:
     from anima_pipe.adapters.rules import PartRate
@@ -135,11 +133,6 @@ def preview_prompts(options: Resolved) -> list[PreviewPrompt]:
     """Return the prompts of previews; none where no file is given."""
     path: Path | None = options.value("sample_prompts")
     return read_sample_prompts(path) if path else []
-
-
-def prompt_texts(prompts: Iterable[PreviewPrompt]) -> list[Text]:
-    """Return the texts that drawing the prompts needs."""
-    return [read_prompt(text) for prompt in prompts for text in (prompt.prompt, prompt.negative)]
 
 
 PARTS: Final = {

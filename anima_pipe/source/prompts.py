@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-from anima_pipe.records import Text, WeightedText
+from anima_pipe.records import PreviewPrompt, Text, WeightedText
 
 EMPHASIS: Final = 1.1
 """Factor of the weight of what stands in parentheses without a number."""
@@ -20,6 +20,11 @@ EMPHASIS: Final = 1.1
 _OPENING, _CLOSING = "\ufdd2", "\ufdd3"
 _ESCAPED = re.compile(r"\\([()])")
 _WEIGHT = re.compile(r"(?<!\\)\([^()]+:\s*[-+]?(?:\d+\.?\d*|\.\d+)\s*(?<!\\)\)")
+
+
+def prompt_texts(prompts: Iterable[PreviewPrompt]) -> list[Text]:
+    """Return the texts that drawing the prompts needs."""
+    return [read_prompt(text) for prompt in prompts for text in (prompt.prompt, prompt.negative)]
 
 
 def read_prompt(prompt: str) -> Text:
