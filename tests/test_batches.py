@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anima_pipe.dataset.batches import Batches, pad_texts
-from anima_pipe.dataset.plan import EMPTY_CAPTION, Plan, PlannedSample
+from anima_pipe.dataset.plan import Plan
+from anima_pipe.dataset.visits import EMPTY_CAPTION, PlannedSample
 from anima_pipe.records import TextCondition
 from anima_pipe.shards import LatentWriter, MaskWriter, TextWriter, open_cache
 

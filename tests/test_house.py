@@ -281,9 +281,28 @@ def test_the_readmes_configurations_are_understood(tmp_path: Path):
 
 
 def test_the_readmes_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (example,) = blocks_of("README.md", "python")
+    example, _ = blocks_of("README.md", "python")
     monkeypatch.chdir(tmp_path)
 
     exec(compile(example, "README.md", "exec"), {})
 
     assert (tmp_path / "fox.safetensors").is_file()
+
+
+def test_the_readmes_loop_over_the_caches_runs(
+    cached: dict[str, object],
+    dataset: Path,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    _, example = blocks_of("README.md", "python")
+    assert (dataset.name, cached["cache_dir"]) == ("dataset.toml", dataset.parent / "cache")
+    monkeypatch.chdir(dataset.parent)
+
+    exec(compile(example, "README.md", "exec"), {})
+
+    printed = capsys.readouterr().out
+    for caption in pictures.glob("*.txt"):
+        assert caption.read_text(encoding="utf-8").strip() in printed
+        assert printed.count(caption.stem) == 3, "once plainly, and once in each epoch"

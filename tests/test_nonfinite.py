@@ -17,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from anima_pipe.adapters import Adapter, create_adapter
 from anima_pipe.dataset.batches import Batches
-from anima_pipe.dataset.plan import EMPTY_CAPTION, Plan, PlannedSample
+from anima_pipe.dataset.plan import Plan
+from anima_pipe.dataset.visits import EMPTY_CAPTION, PlannedSample
 from anima_pipe.hooks.ema import Ema
 from anima_pipe.hooks.train_state import Stateful
 from anima_pipe.model import TextConditionedTransformer

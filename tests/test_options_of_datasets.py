@@ -11,8 +11,9 @@ from PIL import Image
 
 from anima_pipe.dataset.picture_captions import PictureTexts
 from anima_pipe.dataset.pictures import find_pictures
-from anima_pipe.dataset.plan import EMPTY_CAPTION, make_plan
+from anima_pipe.dataset.plan import make_plan
 from anima_pipe.dataset.survey import Survey, survey_pictures
+from anima_pipe.dataset.visits import EMPTY_CAPTION
 from anima_pipe.kohya.dataset_keys import DATASET_KEYS, SUBSETS
 from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.settings import dataset_configs

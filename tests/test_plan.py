@@ -13,8 +13,9 @@ from anima_pipe.buckets import BucketRules
 from anima_pipe.dataset.config import DatasetConfig, SubsetConfig
 from anima_pipe.dataset.picture_captions import PictureTexts, uncaptioned
 from anima_pipe.dataset.pictures import find_pictures
-from anima_pipe.dataset.plan import EMPTY_CAPTION, Plan, PlannedSample, describe, make_plan
+from anima_pipe.dataset.plan import Plan, describe, make_plan
 from anima_pipe.dataset.survey import Survey, survey_pictures
+from anima_pipe.dataset.visits import EMPTY_CAPTION, PlannedSample
 from anima_pipe.errors import CacheError, DataError
 from anima_pipe.shards.keys import text_key
 from anima_pipe.source.captions import CaptionRules

@@ -16,7 +16,8 @@ from golden_model import golden_transformer
 
 from anima_pipe.adapters import Adapter, create_adapter, save_adapter
 from anima_pipe.dataset.batches import Batches
-from anima_pipe.dataset.plan import EMPTY_CAPTION, Plan, PlannedSample
+from anima_pipe.dataset.plan import Plan
+from anima_pipe.dataset.visits import EMPTY_CAPTION, PlannedSample
 from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.hooks.ema import Ema
 from anima_pipe.hooks.train_state import (

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anima_pipe.dataset.batches import Batches
-from anima_pipe.dataset.plan import EMPTY_CAPTION, Plan, PlannedSample, describe
+from anima_pipe.dataset.plan import Plan, describe
+from anima_pipe.dataset.visits import EMPTY_CAPTION, PlannedSample
 from anima_pipe.records import TextCondition
 from anima_pipe.source.captions import CaptionRules, render_caption, tags_shown
 from anima_pipe.source.json_captions import GroupedCaption

@@ -24,7 +24,8 @@ from peft import LoraConfig, inject_adapter_in_model
 
 from anima_pipe.adapters import Adapter, create_adapter
 from anima_pipe.dataset.batches import Batches, Window
-from anima_pipe.dataset.plan import EMPTY_CAPTION, Plan, PlannedSample
+from anima_pipe.dataset.plan import Plan
+from anima_pipe.dataset.visits import EMPTY_CAPTION, PlannedSample
 from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
 from anima_pipe.objective.flow_loss import ObjectiveConfig, draw
 from anima_pipe.objective.sigmas import SigmaConfig

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from anima_pipe.dataset.plan import Plan, Visit
+from anima_pipe.dataset.plan import Plan
+from anima_pipe.dataset.visits import Visit
 from anima_pipe.records import Batch, PaddedText, TextCondition
 
 if TYPE_CHECKING:
@@ -78,14 +79,7 @@ class Batches:
         per_epoch = self.windows_per_epoch()
         epoch, index = divmod(step, per_epoch)
         while True:
-            batches = self.plan.epoch(epoch)
-            for number in range(index, per_epoch):
-                start = number * self.window_size
-                step = epoch * per_epoch + number
-                window = [
-                    tuple(visit.at_step(step, self.max_train_steps) for visit in batch)
-                    for batch in batches[start : start + self.window_size]
-                ]
+            for number, window in enumerate(self.drawn(epoch, index), index):
                 yield Window(
                     epoch=epoch,
                     index=number,
@@ -95,6 +89,24 @@ class Batches:
                     micro_batches=tuple(self._micro_batches(window)),
                 )
             epoch, index = epoch + 1, 0
+
+    def drawn(self, epoch: int, index: int = 0) -> Iterator[list[tuple[Visit, ...]]]:
+        """Yield the windows of an epoch as visits, of all processes; nothing is read.
+
+        Args:
+            epoch: Counted from 0.
+            index: Of the first window wanted.
+        """
+        batches = self.plan.epoch(epoch)
+        windows = [
+            batches[start : start + self.window_size]
+            for start in range(0, len(batches), self.window_size)
+        ]
+        for number, window in enumerate(windows[index:], epoch * len(windows) + index):
+            yield [
+                tuple(visit.at_step(number, self.max_train_steps) for visit in batch)
+                for batch in window
+            ]
 
     def _micro_batches(self, window: Sequence[tuple[Visit, ...]]) -> Iterator[MicroBatch]:
         weight = self.processes / len(window)
@@ -111,22 +123,28 @@ class Batches:
 def read_batch(visits: Sequence[Visit], cache: Cache) -> Batch:
     """Read the visits' latents, masks and texts, in their stored dtypes, on the CPU."""
     latents = torch.stack([cache.latents[visit.latent] for visit in visits])
+    masks = [cache.masks[visit.mask] if visit.mask else None for visit in visits]
     return Batch(
         latents=latents,
         text=pad_texts([cache.text[visit.text] for visit in visits]),
         weights=torch.tensor([visit.loss_weight for visit in visits]),
         sigma_offsets=torch.tensor([visit.sigma_offset for visit in visits]),
         names=tuple(visit.name for visit in visits),
-        masks=_masks([visit.mask for visit in visits], latents.shape[2:], cache),
+        masks=stack_masks(masks, latents.shape[2:]),
     )
 
 
-def _masks(keys: Sequence[str | None], size: tuple[int, ...], cache: Cache) -> torch.Tensor | None:
-    """Read masks, Float16[B, H, W]; where only some samples have one, all of the others counts."""
-    if not any(keys):
+def stack_masks(masks: Sequence[torch.Tensor | None], size: tuple[int, ...]) -> torch.Tensor | None:
+    """Return masks as one tensor, Float16[B, H, W]; None where no sample has one.
+
+    Args:
+        masks: Float16[H, W] each; of a sample without one everything counts.
+        size: (H, W) of the latents.
+    """
+    if all(mask is None for mask in masks):
         return None
     everything = torch.ones(size, dtype=torch.float16)
-    return torch.stack([cache.masks[key] if key else everything for key in keys])
+    return torch.stack([everything if mask is None else mask for mask in masks])
 
 
 def pad_texts(conditions: Sequence[TextCondition]) -> PaddedText:

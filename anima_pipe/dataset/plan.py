@@ -7,86 +7,20 @@ seed and the epoch, so that a run can be continued at any batch without saved ge
 from __future__ import annotations
 
 import random
-from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from dataclasses import dataclass, field
 
 from anima_pipe.dataset.picture_captions import caption_lines
 from anima_pipe.dataset.samples import Sample
 from anima_pipe.dataset.survey import Survey
+from anima_pipe.dataset.visits import EMPTY_CAPTION, PlannedSample, Visit, draw_visit, plain_visit
 from anima_pipe.errors import CacheError, DataError
 from anima_pipe.records import T5_LIMIT
 from anima_pipe.runtime import counted, derive_seed
 from anima_pipe.shards.keys import text_key
-from anima_pipe.source.captions import warmup_steps
 from anima_pipe.source.variants import CaptionNote
-
-EMPTY_CAPTION = text_key("")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedSample:
-    """One picture as training visits it."""
-
-    name: str
-    latents: tuple[str, ...]
-    """Keys of its crops and orientations; one is drawn per visit."""
-    texts: tuple[str, ...]
-    """Keys of its caption variants; one is drawn per visit."""
-    chances: tuple[float, ...] = ()
-    """How often each of them is drawn, 1 in all; empty: all alike."""
-    warmup: tuple[tuple[str, ...], ...] = ()
-    """Keys of those in each of the equal parts of a token warmup; empty without one."""
-    warmup_chances: tuple[tuple[float, ...], ...] = ()
-    """How often each of those is drawn; empty: all alike."""
-    warmup_length: float = 0
-    """Of the token warmup: steps, or a share of the run below 1."""
-    group: tuple[int, int, int]
-    """Number of the dataset, and the bucket's width and height: what may share a batch."""
-    batch_size: int
-    repeats: int
-    """Visits per epoch; 0 where it is held out."""
-    dropout_rate: float
-    dropout_every_n_epochs: int
-    crops: int = 1
-    """How many crops the latents are of, each in as many orientations."""
-    loss_weight: float = 1.0
-    """Factor of its loss."""
-    sigma_offset: float = 0.0
-    """Added to the normal draw behind its noise levels."""
-    is_reg: bool = False
-    """A regularisation picture."""
-    masks: tuple[str, ...] = ()
-    """Keys of its masks, one per latent; empty where everything counts."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Visit:
-    """One picture in one batch, everything drawn."""
-
-    name: str
-    latent: str
-    text: str
-    loss_weight: float
-    sigma_offset: float
-    mask: str | None
-    """Key of what counts in the loss; None: everything."""
-    warmup: tuple[str, ...] = ()
-    """Texts in its place in each part of a token warmup."""
-    warmup_length: float = 0
-    """See `PlannedSample`."""
-
-    def at_step(self, step: int, max_train_steps: int) -> Visit:
-        """Return it as it is at an optimizer step, counted from 0, of so many."""
-        if not self.warmup:
-            return self
-        steps = warmup_steps(self.warmup_length, max_train_steps)
-        if step >= steps:
-            return self
-        return replace(self, text=self.warmup[step * len(self.warmup) // steps])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +57,7 @@ class Plan:
             size = members[0].batch_size
             for start in range(0, len(members), size):
                 chunk = members[start : start + size]
-                batches.append(tuple(_draw(sample, epoch, rng) for sample in chunk))
+                batches.append(tuple(draw_visit(sample, epoch, rng) for sample in chunk))
         rng.shuffle(batches)
         return batches
 
@@ -137,7 +71,7 @@ class Plan:
         for sample in self.held_out:
             groups.setdefault(sample.group, []).append(sample)
         batches = [
-            tuple(_shown_plainly(sample) for sample in members[start : start + size])
+            tuple(plain_visit(sample) for sample in members[start : start + size])
             for members in groups.values()
             for size in (members[0].batch_size,)
             for start in range(0, len(members), size)
@@ -275,7 +209,8 @@ def _special_lines(plan: Plan) -> Iterator[str]:
 def _planned(sample: Sample, survey: Survey) -> PlannedSample:
     subset = sample.picture.subset
     return PlannedSample(
-        name=sample.picture.path.name,
+        name=sample.picture.name,
+        folder=sample.picture.folder,
         latents=sample.latent_keys,
         texts=tuple(map(text_key, sample.captions.full)),
         chances=sample.captions.chances,
@@ -292,51 +227,6 @@ def _planned(sample: Sample, survey: Survey) -> PlannedSample:
         sigma_offset=subset.sigma_offset,
         is_reg=subset.is_reg,
         masks=sample.mask_keys,
-    )
-
-
-def _draw(sample: PlannedSample, epoch: int, rng: random.Random) -> Visit:
-    number = rng.randrange(len(sample.latents))
-    position, chance = rng.random(), rng.random()
-    # Kohya counts epochs from 1 here.
-    every = sample.dropout_every_n_epochs
-    dropped = chance < sample.dropout_rate or (every > 0 and (epoch + 1) % every == 0)
-    return Visit(
-        name=sample.name,
-        latent=sample.latents[number],
-        text=EMPTY_CAPTION if dropped else _at(position, sample.texts, sample.chances),
-        loss_weight=sample.loss_weight,
-        sigma_offset=sample.sigma_offset,
-        mask=sample.masks[number] if sample.masks else None,
-        # No draw of its own: once it is over, a run goes on like one without a warmup.
-        warmup=() if dropped else _warmup_at(position, sample),
-        warmup_length=sample.warmup_length,
-    )
-
-
-def _warmup_at(position: float, sample: PlannedSample) -> tuple[str, ...]:
-    chances = sample.warmup_chances or ((),) * len(sample.warmup)
-    return tuple(
-        _at(position, part, of_part) for part, of_part in zip(sample.warmup, chances, strict=True)
-    )
-
-
-def _at(position: float, keys: Sequence[str], chances: Sequence[float]) -> str:
-    """Return what lies at a position in [0, 1), where each key takes the room of its chance."""
-    if not chances:
-        return keys[int(position * len(keys))]
-    # Rounding may leave the last one's end a little below 1.
-    return keys[min(bisect(list(accumulate(chances)), position), len(keys) - 1)]
-
-
-def _shown_plainly(sample: PlannedSample) -> Visit:
-    return Visit(
-        name=sample.name,
-        latent=sample.latents[0],
-        text=sample.texts[0],
-        loss_weight=1.0,
-        sigma_offset=0.0,
-        mask=sample.masks[0] if sample.masks else None,
     )
 
 

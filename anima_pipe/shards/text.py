@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import torch
 
+from anima_pipe.errors import CacheError
 from anima_pipe.records import Text, TextCondition, WeightedText
 from anima_pipe.shards.codec import Codec
 from anima_pipe.shards.folders import StoredDtype
@@ -60,6 +61,21 @@ def prompt_condition(texts: Store[TextCondition], key: str) -> TextCondition:
     weights = texts.metadata(key).get("t5_weights")
     condition = texts[key]
     return replace(condition, t5_weights=torch.tensor(weights)) if weights else condition
+
+
+def caption_of(texts: Store[TextCondition], key: str) -> str:
+    """Return the text that a sample was encoded from.
+
+    Raises:
+        CacheError: There is no such sample, it is damaged, or its writer has not noted the text.
+    """
+    noted = texts.metadata(key)
+    if "caption" not in noted:
+        raise CacheError(
+            f"text {key} in {texts.folder} does not say what it was encoded from",
+            "encode the captions with `anima-pipe encode-text` into a new cache folder",
+        )
+    return str(noted["caption"])
 
 
 class TextWriter(ShardWriter[TextCondition]):

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anima_pipe.adapters import Adapter
 from anima_pipe.dataset.batches import Batches
-from anima_pipe.dataset.plan import Plan, PlannedSample
+from anima_pipe.dataset.plan import Plan
+from anima_pipe.dataset.visits import PlannedSample
 from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
 from anima_pipe.objective.flow_loss import ObjectiveConfig
 from anima_pipe.optimizing.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
