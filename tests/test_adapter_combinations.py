@@ -12,7 +12,7 @@ from anima_pipe.adapters import create_adapter, load_adapter, save_adapter
 from anima_pipe.adapters.combine import Size, merge_adapters
 from anima_pipe.adapters.extract import extract_adapter
 from anima_pipe.errors import ConfigError
-from anima_pipe.export.adapter import export_adapter
+from anima_pipe.export.adapter import convert_adapter
 from anima_pipe.export.bake import bake_adapter
 from anima_pipe.export.comfy import apply_adapter
 
@@ -99,7 +99,7 @@ def test_a_combination_is_converted_and_baked_as_comfyui_has_it(file, tmp_path):
     expected, base = as_comfyui_has_it(file), tmp_path / "base.safetensors"
     save_file(golden_weights("a"), base)
 
-    export = export_adapter(file, tmp_path / "b.safetensors")
+    export = convert_adapter(file, tmp_path / "b.safetensors")
     baked = bake_adapter(file, base, tmp_path / "c.safetensors")
 
     assert relative_error(as_comfyui_has_it(export.path), expected) < 1e-6

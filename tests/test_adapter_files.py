@@ -18,7 +18,7 @@ from anima_pipe.adapters import Adapter, create_adapter, load_adapter, save_adap
 from anima_pipe.adapters.dora import weight_norm
 from anima_pipe.adapters.linear import LinearDelta
 from anima_pipe.errors import CheckpointError, ConfigError, OutputError
-from anima_pipe.export.adapter import export_adapter
+from anima_pipe.export.adapter import convert_adapter
 from anima_pipe.export.comfy import apply_adapter
 from anima_pipe.hooks.saving import SaveConfig, Saver
 
@@ -186,7 +186,7 @@ def test_half_precision_costs_a_dora_no_more_of_what_it_learned_than_a_lora(
     adapter = dora_of_a_hundredth(columns)
     path = saved(tmp_path, dtype=dtype if command == "train" else None, adapter=adapter)
     if command == "convert":
-        path = export_adapter(path, tmp_path / "b.safetensors", dtype=dtype).path
+        path = convert_adapter(path, tmp_path / "b.safetensors", dtype=dtype).path
     weights = {name: t.float() for name, t in golden_weights("a").items()}
 
     patched = apply_adapter(load_file(path), weights)
@@ -206,7 +206,7 @@ def test_half_precision_costs_a_dora_no_more_of_what_it_learned_than_a_lora(
 def test_a_half_precision_dora_is_still_a_file_of_half_precision(tmp_path):
     path = saved(tmp_path, dtype=torch.bfloat16, adapter=trained_adapter(dora=True))
 
-    again = load_file(export_adapter(path, tmp_path / "b.safetensors").path)
+    again = load_file(convert_adapter(path, tmp_path / "b.safetensors").path)
 
     dtypes = {key.rpartition(".")[2]: tensor.dtype for key, tensor in again.items()}
     assert dtypes == {
@@ -494,7 +494,7 @@ def test_a_norm_with_a_bias_keeps_both_in_its_file(tmp_path):
 def test_how_a_lora_was_scaled_travels_in_the_metadata_through_every_style(tmp_path, flag, style):
     path = saved(tmp_path, adapter=trained_adapter(**{flag: True}))
 
-    export = export_adapter(path, tmp_path / "b.safetensors", style)
+    export = convert_adapter(path, tmp_path / "b.safetensors", style)
 
     with safe_open(export.path, framework="pt") as file:
         flags = {key for key in file.metadata() if key in {"adapter_dora", "adapter_rs_lora"}}
@@ -519,7 +519,7 @@ def test_what_sd_scripts_would_make_another_adapter_of_is_not_written_in_its_sty
     with pytest.raises(ConfigError, match=said):
         save_adapter(adapter, tmp_path / "b.safetensors", "kohya")
     with pytest.raises(ConfigError, match=said):
-        export_adapter(source, tmp_path / "b.safetensors", "kohya", drop_norms=True)
+        convert_adapter(source, tmp_path / "b.safetensors", "kohya", drop_norms=True)
     with pytest.raises(ConfigError, match=said):
         Saver(adapter, SaveConfig(folder=tmp_path, name="fox", style="kohya"))
 
@@ -531,7 +531,7 @@ def test_a_file_for_sd_scripts_without_norms_holds_what_it_reads_alone(tmp_path,
     kind, arguments = KINDS[name]
     source = save_adapter(trained_adapter(kind, **arguments), tmp_path / "a.safetensors")
 
-    export = export_adapter(source, tmp_path / "b.safetensors", "kohya", drop_norms=True)
+    export = convert_adapter(source, tmp_path / "b.safetensors", "kohya", drop_norms=True)
 
     assert export.unread_norms == 0
     read = r"lora_unet_\w+\.(alpha|lora_(up|down)\.weight|hada_w[12]_[ab]|lokr_w1|lokr_w2(_[ab])?)"

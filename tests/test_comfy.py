@@ -24,7 +24,7 @@ from torch import nn
 
 from anima_pipe.adapters import Adapter, create_adapter, load_adapter, save_adapter
 from anima_pipe.errors import CheckpointError, ConfigError
-from anima_pipe.export.adapter import export_adapter
+from anima_pipe.export.adapter import convert_adapter
 from anima_pipe.export.comfy import apply_adapter, weight_change
 from anima_pipe.export.verification import verify_export
 
@@ -116,7 +116,7 @@ def test_what_we_write_of_the_golden_file_is_what_comfyui_reads(tmp_path):
         written = [m for m in TRAINABLE if style == "comfy" or TRAINABLE[m] not in COMFY_ONLY]
         chosen = [key for key in own if any(f".{module}." in key for module in written)]
         save_file({key: file[key] for key in chosen}, path)
-        export = export_adapter(path, tmp_path / f"{style}.safetensors", style)
+        export = convert_adapter(path, tmp_path / f"{style}.safetensors", style)
         patched = apply_adapter(load_file(export.path), base)
         for module in written:
             name = f"diffusion_model.{module}.weight"
@@ -329,7 +329,7 @@ def test_an_export_goes_from_any_style_to_any_other_and_back(tmp_path, case):
     trained = trained_as(case)
     paths = [save_adapter(trained, tmp_path / "0.safetensors", "kohya", metadata={"ss_steps": "7"})]
     for number, style in enumerate(["comfy", "kohya", "comfy"]):
-        export = export_adapter(paths[-1], tmp_path / f"{number}_{style}.safetensors", style)
+        export = convert_adapter(paths[-1], tmp_path / f"{number}_{style}.safetensors", style)
         assert export.largest_difference < 1e-6
         paths.append(export.path)
 
@@ -349,8 +349,8 @@ def test_an_export_keeps_the_dtype_of_its_source_unless_told(tmp_path):
     adapter = pretend_training(create_adapter("lora", small_model()))
     source = save_adapter(adapter, tmp_path / "a.safetensors", dtype=torch.bfloat16)
 
-    same = load_file(export_adapter(source, tmp_path / "b.safetensors").path)
-    finer = load_file(export_adapter(source, tmp_path / "c.safetensors", dtype=torch.float32).path)
+    same = load_file(convert_adapter(source, tmp_path / "b.safetensors").path)
+    finer = load_file(convert_adapter(source, tmp_path / "c.safetensors", dtype=torch.float32).path)
 
     key = "diffusion_model.blocks.0.mlp.layer1.lora_A.weight"
     assert same[key].dtype == torch.bfloat16
@@ -364,7 +364,7 @@ def test_an_export_for_diffusers_needs_leave_to_drop_the_norms(tmp_path):
     target = tmp_path / "b.safetensors"
 
     with pytest.raises(ConfigError, match="drop the norms"):
-        export_adapter(source, target, "diffusers")
+        convert_adapter(source, target, "diffusers")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors"]
 
-    assert export_adapter(source, target, "diffusers", drop_norms=True).keys == 80
+    assert convert_adapter(source, target, "diffusers", drop_norms=True).keys == 80

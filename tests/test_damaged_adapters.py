@@ -19,7 +19,7 @@ from anima_pipe.adapters import load_adapter
 from anima_pipe.adapters.continued import continue_adapter
 from anima_pipe.cli.main import main
 from anima_pipe.errors import CheckpointError
-from anima_pipe.export.adapter import export_adapter
+from anima_pipe.export.adapter import convert_adapter
 from anima_pipe.export.comfy import apply_adapter
 
 MODULE = "blocks.1.mlp.layer1"
@@ -112,7 +112,7 @@ def test_an_alpha_is_one_number_whatever_its_axes(tmp_path, shape):
     base = tmp_path / "base.safetensors"
     save_file({f"net.{name}": tensor for name, tensor in golden_weights("a").items()}, base)
 
-    export = export_adapter(file, tmp_path / "out.safetensors")
+    export = convert_adapter(file, tmp_path / "out.safetensors")
     baked = run(
         *("export-comfy", "--input", file, "--merge", base),
         *("--output", tmp_path / "baked.safetensors"),
@@ -158,7 +158,7 @@ def test_the_alpha_that_nobody_heeds_may_be_infinite(tmp_path, precision):
     tensors = {name: tensor.to(precision) for name, tensor in whole_lokr().items()}
     file = written(tmp_path / "a.safetensors", tensors | {"alpha": alpha})
 
-    export = export_adapter(file, tmp_path / "out.safetensors")
+    export = convert_adapter(file, tmp_path / "out.safetensors")
     load_adapter(file, small_model())
 
     wanted, found = (
@@ -220,7 +220,7 @@ def test_eight_bits_are_converted_into_a_dtype_that_holds_what_is_computed(tmp_p
     file = written(tmp_path / "a.safetensors", {**eight, "alpha": torch.tensor(1.0)})
 
     for style in ("comfy", "kohya", "diffusers"):
-        export = export_adapter(file, tmp_path / f"{style}.safetensors", style)
+        export = convert_adapter(file, tmp_path / f"{style}.safetensors", style)
 
         found = {t.dtype for n, t in load_file(export.path).items() if not n.endswith("alpha")}
         assert found == {torch.bfloat16}

@@ -280,13 +280,16 @@ def test_the_readmes_configurations_are_understood(tmp_path: Path):
     assert load_dataset_config(dataset, {})[0].subsets[0].captions.keep_tokens == 1
 
 
-def test_the_readmes_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    example, _ = blocks_of("README.md", "python")
+def test_the_readmes_library_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    *examples, _ = blocks_of("README.md", "python")
     monkeypatch.chdir(tmp_path)
 
-    exec(compile(example, "README.md", "exec"), {})
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), {})
 
+    assert len(list(tmp_path.glob("cache/*/*.tar"))) == 2
     assert (tmp_path / "fox.safetensors").is_file()
+    assert (tmp_path / "fox_fp16.safetensors").is_file()
 
 
 def test_the_readmes_loop_over_the_caches_runs(
@@ -296,7 +299,7 @@ def test_the_readmes_loop_over_the_caches_runs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    _, example = blocks_of("README.md", "python")
+    *_, example = blocks_of("README.md", "python")
     assert (dataset.name, cached["cache_dir"]) == ("dataset.toml", dataset.parent / "cache")
     monkeypatch.chdir(dataset.parent)
 

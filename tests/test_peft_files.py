@@ -28,7 +28,7 @@ from anima_pipe.adapters import load_adapter, save_adapter
 from anima_pipe.cli.main import main
 from anima_pipe.demo import DEMO_TRANSFORMER
 from anima_pipe.errors import CheckpointError, ConfigError
-from anima_pipe.export.adapter import export_adapter
+from anima_pipe.export.adapter import convert_adapter
 from anima_pipe.export.bake import bake_adapter
 from anima_pipe.export.comfy import anima_paths, apply_adapter
 from anima_pipe.model import load_transformer
@@ -116,7 +116,7 @@ def test_pefts_adapters_are_baked_as_peft_has_them(tmp_path, case):
 def test_pefts_adapters_are_converted_with_their_scale(tmp_path, name):
     folder, expected = saved_by_peft(tmp_path / "peft", PEFT_CASES[name])
 
-    export = export_adapter(folder, tmp_path / "a.safetensors")
+    export = convert_adapter(folder, tmp_path / "a.safetensors")
 
     patched = small_model()
     patched.load_state_dict(apply_adapter(load_file(export.path), golden_weights("a")))
@@ -127,7 +127,7 @@ def test_pefts_dora_is_not_converted_without_its_base(tmp_path):
     folder, _expected = saved_by_peft(tmp_path / "peft", PEFT_CASES["dora"])
 
     with pytest.raises(ConfigError, match=r"has PEFT's DoRA.*\n.*export-comfy --merge"):
-        export_adapter(folder, tmp_path / "a.safetensors")
+        convert_adapter(folder, tmp_path / "a.safetensors")
 
     assert not (tmp_path / "a.safetensors").exists()
 

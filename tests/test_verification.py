@@ -18,7 +18,7 @@ from anima_pipe.adapters import Adapter, create_adapter, save_adapter
 from anima_pipe.adapters.headers import Origin
 from anima_pipe.adapters.reading import deltas_of, read_adapter_file
 from anima_pipe.errors import CheckpointError, ConfigError
-from anima_pipe.export.adapter import export_adapter, write_verified
+from anima_pipe.export.adapter import convert_adapter, write_verified
 from anima_pipe.export.bake import bake_adapter
 from anima_pipe.export.comfy import anima_paths, apply_adapter
 from anima_pipe.export.verification import Change, file_modules, verify_checkpoint, verify_export
@@ -171,7 +171,7 @@ def test_a_converted_file_is_to_comfyui_what_its_source_is(tmp_path, case, style
     source = save_adapter(trained(case), tmp_path / "a.safetensors", dtype=torch.bfloat16)
     weights = {n: w.double() for n, w in golden_weights("a").items() if "norm" not in n}
 
-    export = export_adapter(
+    export = convert_adapter(
         source, tmp_path / "b.safetensors", style, torch.float32, drop_norms=style == "diffusers"
     )
 
@@ -194,7 +194,7 @@ def test_an_odd_alpha_is_exported_as_comfyui_heeds_it_or_not_at_all(tmp_path, al
     weights = {name: torch.zeros_like(w) for name, w in golden_weights("a").items()}
 
     try:
-        export = export_adapter(source, tmp_path / "b.safetensors")
+        export = convert_adapter(source, tmp_path / "b.safetensors")
     except CheckpointError:
         assert not (tmp_path / "b.safetensors").exists()
         return
@@ -211,7 +211,7 @@ def test_dropping_the_norms_of_a_file_of_norms_leaves_nothing_to_write(tmp_path)
     save_file(norms, tmp_path / "a.safetensors")
 
     with pytest.raises(ConfigError, match="nothing but norms"):
-        export_adapter(
+        convert_adapter(
             tmp_path / "a.safetensors", tmp_path / "b.safetensors", "diffusers", drop_norms=True
         )
 

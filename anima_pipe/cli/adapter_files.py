@@ -123,11 +123,11 @@ def convert(
     """Convert one file."""
 
     def work() -> int:
-        from anima_pipe.export.adapter import export_adapter
+        from anima_pipe.export.adapter import convert_adapter
         from anima_pipe.runtime import torch_dtype
 
         dtype = torch_dtype(save_precision) if save_precision else None
-        export = export_adapter(
+        export = convert_adapter(
             source,
             output,
             save_format,

@@ -112,14 +112,13 @@ def _sources(repo: str, *, fallback: bool) -> list[Source]:
 
 
 def _fetch_tokenizer(folder: Path, *, force: bool) -> Path:
-    from anima_pipe.kohya.model_files import with_tokenizer
-    from anima_pipe.kohya.resolve import resolve
+    from anima_pipe.hub.sources import T5_SOURCES
+    from anima_pipe.hub.tokenizer import ensure_t5_tokenizer
     from anima_pipe.runtime import say
 
-    options = resolve("fetch-tokenizer", {"t5_tokenizer_dir": str(folder)})
-    options, _ = with_tokenizer(options, force=force)
+    ensure_t5_tokenizer(folder, T5_SOURCES, force=force)
     say(f"T5 tokenizer  {folder}: complete")
-    return options.value("t5_tokenizer_dir")
+    return folder
 
 
 def _report(paths: dict[str, Path], record: Path) -> None:

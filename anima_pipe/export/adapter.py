@@ -39,7 +39,7 @@ class Export:
     """Norms that the program passes over which the style is named for."""
 
 
-def export_adapter(
+def convert_adapter(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     style: str = "comfy",

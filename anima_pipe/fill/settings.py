@@ -27,7 +27,7 @@ class LatentSettings:
     vae: Path
     batch_size: int = 1
     """Pictures per pass of the VAE."""
-    workers: int = 4
+    workers: int = 8
     """Processes that decode pictures while the VAE works; 0: none, in turn."""
 
     @property

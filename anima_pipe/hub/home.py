@@ -22,6 +22,11 @@ def models_folder() -> Path:
     return home() / "models"
 
 
+def tokenizer_folder() -> Path:
+    """Return where the T5 tokenizer is fetched to."""
+    return models_folder() / "t5_tokenizer"
+
+
 def recorded_models() -> dict[str, Path]:
     """Return the model files that fetch-models fetched or found, by the options that take them.
 

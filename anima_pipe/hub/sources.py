@@ -68,6 +68,23 @@ class Source:
         )
 
 
+T5_SOURCES: Final = (
+    Source(
+        hub=Hub.HUGGING_FACE,
+        repo="google/t5-v1_1-base",
+        revision=DEFAULT_REVISIONS[Hub.HUGGING_FACE],
+        folder="tokenizer",
+    ),
+    Source(
+        hub=Hub.MODELSCOPE,
+        repo="nv-community/Cosmos-Predict2-2B-Text2Image",
+        revision=DEFAULT_REVISIONS[Hub.MODELSCOPE],
+        folder="tokenizer",
+    ),
+)
+"""Where the T5 tokenizer is published, in the order in which it is looked for."""
+
+
 def parse_source(text: str, subject: str = "T5") -> Source:
     """Read a repository id, with or without @revision, or a link to a repository, folder or file.
 

@@ -50,6 +50,24 @@ def lacking_files(folder: Path) -> tuple[str, ...]:
     return tuple(name for name in REQUIRED_FILES if not (folder / name).is_file())
 
 
+def complete_t5_tokenizer(
+    folder: Path, sources: Sequence[Source], *, force: bool = False
+) -> tuple[str, ...]:
+    """Make sure that a folder is whole; without sources nothing may be fetched.
+
+    Returns:
+        The names of the files that were fetched.
+
+    Raises:
+        ConfigError: As `ensure_t5_tokenizer` and `require_t5_tokenizer`.
+        FetchError: As `ensure_t5_tokenizer`, as is OutputError.
+    """
+    if sources:
+        return ensure_t5_tokenizer(folder, sources, force=force)
+    require_t5_tokenizer(folder)
+    return ()
+
+
 def require_t5_tokenizer(folder: Path) -> None:
     """Make sure that a folder is whole where nothing may be fetched.
 

@@ -1,8 +1,4 @@
-"""From resolved options to model files that are there.
-
-What nobody names is what fetch-models and fetch-tokenizer noted; the tokenizer is fetched where it
-is not there.
-"""
+"""From resolved options to model files: what nobody names is what was noted when it was fetched."""
 
 from __future__ import annotations
 
@@ -16,6 +12,7 @@ from anima_pipe.runtime import launched_rank, say
 
 if TYPE_CHECKING:
     from anima_pipe.hub.sources import Source
+    from anima_pipe.runs.settings.fetching import FetchTokenizerSettings
 
 
 class WithTokenizer(NamedTuple):
@@ -50,22 +47,39 @@ def _recorded_for(options: Resolved, *names: str) -> dict[str, Path]:
     return taken
 
 
-def with_tokenizer(options: Resolved, *, force: bool = False) -> WithTokenizer:
+def with_tokenizer(options: Resolved) -> WithTokenizer:
     """Make sure of the T5 tokenizer, fetching what is missing unless that is switched off.
-
-    Where no folder is given, it is the one that was noted when it was fetched, or else the default.
 
     Raises:
         ConfigError: No folder is known and none may be made, or its files are damaged.
         FetchError: No source had the files.
     """
-    from anima_pipe.hub.home import models_folder
-    from anima_pipe.hub.tokenizer import ensure_t5_tokenizer, require_t5_tokenizer
+    from anima_pipe.hub.tokenizer import complete_t5_tokenizer
+
+    settings = tokenizer_settings(options)
+    fetched = complete_t5_tokenizer(settings.folder, settings.sources)
+    return WithTokenizer(completed(options, {"t5_tokenizer_dir": settings.folder}), fetched)
+
+
+def tokenizer_settings(options: Resolved, *, force: bool = False) -> FetchTokenizerSettings:
+    """Return where the T5 tokenizer is to be, and where its files come from.
+
+    Where no folder is given, it is the one that was noted when it was fetched, or else the default.
+
+    Args:
+        options: Of the command.
+        force: Whether files that are there are to be fetched too.
+
+    Raises:
+        ConfigError: No folder is known and none may be made; or a source is no repository.
+    """
+    from anima_pipe.hub.home import tokenizer_folder
+    from anima_pipe.runs.settings.fetching import FetchTokenizerSettings
 
     downloads = options.value("auto_download_t5_tokenizer")
     options = with_recorded_models(options, "t5_tokenizer_dir")
     folder: Path | None = options.value("t5_tokenizer_dir")
-    default = models_folder() / "t5_tokenizer"
+    default = tokenizer_folder()
     if folder is None and (downloads or default.is_dir()):
         folder = default
         if launched_rank().number == 0:
@@ -73,20 +87,16 @@ def with_tokenizer(options: Resolved, *, force: bool = False) -> WithTokenizer:
     if folder is None:
         options.require("t5_tokenizer_dir")
     assert folder is not None
-    fetched: tuple[str, ...] = ()
-    if downloads:
-        fetched = ensure_t5_tokenizer(folder, tokenizer_sources(options), force=force)
-    else:
-        require_t5_tokenizer(folder)
-    return WithTokenizer(completed(options, {"t5_tokenizer_dir": folder}), fetched)
+    sources = tuple(tokenizer_sources(options)) if downloads else ()
+    return FetchTokenizerSettings(folder=folder, sources=sources, force=force)
 
 
 def known_tokenizer(options: Resolved) -> Path | None:
     """Return the T5 tokenizer's folder if one is named, recorded or in its usual place."""
-    from anima_pipe.hub.home import models_folder
+    from anima_pipe.hub.home import tokenizer_folder
 
     options = with_recorded_models(options, "t5_tokenizer_dir")
-    default = models_folder() / "t5_tokenizer"
+    default = tokenizer_folder()
     return options.value("t5_tokenizer_dir") or (default if default.is_dir() else None)
 
 

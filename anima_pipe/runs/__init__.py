@@ -1,1 +1,66 @@
-"""Runs of the stages as a library."""
+"""Runs as library calls: settings go in, a summary comes out, errors say what to do.
+
+    from anima_pipe.runs import CacheLatentsSettings, cache_latents
+
+A run tells what it does through the logger "anima_pipe", and raises a `PipeError` where somebody
+can mend something: its `problem` and its `remedy` are apart.
+
+A name is imported when it is asked for, so that nobody waits for torch who does not need it. No
+module here is called like a name that it exports: the package's attribute would be either.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from anima_pipe.buckets import BucketRules as BucketRules
+    from anima_pipe.dataset.config import DatasetConfig as DatasetConfig
+    from anima_pipe.dataset.config import SubsetConfig as SubsetConfig
+    from anima_pipe.errors import PipeError as PipeError
+    from anima_pipe.fill import CacheSettings as CacheSettings
+    from anima_pipe.fill import LatentSettings as LatentSettings
+    from anima_pipe.fill import TextSettings as TextSettings
+    from anima_pipe.runs.exporting import ExportSummary as ExportSummary
+    from anima_pipe.runs.exporting import export_adapter as export_adapter
+    from anima_pipe.runs.latents import LatentSummary as LatentSummary
+    from anima_pipe.runs.latents import cache_latents as cache_latents
+    from anima_pipe.runs.settings.caching import CacheLatentsSettings as CacheLatentsSettings
+    from anima_pipe.runs.settings.caching import EncodeTextSettings as EncodeTextSettings
+    from anima_pipe.runs.settings.exporting import BakeSettings as BakeSettings
+    from anima_pipe.runs.settings.exporting import ExportSettings as ExportSettings
+    from anima_pipe.runs.settings.fetching import FetchTokenizerSettings as FetchTokenizerSettings
+    from anima_pipe.runs.texts import TextSummary as TextSummary
+    from anima_pipe.runs.texts import encode_text as encode_text
+    from anima_pipe.runs.tokenizer import TokenizerSummary as TokenizerSummary
+    from anima_pipe.runs.tokenizer import fetch_tokenizer as fetch_tokenizer
+
+NAMES: Final = {
+    "anima_pipe.buckets": ("BucketRules",),
+    "anima_pipe.dataset.config": ("DatasetConfig", "SubsetConfig"),
+    "anima_pipe.errors": ("PipeError",),
+    "anima_pipe.fill": ("CacheSettings", "LatentSettings", "TextSettings"),
+    "anima_pipe.runs.exporting": ("ExportSummary", "export_adapter"),
+    "anima_pipe.runs.latents": ("LatentSummary", "cache_latents"),
+    "anima_pipe.runs.settings.caching": ("CacheLatentsSettings", "EncodeTextSettings"),
+    "anima_pipe.runs.settings.exporting": ("BakeSettings", "ExportSettings"),
+    "anima_pipe.runs.settings.fetching": ("FetchTokenizerSettings",),
+    "anima_pipe.runs.texts": ("TextSummary", "encode_text"),
+    "anima_pipe.runs.tokenizer": ("TokenizerSummary", "fetch_tokenizer"),
+}
+"""The public names, by the modules that they come from."""
+
+_HOMES: Final = {name: module for module, names in NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(_HOMES)

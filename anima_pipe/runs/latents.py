@@ -1,0 +1,78 @@
+"""A run that caches latents and masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from anima_pipe.dataset.pictures import find_pictures
+from anima_pipe.dataset.survey import survey_pictures
+from anima_pipe.fill import fill_latents, fill_masks
+from anima_pipe.runs.reports import report_fill, report_skipped
+from anima_pipe.runs.settings.caching import CacheLatentsSettings
+from anima_pipe.runtime import launched_rank
+from anima_pipe.shards.places import shown_place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentSummary:
+    """Counts of latents; with flip_aug or random_crop a picture has several, and as many masks."""
+
+    encoded: int
+    reused: int
+    elsewhere: int
+    """Missing at the start, and for the other processes of this launch to encode."""
+    skipped: int
+    """Pictures left out, unreadable at first sight."""
+    failed: int
+    """Pictures left out because their pixels, or those of their masks, could not be read."""
+    masks_encoded: int
+    masks_reused: int
+    problems: int
+    """Found in the cache as it was: damaged samples, sidecars that had to be rebuilt."""
+    shards: int
+    """Written in this run."""
+    seconds: float
+    cache_dir: str
+
+
+def cache_latents(settings: CacheLatentsSettings) -> LatentSummary:
+    """Survey the pictures of datasets, and encode the latents and masks that the cache lacks.
+
+    Of processes that were launched together, each encodes its part of them.
+
+    Raises:
+        CheckpointError: The VAE's file is not one.
+        ConfigError: The device is not there.
+        DataError: A folder is missing or holds no pictures, a picture has no mask in its subset's
+            folder of masks, or no picture can be used; under `strict`, if one cannot.
+        OutputError: The cache cannot be written; what was encoded until then is kept.
+    """
+    survey = survey_pictures(
+        find_pictures(settings.datasets),
+        caption_variants=0,
+        crop_variants=settings.crop_variants,
+        cache_dir=settings.latents.cache.folder,
+        rehash=settings.rehash,
+    )
+    rank = launched_rank()
+    filled = fill_latents(survey.latents, settings.latents, rank)
+    report_fill("latents", filled, rank)
+    masks = fill_masks(survey.masks, settings.latents, rank)
+    if survey.masks:
+        report_fill("masks", masks, rank)
+    skipped = survey.skipped if rank.number == 0 else ()  # every process finds the same ones
+    failed = list(dict.fromkeys([*filled.failed, *masks.failed]))
+    report_skipped([*skipped, *failed], strict=settings.strict)
+    return LatentSummary(
+        encoded=filled.encoded,
+        reused=filled.reused,
+        elsewhere=filled.elsewhere + masks.elsewhere,
+        skipped=len(survey.skipped),
+        failed=len(failed),
+        masks_encoded=masks.encoded,
+        masks_reused=masks.reused,
+        problems=len(filled.problems) + len(masks.problems),
+        shards=filled.shards + masks.shards,
+        seconds=round(filled.seconds + masks.seconds, 3),
+        cache_dir=shown_place(settings.latents.cache.folder),
+    )

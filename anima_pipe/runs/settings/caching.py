@@ -1,0 +1,65 @@
+"""What the caching runs need to know, typed and with units: `cache_latents` and `encode_text`.
+
+Importing this module imports no torch, for a run with nothing to do needs none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from anima_pipe.dataset.config import DatasetConfig
+from anima_pipe.errors import ConfigError
+from anima_pipe.fill import LatentSettings, TextSettings
+from anima_pipe.hub.sources import Source
+from anima_pipe.records import PreviewPrompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheLatentsSettings:
+    """Of which pictures latents and masks are cached, and how.
+
+    Raises:
+        ConfigError: crop_variants is below 1.
+    """
+
+    datasets: tuple[DatasetConfig, ...]
+    latents: LatentSettings
+    """The VAE, and the cache."""
+    crop_variants: int = 4
+    """Crops of each picture, where its subset crops by chance; at least 1."""
+    rehash: bool = False
+    """Whether pictures are read again although nothing about their files has changed."""
+    strict: bool = False
+    """Whether pictures that cannot be used are an error, once all others are encoded."""
+
+    def __post_init__(self) -> None:
+        if self.crop_variants < 1:
+            raise ConfigError(f"crop_variants is {self.crop_variants}", "cache at least 1 crop")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeTextSettings:
+    """Of which captions and prompts texts are cached, and how.
+
+    Raises:
+        ConfigError: caption_variants is below 1.
+    """
+
+    datasets: tuple[DatasetConfig, ...]
+    text: TextSettings
+    """The text encoder, the T5 tokenizer, and the cache."""
+    caption_variants: int | None = None
+    """Renderings of each caption, at least 1; None: 1 where nothing varies, else 8."""
+    prompts: tuple[PreviewPrompt, ...] = ()
+    """Previews that a training will draw: their prompts are encoded too."""
+    tokenizer_sources: tuple[Source, ...] = ()
+    """Where files that the tokenizer's folder lacks are fetched from, in this order, each source
+    with its folder and revision; none: a file that is lacking is an error."""
+    strict: bool = False
+    """Whether captions that cannot be used, or are not there, are an error."""
+
+    def __post_init__(self) -> None:
+        if self.caption_variants is not None and self.caption_variants < 1:
+            raise ConfigError(
+                f"caption_variants is {self.caption_variants}", "cache at least 1 rendering"
+            )

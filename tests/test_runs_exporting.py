@@ -1,0 +1,115 @@
+"""The last stage as a call of the library, and what the package of runs offers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
+
+import pytest
+from commands import run_apart
+from safetensors import safe_open
+
+from anima_pipe import runs
+from anima_pipe.adapters import create_adapter, save_adapter
+from anima_pipe.demo import DEMO_TRANSFORMER
+from anima_pipe.errors import CheckpointError, ConfigError, PipeError
+from anima_pipe.model import load_transformer
+from anima_pipe.runs import BakeSettings, ExportSettings, export_adapter
+
+EXPORTS = """
+import json, sys
+from dataclasses import asdict
+from pathlib import Path
+
+from anima_pipe.runs import BakeSettings, ExportSettings, export_adapter
+
+adapter, checkpoint, folder = map(Path, sys.argv[1:])
+written = export_adapter(ExportSettings(adapter=adapter, output=folder / "comfy.safetensors"))
+baked = BakeSettings(adapter=adapter, checkpoint=checkpoint, output=folder / "baked.safetensors")
+summaries = [asdict(written), asdict(export_adapter(baked))]
+print(json.dumps({"summaries": summaries, "modules": sorted(sys.modules)}))
+"""
+COMMAND_LINE = ("click", "stages", "anima_pipe.cli", "anima_pipe.kohya")
+TINY = "import json, sys, anima_pipe.runs, anima_pipe.runs.settings.caching\n"
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an adapter of the demo's model. Not to be changed."""
+    path = tmp_path_factory.mktemp("adapter") / "fox.safetensors"
+    model = load_transformer(DEMO_TRANSFORMER)
+    save_adapter(create_adapter("lora", model, network_dim=4, network_alpha=4), path)
+    return path
+
+
+def names_in(path: Path) -> set[str]:
+    with safe_open(path, "pt") as file:
+        return set(file.keys())
+
+
+def test_an_adapter_is_exported_and_baked_by_calls_that_know_no_command_line(
+    adapter: Path, tmp_path: Path
+) -> None:
+    ended = run_apart(sys.executable, "-c", EXPORTS, adapter, DEMO_TRANSFORMER, tmp_path).ok()
+    told = json.loads(ended.printed)
+
+    known = {name.split(".")[0] for name in told["modules"]} | set(told["modules"])
+    assert known.intersection(COMMAND_LINE) == set()
+    for summary, name in zip(told["summaries"], ("comfy", "baked"), strict=True):
+        output = tmp_path / f"{name}.safetensors"
+        assert summary["output"] == str(output)
+        assert summary["keys"] == len(names_in(output))
+        assert summary["verified"] is True
+        assert 0 <= summary["largest_difference"] < 0.01
+    assert names_in(tmp_path / "baked.safetensors") == names_in(DEMO_TRANSFORMER)
+
+
+def test_a_style_is_chosen_by_the_settings(adapter: Path, tmp_path: Path) -> None:
+    outputs = {
+        style: tmp_path / f"{style}.safetensors" for style in ("comfy", "diffusers", "kohya")
+    }
+    for style, output in outputs.items():
+        settings = ExportSettings(adapter=adapter, output=output, style=style, drop_norms=True)
+        assert export_adapter(settings).output == str(output)
+
+    names = [frozenset(names_in(output)) for output in outputs.values()]
+    assert len(set(names)) == len(names)
+
+
+def test_an_export_that_cannot_be_says_the_problem_apart_from_the_remedy(
+    adapter: Path, tmp_path: Path
+) -> None:
+    lost, output = tmp_path / "lost.safetensors", tmp_path / "out.safetensors"
+    with pytest.raises(CheckpointError) as unread:
+        export_adapter(ExportSettings(adapter=lost, output=output))
+    with pytest.raises(ConfigError) as overwriting:
+        export_adapter(BakeSettings(adapter=adapter, checkpoint=lost, output=lost))
+
+    assert str(lost) in unread.value.problem
+    assert unread.value.remedy
+    assert overwriting.value.problem == f"{lost} is the base itself"
+    assert overwriting.value.remedy == "give another --output"
+    assert not output.exists()
+
+
+def test_every_public_name_of_runs_is_there_and_is_no_module() -> None:
+    for module in iter_modules(runs.__path__, "anima_pipe.runs."):
+        import_module(module.name)
+
+    offered = {name: getattr(runs, name) for name in dir(runs)}
+    assert {"cache_latents", "encode_text", "export_adapter", "fetch_tokenizer"} <= set(offered)
+    assert [name for name, it in offered.items() if isinstance(it, ModuleType)] == []
+    assert offered["PipeError"] is PipeError
+    with pytest.raises(AttributeError, match="no attribute 'cache_latent'"):
+        _ = runs.cache_latent
+
+
+def test_settings_of_caching_are_read_without_torch() -> None:
+    program = f"{TINY}print(json.dumps(sorted(sys.modules)))"
+    modules = json.loads(run_apart(sys.executable, "-c", program).ok().printed)
+
+    assert {"torch", "numpy", "PIL", "click"}.intersection(modules) == set()
