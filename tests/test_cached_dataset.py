@@ -192,14 +192,7 @@ def test_pictures_held_out_are_apart(varied: DatasetConfig, cache_dir: Path, pic
 def test_a_data_loader_takes_it_as_it_is(varied: DatasetConfig, cache_dir: Path, workers: int):
     dataset = CachedDataset.open([varied], cache_dir)
     epoch = dataset.epoch(1)
-    loaded: list[Batch] = list(
-        DataLoader(
-            epoch,
-            batch_sampler=epoch.batches,
-            collate_fn=collate,
-            num_workers=workers,
-        )
-    )
+    loaded = list(epoch.loader(workers))
     assert len(loaded) == len(epoch.batches)
     for batch, places in zip(loaded, epoch.batches, strict=True):
         assert same(batch, collate([epoch[place] for place in places]))

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from anima_pipe.cli.main import COMMANDS
+from anima_pipe.demo import DEMO_PICTURES
 from anima_pipe.kohya.dataset_toml import load_dataset_config
 from anima_pipe.kohya.resolve import resolve
 
@@ -280,32 +281,19 @@ def test_the_readmes_configurations_are_understood(tmp_path: Path):
     assert load_dataset_config(dataset, {})[0].subsets[0].captions.keep_tokens == 1
 
 
-def test_the_readmes_library_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    *examples, _ = blocks_of("README.md", "python")
+def test_the_readmes_library_examples_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.chdir(tmp_path)
 
-    for example in examples:
-        exec(compile(example, "README.md", "exec"), {})
+    namespace: dict[str, object] = {}
+    for example in blocks_of("README.md", "python"):
+        exec(compile(example, "README.md", "exec"), namespace)
 
     assert len(list(tmp_path.glob("cache/*/*.tar"))) == 2
     assert (tmp_path / "fox.safetensors").is_file()
     assert (tmp_path / "fox_fp16.safetensors").is_file()
-
-
-def test_the_readmes_loop_over_the_caches_runs(
-    cached: dict[str, object],
-    dataset: Path,
-    pictures: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):
-    *_, example = blocks_of("README.md", "python")
-    assert (dataset.name, cached["cache_dir"]) == ("dataset.toml", dataset.parent / "cache")
-    monkeypatch.chdir(dataset.parent)
-
-    exec(compile(example, "README.md", "exec"), {})
-
     printed = capsys.readouterr().out
-    for caption in pictures.glob("*.txt"):
+    for caption in DEMO_PICTURES.glob("*.txt"):
         assert caption.read_text(encoding="utf-8").strip() in printed
         assert printed.count(caption.stem) == 3, "once plainly, and once in each epoch"

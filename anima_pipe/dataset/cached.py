@@ -6,7 +6,8 @@
     dataset.held_out()      what validation looks at
 
 All three are map-style datasets: torch's DataLoader takes them as they are, with any number of
-workers. Keys are what is kept; tensors and captions are read from the shards when asked for.
+workers; `loader` makes the one whose batches are training's. Keys are what is kept; tensors and
+captions are read from the shards when asked for.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from anima_pipe.dataset.batches import Batches, pad_texts, stack_masks
 from anima_pipe.dataset.config import DatasetConfig
@@ -85,6 +86,14 @@ class CachedSamples(Dataset[CachedSample]):
 
     def __iter__(self) -> Iterator[CachedSample]:
         return map(self.__getitem__, range(len(self)))
+
+    def loader(self, workers: int = 0) -> Iterable[Batch]:
+        """Return a DataLoader of the batches that training makes.
+
+        Args:
+            workers: Processes that read ahead; 0: none.
+        """
+        return DataLoader(self, batch_sampler=self.batches, collate_fn=collate, num_workers=workers)
 
 
 class CachedDataset(Dataset[CachedSample]):
@@ -217,7 +226,7 @@ def collate(samples: Sequence[CachedSample]) -> Batch:
         shown = ", ".join(f"{height}x{width}" for height, width in sizes)
         raise DataError(
             f"latents of {shown} positions cannot share a batch",
-            "give the DataLoader batch_sampler=samples.batches in place of batch_size",
+            "take batches from `loader`, or give a DataLoader `batches` as its batch_sampler",
         )
     return Batch(
         latents=torch.stack([sample.latent for sample in samples]),
