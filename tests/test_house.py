@@ -20,6 +20,7 @@ from anima_pipe.cli.main import COMMANDS
 from anima_pipe.demo import DEMO_PICTURES
 from anima_pipe.kohya.dataset_toml import load_dataset_config
 from anima_pipe.kohya.resolve import resolve
+from anima_pipe.source.prompts import unescaped
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
@@ -295,5 +296,5 @@ def test_the_readmes_library_examples_run(
     assert (tmp_path / "fox_fp16.safetensors").is_file()
     printed = capsys.readouterr().out
     for caption in DEMO_PICTURES.glob("*.txt"):
-        assert caption.read_text(encoding="utf-8").strip() in printed
+        assert unescaped(caption.read_text(encoding="utf-8").strip()) in printed
         assert printed.count(caption.stem) == 3, "once plainly, and once in each epoch"
