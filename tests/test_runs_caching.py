@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -216,19 +216,28 @@ def test_without_sources_a_missing_tokenizer_is_an_error_that_says_where_it_is_t
 
 
 @pytest.mark.parametrize(
-    ("settings", "field"),
+    ("field", "value", "problem"),
     [
-        (CacheLatentsSettings, "crop_variants"),
-        (EncodeTextSettings, "caption_variants"),
+        ("crop_variants", 0, "crop_variants is 0"),
+        ("caption_variants", 0, "caption_variants is 0"),
+        ("batch_size", 0, "batch_size is 0"),
+        ("workers", -1, "max_data_loader_n_workers is -1"),
+        ("dtype", "float16", "cache_dtype is 'float16'"),
     ],
 )
 def test_settings_that_nothing_can_be_made_of_are_refused_when_they_are_written(
-    settings: type[CacheLatentsSettings | EncodeTextSettings], field: str, tmp_path: Path
+    field: str, value: object, problem: str, tmp_path: Path
 ) -> None:
-    made = {type(each): each for each in settings_of(tmp_path, tmp_path)}
+    latents, text = settings_of(tmp_path, tmp_path)
+    parts = [latents, text, latents.latents, text.text, latents.latents.cache]
+    having = [part for part in parts if field in {each.name for each in fields(part)}]
 
-    with pytest.raises(ConfigError, match=f"{field} is 0"):
-        replace(made[settings], **{field: 0})
+    assert having
+    for part in having:
+        with pytest.raises(ConfigError) as raised:
+            replace(part, **{field: value})
+        assert problem in raised.value.problem
+        assert raised.value.remedy
 
 
 def test_the_tokenizer_is_fetched_by_a_call_as_by_its_command(hubs: Hubs, own_home: Path) -> None:

@@ -10,6 +10,7 @@ from pkgutil import iter_modules
 from types import ModuleType
 
 import pytest
+import torch
 from commands import run_apart
 from safetensors import safe_open
 
@@ -17,6 +18,8 @@ from anima_pipe import runs
 from anima_pipe.adapters import create_adapter, save_adapter
 from anima_pipe.demo import DEMO_TRANSFORMER
 from anima_pipe.errors import CheckpointError, ConfigError, PipeError
+from anima_pipe.kohya.exporting import export_settings
+from anima_pipe.kohya.resolve import resolve
 from anima_pipe.model import load_transformer
 from anima_pipe.runs import BakeSettings, ExportSettings, export_adapter
 
@@ -94,6 +97,30 @@ def test_an_export_that_cannot_be_says_the_problem_apart_from_the_remedy(
     assert overwriting.value.problem == f"{lost} is the base itself"
     assert overwriting.value.remedy == "give another --output"
     assert not output.exists()
+
+
+def test_what_is_not_said_in_settings_of_an_export_is_as_it_is_in_options(tmp_path: Path) -> None:
+    adapter, output = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    named = {"input": adapter, "output": output}
+
+    assert export_settings(resolve("export-comfy", named)) == ExportSettings(
+        adapter=adapter, output=output
+    )
+    baking = export_settings(resolve("export-comfy", named | {"merge": tmp_path / "c"}))
+    assert baking == BakeSettings(adapter=adapter, checkpoint=tmp_path / "c", output=output)
+
+
+def test_settings_of_files_that_nobody_writes_are_refused_when_they_are_written(
+    tmp_path: Path,
+) -> None:
+    files = {"adapter": tmp_path / "a", "output": tmp_path / "b"}
+
+    with pytest.raises(ConfigError, match="unknown adapter style 'confy'"):
+        ExportSettings(**files, style="confy")
+    with pytest.raises(ConfigError, match=r"save_precision is torch\.int8"):
+        ExportSettings(**files, dtype=torch.int8)
+    with pytest.raises(ConfigError, match=r"save_precision is torch\.float64"):
+        BakeSettings(**files, checkpoint=tmp_path / "c", dtype=torch.float64)
 
 
 def test_every_public_name_of_runs_is_there_and_is_no_module() -> None:

@@ -145,9 +145,10 @@ def _resolved(dataset: Path | None, given: dict[str, object]) -> Resolved:
 def _inspected(options: Resolved) -> Inspection:
     from anima_pipe.dataset.pictures import find_pictures
     from anima_pipe.dataset.survey import survey_pictures
+    from anima_pipe.encoders.t5_tokens import t5_counter
     from anima_pipe.inspection.gather import inspect_survey
     from anima_pipe.inspection.thumbnails import look_at_all
-    from anima_pipe.kohya.model_files import t5_counter
+    from anima_pipe.kohya.model_files import known_tokenizer
     from anima_pipe.kohya.settings import dataset_configs
     from anima_pipe.progress import progress_bar
 
@@ -158,7 +159,7 @@ def _inspected(options: Resolved) -> Inspection:
         cache_dir=_scans(options),
         rehash=options.value("rehash"),
     )
-    count_t5 = t5_counter(options)
+    count_t5 = t5_counter(known_tokenizer(options))
     images = [sample.image for sample in survey.samples]
     looks: list[Look] = []
     looking = look_at_all(images, workers=_workers(options, images))

@@ -43,7 +43,8 @@ def show_dataset(options: Resolved) -> ShownDataset:
     from anima_pipe.dataset.pictures import find_pictures
     from anima_pipe.dataset.plan import describe, make_plan
     from anima_pipe.dataset.survey import survey_pictures
-    from anima_pipe.kohya.model_files import t5_counter
+    from anima_pipe.encoders.t5_tokens import t5_counter
+    from anima_pipe.kohya.model_files import known_tokenizer
     from anima_pipe.kohya.objective import warn_of_idle_offsets
     from anima_pipe.kohya.settings import cache_settings, dataset_configs
     from anima_pipe.runs.reports import report_long_captions, report_survey
@@ -64,7 +65,7 @@ def show_dataset(options: Resolved) -> ShownDataset:
     if launched_rank().number == 0:
         warn_of_idle_offsets(options, datasets)
         report_survey(survey, strict=options.value("strict"))
-        report_long_captions(survey, t5_counter(options))
+        report_long_captions(survey, t5_counter(known_tokenizer(options)))
         say("\n".join([*describe(plan), f"seed        {seed}"]))
         for line in _lines(plan, survey, captions, options):
             click.echo(line)

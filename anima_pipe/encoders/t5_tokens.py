@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
@@ -61,6 +61,21 @@ class T5Tokens:
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def t5_counter(folder: Path | None) -> Callable[[str], int] | None:
+    """Return what counts the ids of captions.
+
+    Args:
+        folder: Of the tokenizer; None: none is known, and nothing counts.
+
+    Raises:
+        ConfigError: Files are missing, damaged, or disagree.
+    """
+    if folder is None:
+        return None
+    tokens = T5Tokens(folder)
+    return lambda caption: len(tokens.encode(caption))
 
 
 def check_t5_tokenizer(folder: str | Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -98,21 +98,6 @@ def known_tokenizer(options: Resolved) -> Path | None:
     options = with_recorded_models(options, "t5_tokenizer_dir")
     default = tokenizer_folder()
     return options.value("t5_tokenizer_dir") or (default if default.is_dir() else None)
-
-
-def t5_counter(options: Resolved) -> Callable[[str], int] | None:
-    """Return what counts T5's tokens in a text; None where no tokenizer is known.
-
-    Raises:
-        ConfigError: The tokenizer's files are damaged.
-    """
-    from anima_pipe.encoders.t5_tokens import T5Tokens
-
-    folder = known_tokenizer(options)
-    if folder is None:
-        return None
-    tokens = T5Tokens(folder)
-    return lambda text: len(tokens.encode(text))
 
 
 def completed(options: Resolved, paths: Mapping[str, Path]) -> Resolved:

@@ -1,4 +1,4 @@
-"""From resolved options to the typed settings of the caching stages."""
+"""From resolved options to settings that several commands take."""
 
 from __future__ import annotations
 

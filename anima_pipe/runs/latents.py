@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from anima_pipe.dataset.pictures import find_pictures
 from anima_pipe.dataset.survey import survey_pictures
-from anima_pipe.fill import fill_latents, fill_masks
+from anima_pipe.fill import FillSummary, fill_latents, fill_masks
 from anima_pipe.runs.reports import report_fill, report_skipped
 from anima_pipe.runs.settings.caching import CacheLatentsSettings
 from anima_pipe.runtime import launched_rank
@@ -63,16 +63,24 @@ def cache_latents(settings: CacheLatentsSettings) -> LatentSummary:
     skipped = survey.skipped if rank.number == 0 else ()  # every process finds the same ones
     failed = list(dict.fromkeys([*filled.failed, *masks.failed]))
     report_skipped([*skipped, *failed], strict=settings.strict)
+    return _summary(
+        filled, masks, len(survey.skipped), len(failed), shown_place(settings.latents.cache.folder)
+    )
+
+
+def _summary(
+    filled: FillSummary, masks: FillSummary, skipped: int, failed: int, cache_dir: str
+) -> LatentSummary:
     return LatentSummary(
         encoded=filled.encoded,
         reused=filled.reused,
         elsewhere=filled.elsewhere + masks.elsewhere,
-        skipped=len(survey.skipped),
-        failed=len(failed),
+        skipped=skipped,
+        failed=failed,
         masks_encoded=masks.encoded,
         masks_reused=masks.reused,
         problems=len(filled.problems) + len(masks.problems),
         shards=filled.shards + masks.shards,
         seconds=round(filled.seconds + masks.seconds, 3),
-        cache_dir=shown_place(settings.latents.cache.folder),
+        cache_dir=cache_dir,
     )

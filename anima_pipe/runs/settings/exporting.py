@@ -1,4 +1,7 @@
-"""What `export_adapter` needs to know: of a file of the adapter's own, or of a checkpoint."""
+"""What `export_adapter` needs to know: of a file of the adapter's own, or of a checkpoint.
+
+Where the option of export-comfy has another name, the field says which.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +10,66 @@ from pathlib import Path
 
 import torch
 
+from anima_pipe.adapters.styles import find_style
+from anima_pipe.errors import ConfigError
+
+WRITABLE = (torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes in which tensors are written."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSettings:
-    """An adapter that is written to a file of its own."""
+    """An adapter that is written to a file of its own.
+
+    Raises:
+        ConfigError: There is no such style, or nothing is written in the dtype.
+    """
 
     adapter: Path
-    """Its file, of any style, or a folder of PEFT's."""
+    """Its file, of any style, or a folder of PEFT's (input)."""
     output: Path
     """The file to write."""
     style: str = "comfy"
-    """By whose key names: "comfy", "diffusers" or "kohya"."""
+    """By whose key names (save_format): "comfy", "diffusers" or "kohya"."""
     dtype: torch.dtype | None = None
-    """Of the trained tensors; None: as in the adapter's file."""
+    """Of the trained tensors (save_precision); None: as in the adapter's file."""
     drop_norms: bool = False
     """Whether norms are left out, for a program that does not apply them."""
     allow_unmatched: bool = False
     """Whether what of the file matches nothing in the model is left out, with a warning."""
 
+    def __post_init__(self) -> None:
+        find_style(self.style)
+        _require_writable(self.dtype)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BakeSettings:
-    """An adapter that is added to the weights of a full checkpoint."""
+    """An adapter that is added to the weights of a full checkpoint.
+
+    Raises:
+        ConfigError: Nothing is written in the dtype.
+    """
 
     adapter: Path
-    """Its file, of any style, or a folder of PEFT's."""
+    """Its file, of any style, or a folder of PEFT's (input)."""
     checkpoint: Path
-    """The base, its text adapter included; it stays as it is."""
+    """The base, its text adapter included (merge); it stays as it is."""
     output: Path
     """The checkpoint to write."""
     strength: float = 1.0
-    """Factor of the adapter's changes."""
+    """Factor of the adapter's changes (merge_strength)."""
     dtype: torch.dtype | None = None
-    """Of the floating-point tensors written; None: each in its own."""
+    """Of the floating-point tensors written (save_precision); None: each in its own."""
     allow_unmatched: bool = False
     """Whether what of the file matches nothing in the model is left out, with a warning."""
+
+    def __post_init__(self) -> None:
+        _require_writable(self.dtype)
+
+
+def _require_writable(dtype: torch.dtype | None) -> None:
+    if dtype is not None and dtype not in WRITABLE:
+        raise ConfigError(
+            f"save_precision is {dtype}", f"use one of {', '.join(map(str, WRITABLE))}"
+        )
