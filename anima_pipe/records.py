@@ -13,7 +13,6 @@ Sizes of pictures are (width, height) in pixels everywhere, as PIL and Kohya say
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,6 +178,32 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one optimizer step came to, over all processes."""
+
+    loss: float | None
+    """Mean over its batches, finite; None: the step was passed over, the weights are as before."""
+    grad_norm: float
+    """Before clipping; where the step was passed over it may be infinite or NaN."""
+    learning_rates: Mapping[str, float]
+    """By parameter group, that the step was to be taken with."""
+    samples: int
+    """In its batches."""
+    batches: int = 1
+    sigma_losses: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Mean loss by noise level, such as "0.3-0.4", where there was a sample of it; empty where the
+    step was passed over."""
+    grad_norms: Mapping[str, float] = field(default_factory=dict[str, float])
+    """By parameter group, before clipping."""
+    weight_norms: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Of the trained tensors by parameter group, before the step."""
+    seconds: float = 0.0
+    """That the step took, without waiting for its data."""
+    waited_seconds: float = 0.0
+    """That it waited for its data."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
     """Where a run stands, as its hooks are told: before the first step and after every step."""
 
@@ -188,26 +213,8 @@ class Moment:
     """Epochs begun, counted from 1; 0 before the first step."""
     ends_epoch: bool
     is_last: bool
-    loss: float | None
-    """Mean loss of this step; None before the first, NaN where the step was passed over."""
-    learning_rates: dict[str, float]
-    """By parameter group, of this step; before the first, of the next."""
-    grad_norm: float | None
-    """Before clipping; None before the first step."""
-    samples: int
-    """Samples that the step trained on, over all processes."""
-    batches: int = 1
-    """Batches of them."""
-    sigma_losses: Mapping[str, float] = field(default_factory=dict[str, float])
-    """This step's mean loss by noise level, such as "0.3-0.4", where there was a sample of it."""
-    grad_norms: Mapping[str, float] = field(default_factory=dict[str, float])
-    """By parameter group, before clipping."""
-    weight_norms: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Of the trained tensors by parameter group, before the step."""
-    seconds: float = 0.0
-    """That the step took, without waiting for its data."""
-    waited_seconds: float = 0.0
-    """That it waited for its data."""
+    result: StepResult | None = None
+    """Of the step just done; None before the first one of a run or a resumption."""
     skipped_steps: int = 0
     """Steps passed over so far, for their loss or gradient was not finite."""
     stopping: bool = False
@@ -216,12 +223,12 @@ class Moment:
     @property
     def after_step(self) -> bool:
         """Whether a step was just done; not so before the first one of a run or a resumption."""
-        return self.loss is not None
+        return self.result is not None
 
     @property
     def step_taken(self) -> bool:
         """Whether the weights have just been trained; not so where a step was passed over."""
-        return self.loss is not None and math.isfinite(self.loss)
+        return self.result is not None and self.result.loss is not None
 
     def falls_on(self, every_n_steps: int | None, every_n_epochs: int | None) -> bool:
         """Tell whether something due every so many steps or epochs is due now."""

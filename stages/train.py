@@ -18,24 +18,19 @@ from anima_pipe.runtime import Rank, counted, say, warn
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
-    from torch.optim import Optimizer
 
-    from anima_pipe.adapters import Adapter
     from anima_pipe.cli.show_dataset import ShownDataset
     from anima_pipe.dataset.batches import Batches
     from anima_pipe.dataset.plan import Plan
     from anima_pipe.dataset.survey import Survey
-    from anima_pipe.hooks.ema import Ema
     from anima_pipe.hooks.previews import Previews
-    from anima_pipe.hooks.smoothing import SmoothedLosses
-    from anima_pipe.hooks.train_state import Stateful, StateSaver
-    from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
+    from anima_pipe.hooks.state_saving import StateSaver
+    from anima_pipe.model import AnimaTransformer
     from anima_pipe.objective.noise_chart import NoiseChart
-    from anima_pipe.optimizing.rounding import StochasticRounding
     from anima_pipe.records import Moment
     from anima_pipe.runs.settings.training import TrainSettings
     from anima_pipe.shards import Cache
-    from anima_pipe.trainer import Trainer
+    from anima_pipe.trainer import Tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,18 +95,17 @@ def train_together(
 ) -> TrainSummary:
     """Fill the caches, plan, load, train and save."""
     from anima_pipe.files import make_folder
-    from anima_pipe.hooks.ema import Ema
-    from anima_pipe.hooks.smoothing import SmoothedLosses
+    from anima_pipe.hooks.state_saving import StateSaver
     from anima_pipe.kohya.metadata import described
     from anima_pipe.kohya.training import train_settings, with_save_ratio
     from anima_pipe.model import TextConditionedTransformer
     from anima_pipe.runs import prepare
-    from anima_pipe.runs.hooks import RunHooks
-    from anima_pipe.runs.interrupts import stop_request
+    from anima_pipe.runs.hooks import hooks_in_order, make_averages, open_log, parts_in_state
+    from anima_pipe.runs.interrupts import stopped_by_signals
     from anima_pipe.runs.memory_needs import largest_batch, memory_explained, memory_needs
     from anima_pipe.runs.reports import report_plan
-    from anima_pipe.runs.resuming import last_good_state_saved, resume_if_asked
-    from anima_pipe.trainer import agree_on_seed
+    from anima_pipe.runs.resuming import resume_if_asked
+    from anima_pipe.trainer import StopRequest, Tally, agree_on_seed
 
     settings = train_settings(options, agree_on_seed(accelerator))
     make_folder(settings.save.folder)
@@ -126,11 +120,9 @@ def train_together(
     module = TextConditionedTransformer(transformer)
     adapter.follow_sigmas(module)
     previews = prepare_previews(settings, transformer, cache, accelerator.device)
-    optimizer, rounding = prepare.prepare_optimizer(settings, adapter)
-    trainer = prepare_trainer(settings, batches, module, optimizer, accelerator)
-    ema = Ema(adapter, settings.ema_decay) if settings.ema_decay is not None else None
-    losses = SmoothedLosses(batches.windows_per_epoch())
-    states = prepare_states(settings, trainer, adapter, ema, losses, rounding)
+    training = prepare.prepare_training(settings, accelerator, adapter, module, batches)
+    averages, tally, stop = make_averages(settings, training), Tally(), StopRequest()
+    parts = parts_in_state(settings, training, averages, tally)
     needs = memory_needs(
         adapter,
         settings.optimizer.kind,
@@ -139,35 +131,23 @@ def train_together(
         in_8_bits=settings.model.eight_bit,
         processes=sharded.processes if sharded else 1,
     )
-    tokenizer = settings.data.text.t5_tokenizer_dir if settings.data.text else None
-    report_plan(batches, adapter, trainer, accelerator.device, needs, tokenizer)
-    steps_done = resume_if_asked(settings, states, trainer)
-    trainer.hooks = RunHooks(
-        settings=settings,
-        trainer=trainer,
-        adapter=adapter,
-        cache=cache,
-        module=module,
-        previews=previews,
-        ema=ema,
-        losses=losses,
-        states=states,
-        steps_done=steps_done,
-        is_sharded=sharded is not None,
-    ).in_order()
-    with (
-        stop_request() as trainer.should_stop,
-        last_good_state_saved(states, trainer),
-        memory_explained(needs),
-    ):
+    report_plan(
+        training, needs, settings.data.text.t5_tokenizer_dir if settings.data.text else None
+    )
+    steps_done = resume_if_asked(settings, parts, training)
+    states = StateSaver(parts, settings.states.config)
+    log = open_log(settings.logs, accelerator, steps_done)
+    hooks = hooks_in_order(settings, training, averages, states, previews, log, stop)
+    trainer = training.trainer(hooks, stop, tally)
+    with stopped_by_signals(stop), memory_explained(needs):
         end = trainer.run(steps_done)
-    report_end(settings, trainer, end, previews)
-    return summary_of(settings, trainer, end, states, previews, started)
+    report_end(settings, tally, end, previews)
+    return summary_of(settings, tally, end, states, previews, started)
 
 
 def summary_of(
     settings: TrainSettings,
-    trainer: Trainer,
+    tally: Tally,
     end: Moment,
     states: StateSaver,
     previews: Previews | None,
@@ -176,12 +156,12 @@ def summary_of(
     """Return what a run came to; `started` is of the monotonic clock."""
     from anima_pipe.hooks.tracking import loss_ends
 
-    ends = loss_ends(trainer.losses)
+    ends = loss_ends(tally.losses)
     return TrainSummary(
         steps=end.step,
         first_loss=ends[0] if ends else None,
         final_loss=ends[1] if ends else None,
-        skipped_steps=trainer.skipped_steps,
+        skipped_steps=tally.skipped_steps,
         output=str(settings.save.final_path) if end.is_last else None,
         state_dir=str(states.last) if states.last else None,
         contact_sheet=str(previews.sheet_path) if previews else None,
@@ -303,76 +283,17 @@ def prepare_previews(
     )
 
 
-def prepare_trainer(
-    settings: TrainSettings,
-    batches: Batches,
-    module: TextConditionedTransformer,
-    optimizer: Optimizer,
-    accelerator: Accelerator,
-) -> Trainer:
-    """Put the loop together, but for what happens besides the steps."""
-    from anima_pipe.optimizing.schedules import create_schedule
-    from anima_pipe.trainer import Trainer, TrainerConfig
-
-    steps = settings.length.total_steps(batches.windows_per_epoch())
-    config = TrainerConfig(
-        max_train_steps=steps,
-        objective=settings.objective,
-        max_grad_norm=settings.max_grad_norm,
-        seed=settings.seed,
-        dtype=settings.model.dtype,
-        skips_non_finite=settings.skips_non_finite,
-    )
-    return Trainer(
-        accelerator,
-        module,
-        optimizer,
-        create_schedule(optimizer, settings.schedule, steps),
-        batches,
-        config,
-        hooks=[],
-    )
-
-
-def prepare_states(
-    settings: TrainSettings,
-    trainer: Trainer,
-    adapter: Adapter,
-    ema: Ema | None,
-    losses: SmoothedLosses,
-    rounding: StochasticRounding | None,
-) -> StateSaver:
-    """Return the hook that saves the run's state."""
-    from anima_pipe.hooks.train_state import RunParts, StateSaver
-    from anima_pipe.runs.identity import made_with
-
-    stateful: dict[str, Stateful] = {
-        "optimizer": rounding or trainer.optimizer,
-        "schedule": trainer.schedule,
-    }
-    if trainer.accelerator.scaler is not None:
-        stateful["scaler"] = trainer.accelerator.scaler
-    if ema is not None:
-        stateful["ema"] = ema
-    stateful |= {"losses": losses, "trainer": trainer}
-    identity = made_with(settings, trainer.batches, trainer.config.max_train_steps)
-    parts = RunParts(adapter=adapter, stateful=stateful, made_with=identity)
-    return StateSaver(parts, settings.states.config)
-
-
 def report_end(
-    settings: TrainSettings, trainer: Trainer, end: Moment, previews: Previews | None
+    settings: TrainSettings, tally: Tally, end: Moment, previews: Previews | None
 ) -> None:
     """Say what a run came to."""
     from anima_pipe.hooks.tracking import loss_ends
 
-    if trainer.skipped_steps:
-        warn(
-            f"{counted(trainer.skipped_steps, 'step')} passed over: loss or gradient was not finite"
-        )
+    if tally.skipped_steps:
+        warn(f"{counted(tally.skipped_steps, 'step')} passed over: loss or gradient was not finite")
     if not end.is_last:
         return
-    ends = loss_ends(trainer.losses)
+    ends = loss_ends(tally.losses)
     losses = f", loss {ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
     say(f"trained   {settings.save.final_path}{losses}")
     if previews:

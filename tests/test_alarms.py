@@ -11,26 +11,19 @@ from commands import Ended, anima_pipe, assert_one_error
 from anima_pipe.errors import PipeError
 from anima_pipe.hooks.alarms import AlarmConfig, LossAlarm, TimeLeft
 from anima_pipe.progress import duration
-from anima_pipe.records import Moment
+from anima_pipe.records import Moment, StepResult
 
 Cached = dict[str, object]
 
 
-def moment(step: int, loss: float, seconds: float = 0.0) -> Moment:
-    return Moment(
-        step=step,
-        epoch=1,
-        ends_epoch=False,
-        is_last=False,
-        loss=loss,
-        learning_rates={},
-        grad_norm=1.0,
-        samples=1,
-        seconds=seconds,
-    )
+def moment(step: int, loss: float | None, seconds: float = 0.0) -> Moment:
+    result = StepResult(loss=loss, grad_norm=1.0, learning_rates={}, samples=1, seconds=seconds)
+    return Moment(step=step, epoch=1, ends_epoch=False, is_last=False, result=result)
 
 
-def warnings_of(losses: list[float], config: AlarmConfig, caplog: pytest.LogCaptureFixture) -> int:
+def warnings_of(
+    losses: list[float | None], config: AlarmConfig, caplog: pytest.LogCaptureFixture
+) -> int:
     ended: list[PipeError] = []
     alarm = LossAlarm(config, ended.append)
     with caplog.at_level(logging.WARNING):
@@ -48,12 +41,12 @@ def warnings_of(losses: list[float], config: AlarmConfig, caplog: pytest.LogCapt
         ([1.0] * 30 + [50.0, 60.0] + [1.0] * 10, 0),
         ([1.0] * 30 + [4.0] * 10, 1),
         ([1.0] * 30 + [4.0] * 10 + [1.0] * 60 + [4.0] * 10, 2),
-        ([1.0] * 30 + [float("nan")] * 10, 0),
+        ([1.0] * 30 + [None] * 10, 0),
         ([1.0] * 5 + [4.0] * 10, 0),
     ],
 )
 def test_a_loss_that_stays_high_is_told_once_and_a_single_step_never(
-    losses: list[float], told: int, caplog: pytest.LogCaptureFixture
+    losses: list[float | None], told: int, caplog: pytest.LogCaptureFixture
 ):
     assert warnings_of(losses, AlarmConfig(), caplog) == told
 

@@ -1,5 +1,7 @@
 """The moving average of an adapter, step by step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from golden_model import golden_transformer
@@ -7,20 +9,13 @@ from golden_model import golden_transformer
 from anima_pipe.adapters import create_adapter
 from anima_pipe.errors import ConfigError
 from anima_pipe.hooks.ema import Ema
-from anima_pipe.records import Moment
+from anima_pipe.records import Moment, StepResult
+
+TAKEN = StepResult(loss=1.0, grad_norm=1.0, learning_rates={}, samples=1)
 
 
-def moment(step: int, loss: float | None = 1.0) -> Moment:
-    return Moment(
-        step=step,
-        epoch=1,
-        ends_epoch=False,
-        is_last=False,
-        loss=loss,
-        learning_rates={},
-        grad_norm=1.0,
-        samples=1,
-    )
+def moment(step: int, result: StepResult | None = TAKEN) -> Moment:
+    return Moment(step=step, epoch=1, ends_epoch=False, is_last=False, result=result)
 
 
 def test_the_average_follows_its_formula_and_comes_and_goes_without_a_trace():
@@ -42,9 +37,14 @@ def test_the_average_follows_its_formula_and_comes_and_goes_without_a_trace():
 
 def test_nothing_is_averaged_before_the_first_step():
     ema = Ema(create_adapter("lora", golden_transformer("a"), network_dim=2), 0.9)
-    assert not ema.due(moment(0, loss=None))
+    assert not ema.due(moment(0, result=None))
     assert ema.due(moment(1))
-    assert not ema.due(moment(6, loss=None)), "a resumed run stands where it stood"
+    assert not ema.due(moment(6, result=None)), "a resumed run stands where it stood"
+
+
+def test_a_step_that_was_passed_over_is_not_averaged():
+    ema = Ema(create_adapter("lora", golden_transformer("a"), network_dim=2), 0.9)
+    assert not ema.due(moment(1, replace(TAKEN, loss=None)))
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, 2.0])

@@ -6,9 +6,11 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from commands import anima_pipe, assert_one_error
 from golden_model import golden_transformer
@@ -28,7 +30,7 @@ from anima_pipe.optimizing.schedules import ScheduleConfig, create_schedule
 from anima_pipe.records import Moment, TextCondition
 from anima_pipe.runtime import torch_dtype
 from anima_pipe.shards import Cache, LatentWriter, TextWriter, open_cache
-from anima_pipe.trainer import NonFiniteError, Trainer, TrainerConfig, start_accelerate
+from anima_pipe.trainer import NonFiniteError, Trainer, TrainerConfig, prepared, start_accelerate
 
 NAMES = ["good.png", "broken.png", "fine.png"]
 
@@ -69,7 +71,7 @@ class Watcher:
         self.weights.append({n: t.clone() for n, t in self.shown.state_dict().items()})
 
 
-def trainer_of(
+def parts_of(
     cache: Cache,
     *,
     skips: bool,
@@ -77,7 +79,8 @@ def trainer_of(
     accumulation: int = 1,
     precision: str = "no",
     names: list[str] = NAMES,
-) -> tuple[Trainer, Watcher]:
+) -> tuple[dict[str, Any], Adapter]:
+    """Return all that a trainer is made of but for its hooks, and what it trains."""
     dtype = torch_dtype(precision)
     transformer = golden_transformer("a").to(dtype).requires_grad_(requires_grad=False)
     adapter = create_adapter("lora", transformer, network_dim=4)
@@ -100,22 +103,31 @@ def trainer_of(
         for number, name in enumerate(NAMES)
         if name in names
     ]
-    watcher = Watcher(adapter)
-    trainer = Trainer(
-        start_accelerate(precision, cpu=True),
-        TextConditionedTransformer(transformer),
-        optimizer,
-        create_schedule(optimizer, ScheduleConfig(), steps),
-        Batches(plan=Plan(samples=tuple(samples), seed=5), cache=cache, accumulation=accumulation),
-        TrainerConfig(
+    accelerator = start_accelerate(precision, cpu=True)
+    schedule = create_schedule(optimizer, ScheduleConfig(), steps)
+    module, optimizer = prepared(accelerator, TextConditionedTransformer(transformer), optimizer)
+    plan = Plan(samples=tuple(samples), seed=5)
+    parts = {
+        "accelerator": accelerator,
+        "module": module,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "batches": Batches(plan=plan, cache=cache, accumulation=accumulation),
+        "config": TrainerConfig(
             max_train_steps=steps,
             objective=ObjectiveConfig(),
             skips_non_finite=skips,
             dtype=dtype,
         ),
-        [watcher],
-    )
-    return trainer, watcher
+    }
+    return parts, adapter
+
+
+def trainer_of(cache: Cache, **how: Any) -> tuple[Trainer, Watcher]:
+    """Return a trainer, and its only hook."""
+    parts, adapter = parts_of(cache, **how)
+    watcher = Watcher(adapter)
+    return Trainer(**parts, hooks=[watcher]), watcher
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -135,11 +147,11 @@ def test_steps_on_a_broken_picture_are_passed_over_and_counted(cache):
     end = trainer.run()
 
     assert end.step == 6
-    assert end.skipped_steps == trainer.skipped_steps == 2
-    assert len(trainer.losses) == 4
-    assert all(map(math.isfinite, trainer.losses))
+    assert end.skipped_steps == trainer.tally.skipped_steps == 2
+    assert len(trainer.tally.losses) == 4
+    assert all(map(math.isfinite, trainer.tally.losses))
     for before, after in itertools.pairwise(range(7)):
-        passed_over = math.isnan(watcher.moments[after].loss)
+        passed_over = not watcher.moments[after].step_taken
         assert _same(watcher.weights[before], watcher.weights[after]) == passed_over
 
 
@@ -166,8 +178,9 @@ class StepsTaken:
 
     reads_weights = False
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+    def __init__(self, accelerator: Accelerator, optimizer: Stateful) -> None:
+        self.scaler = accelerator.scaler
+        self.held = optimizer
         self.optimizer: list[dict[str, torch.Tensor]] = []
         self.scales: list[float] = []
 
@@ -175,32 +188,32 @@ class StepsTaken:
         return moment.step >= 0
 
     def at(self, moment: Moment) -> None:  # noqa: ARG002 - of every moment alike
-        assert self.trainer.accelerator.scaler is not None
-        state = self.trainer.optimizer.state_dict()["state"]
+        assert self.scaler is not None
+        state = self.held.state_dict()["state"]
         self.optimizer.append(
             {f"{n} {key}": t.clone() for n, held in state.items() for key, t in held.items()}
         )
-        self.scales.append(self.trainer.accelerator.scaler.get_scale())
+        self.scales.append(self.scaler.get_scale())
 
 
 @pytest.mark.usefixtures("accelerate_made_anew")
 def test_a_gradient_beyond_fp16_lowers_the_loss_scale_and_changes_nothing_else(cache):
     """This model's gradients leave fp16's range where the loss is scaled as at the start."""
-    trainer, watcher = trainer_of(cache, skips=False, precision="fp16", names=GOOD)
-    ema, held = Ema(watcher.adapter, 0.5), StepsTaken(trainer)
-    averages = Watcher(watcher.adapter, ema)
-    trainer.hooks = [ema, *trainer.hooks, averages, held]
+    parts, adapter = parts_of(cache, skips=False, precision="fp16", names=GOOD)
+    ema, held = Ema(adapter, 0.5), StepsTaken(parts["accelerator"], parts["optimizer"])
+    watcher, averages = Watcher(adapter), Watcher(adapter, ema)
+    trainer = Trainer(**parts, hooks=[ema, watcher, averages, held])
 
     end = trainer.run()
 
     assert all(
         p.dtype == torch.float32 for g in trainer.optimizer.param_groups for p in g["params"]
     )
-    passed_over = [math.isnan(moment.loss) for moment in watcher.moments[1:]]
+    passed_over = [not moment.step_taken for moment in watcher.moments[1:]]
     assert passed_over == [True] * end.skipped_steps + [False] * (6 - end.skipped_steps)
     assert 0 < end.skipped_steps < 6
-    assert len(trainer.losses) == 6 - end.skipped_steps
-    assert all(map(math.isfinite, trainer.losses))
+    assert len(trainer.tally.losses) == 6 - end.skipped_steps
+    assert all(map(math.isfinite, trainer.tally.losses))
     for before, skipped in enumerate(passed_over):
         after = before + 1
         assert held.scales[after] == held.scales[before] * (0.5 if skipped else 1)
@@ -219,7 +232,7 @@ def test_a_gradient_beyond_fp16_at_any_scale_ends_the_run(cache):
         trainer.run()
 
     assert scaler.get_scale() == 2.0**41
-    assert trainer.skipped_steps == 19
+    assert trainer.tally.skipped_steps == 19
 
 
 def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

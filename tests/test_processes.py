@@ -29,8 +29,7 @@ from torch.multiprocessing.spawn import spawn
 from anima_pipe import demo
 from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.training import process_config
-from anima_pipe.trainer import ProcessConfig, first_process_first, start_accelerate
-from anima_pipe.trainer.processes import prepared
+from anima_pipe.trainer import ProcessConfig, first_process_first, prepared, start_accelerate
 
 CONFIGS = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
 
@@ -100,7 +99,9 @@ def meet(number: int, folder: Path) -> None:
                 time.sleep(IMPATIENCE.total_seconds() * 1.5)
                 (folder / "filled").touch()
             noted["found it filled"] = (folder / "filled").exists()
-        module = prepared(accelerator, Scaled())
+        scaled = Scaled()
+        optimizer = torch.optim.SGD(scaled.parameters(), lr=0.1)
+        module, _ = prepared(accelerator, scaled, optimizer)
         module.module.factor.fill_(number + 2.0)
         module(torch.ones(())).backward()
         noted |= {

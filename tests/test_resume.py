@@ -20,15 +20,15 @@ from anima_pipe.dataset.plan import Plan
 from anima_pipe.dataset.visits import EMPTY_CAPTION, PlannedSample
 from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.hooks.ema import Ema
+from anima_pipe.hooks.state_resuming import resume
+from anima_pipe.hooks.state_saving import StateSaver
 from anima_pipe.hooks.train_state import (
     ADAPTER_FILE,
     DESCRIPTION,
     OPTIMIZER_FILE,
     RunParts,
     StateConfig,
-    StateSaver,
     latest_state,
-    resume,
 )
 from anima_pipe.model import TextConditionedTransformer
 from anima_pipe.objective.flow_loss import ObjectiveConfig
@@ -36,7 +36,7 @@ from anima_pipe.optimizing.optimizers import OptimizerConfig, ParameterGroup, cr
 from anima_pipe.optimizing.schedules import ScheduleConfig, create_schedule
 from anima_pipe.records import Moment, TextCondition
 from anima_pipe.shards import Cache, LatentWriter, TextWriter, open_cache
-from anima_pipe.trainer import Trainer, TrainerConfig, start_accelerate
+from anima_pipe.trainer import StopRequest, Trainer, TrainerConfig, prepared, start_accelerate
 
 STEPS, STOP = 7, 3
 COUNT = 6
@@ -89,6 +89,8 @@ class Run:
         optimizer: str = "AdamW",
         accumulation: int = 1,
         stop_after: int | None = None,
+        fails_after: int | None = None,
+        watched: bool = True,
     ) -> None:
         transformer = golden_transformer("a").to(dtype).requires_grad_(requires_grad=False)
         dropouts = {"dropout": 0.1, "rank_dropout": 0.1, "module_dropout": 0.1}
@@ -113,17 +115,57 @@ class Run:
         self.states = StateSaver(
             self.parts, StateConfig(folder=folder, name="run", every_n_steps=2, keep_steps=3)
         )
-        steps = itertools.count(1)
-        self.trainer = Trainer(
-            accelerator,
-            TextConditionedTransformer(transformer),
-            built,
-            schedule,
-            Batches(plan=plan(), cache=cache, accumulation=accumulation),
-            TrainerConfig(max_train_steps=STEPS, objective=ObjectiveConfig(), seed=5, dtype=dtype),
-            [Disturbance(), self.states],
-            lambda: next(steps) == stop_after,
+        stop = StopRequest()
+        module, prepared_optimizer = prepared(
+            accelerator, TextConditionedTransformer(transformer), built
         )
+        self.trainer = Trainer(
+            accelerator=accelerator,
+            module=module,
+            optimizer=prepared_optimizer,
+            schedule=schedule,
+            batches=Batches(plan=plan(), cache=cache, accumulation=accumulation),
+            config=TrainerConfig(
+                max_train_steps=STEPS, objective=ObjectiveConfig(), seed=5, dtype=dtype
+            ),
+            hooks=(
+                [Disturbance(), Failing(fails_after), self.states, Stopping(stop, stop_after)]
+                if watched
+                else []
+            ),
+            stop=stop,
+        )
+
+
+class Stopping:
+    """A hook that asks the run to stop, so that the step of that number is the last one."""
+
+    reads_weights = False
+
+    def __init__(self, stop: StopRequest, after: int | None) -> None:
+        self.stop = stop
+        self.after = after
+
+    def due(self, moment: Moment) -> bool:
+        return moment.step + 1 == self.after
+
+    def at(self, moment: Moment) -> None:  # noqa: ARG002 - whatever the moment
+        self.stop.ask()
+
+
+class Failing:
+    """A hook of which something goes wrong behind a step."""
+
+    reads_weights = False
+
+    def __init__(self, after: int | None) -> None:
+        self.after = after
+
+    def due(self, moment: Moment) -> bool:
+        return moment.step == self.after
+
+    def at(self, moment: Moment) -> None:
+        raise OSError(f"no picture at step {moment.step}")
 
 
 class Disturbance:
@@ -175,7 +217,7 @@ def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(cache, tmp_path, sett
     assert done == STOP
     second.trainer.run(done)
 
-    assert first.trainer.losses + second.trainer.losses == whole.trainer.losses
+    assert first.trainer.tally.losses + second.trainer.tally.losses == whole.trainer.tally.losses
     files = [
         save_adapter(run.adapter, tmp_path / f"{name}.safetensors").read_bytes()
         for name, run in (("whole", whole), ("second", second))
@@ -183,13 +225,55 @@ def test_a_resumed_run_ends_with_the_bits_of_one_in_one_go(cache, tmp_path, sett
     assert files[0] == files[1]
 
 
+def test_a_run_that_a_hook_broke_off_goes_on_from_its_last_step_to_the_same_bits(cache, tmp_path):
+    whole = Run(cache, tmp_path / "whole")
+    whole.trainer.run()
+
+    broken = Run(cache, tmp_path / "parts", fails_after=STOP)
+    with pytest.raises(OSError, match="no picture at step 3"):
+        broken.trainer.run()
+
+    resumed = Run(cache, tmp_path / "parts")
+    done = resume(latest_state(tmp_path / "parts", "run"), resumed.parts)
+    assert done == STOP
+    resumed.trainer.run(done)
+    for name, tensor in whole.adapter.state_dict().items():
+        assert torch.equal(resumed.adapter.state_dict()[name], tensor)
+
+
+def test_a_run_that_broke_off_amid_a_change_of_the_weights_leaves_no_state_of_it(cache, tmp_path):
+    run = Run(cache, tmp_path)
+    steps = itertools.count(1)
+
+    def fail(*_: object) -> None:
+        if next(steps) == 2:
+            raise RuntimeError("the card is lost")
+
+    run.trainer.optimizer.optimizer.register_step_post_hook(fail)
+    with pytest.raises(RuntimeError, match="the card is lost"):
+        run.trainer.run()
+
+    assert not [*tmp_path.iterdir()]
+
+
+def test_an_error_to_end_with_is_raised_behind_the_next_step_whose_state_is_saved(cache, tmp_path):
+    run = Run(cache, tmp_path)
+    first = OSError("the first disk is full")
+    run.trainer.stop.end_with(first)
+    run.trainer.stop.end_with(OSError("so is the second"))
+
+    with pytest.raises(OSError, match="the first disk is full"):
+        run.trainer.run()
+
+    assert [path.name for path in tmp_path.iterdir()] == ["run-step00000001-state"]
+
+
 def test_looking_at_the_weights_does_not_change_the_run(cache, tmp_path):
     watched = Run(cache, tmp_path, optimizer="RAdamScheduleFree")
-    alone = Run(cache, tmp_path, optimizer="RAdamScheduleFree")
-    alone.trainer.hooks.clear()
+    alone = Run(cache, tmp_path, optimizer="RAdamScheduleFree", watched=False)
     watched.trainer.run()
     alone.trainer.run()
-    assert watched.trainer.losses == alone.trainer.losses
+    assert watched.trainer.tally.losses == alone.trainer.tally.losses
 
 
 def test_states_that_are_too_old_are_removed(cache, tmp_path):

@@ -33,7 +33,7 @@ from anima_pipe.optimizing.optimizers import OptimizerConfig, ParameterGroup, cr
 from anima_pipe.optimizing.schedules import ScheduleConfig, create_schedule
 from anima_pipe.records import TextCondition
 from anima_pipe.shards import Cache, LatentWriter, TextWriter, open_cache
-from anima_pipe.trainer import Trainer, TrainerConfig, draw_seed, start_accelerate
+from anima_pipe.trainer import Trainer, TrainerConfig, draw_seed, prepared, start_accelerate
 
 STEPS = 10
 RANK, ALPHA = 4, 6.0
@@ -125,17 +125,19 @@ def our_run(
     config = TrainerConfig(
         max_train_steps=STEPS, objective=OBJECTIVE, max_grad_norm=MAX_NORM, seed=9
     )
+    accelerator = start_accelerate("no", cpu=True)
+    schedule = create_schedule(optimizer, ScheduleConfig(kind="cosine", warmup=2), STEPS)
+    module, optimizer = prepared(accelerator, TextConditionedTransformer(transformer), optimizer)
     trainer = Trainer(
-        start_accelerate("no", cpu=True),
-        TextConditionedTransformer(transformer),
-        optimizer,
-        create_schedule(optimizer, ScheduleConfig(kind="cosine", warmup=2), STEPS),
-        batches,
-        config,
-        [],
+        accelerator=accelerator,
+        module=module,
+        optimizer=optimizer,
+        schedule=schedule,
+        batches=batches,
+        config=config,
     )
     trainer.run()
-    return Run(trainer.losses, dict(adapter.state_dict())), trainer, start
+    return Run(trainer.tally.losses, dict(adapter.state_dict())), trainer, start
 
 
 class TheirModel:

@@ -18,10 +18,11 @@ from anima_pipe.adapters import Adapter, create_adapter, save_adapter
 from anima_pipe.cli.main import main
 from anima_pipe.errors import CheckpointError
 from anima_pipe.hooks.saving import SaveConfig, Saver
-from anima_pipe.hooks.train_state import RunParts, save_state
+from anima_pipe.hooks.state_saving import save_state
+from anima_pipe.hooks.train_state import RunParts
 from anima_pipe.optimizing.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
 from anima_pipe.optimizing.schedules import ScheduleConfig, create_schedule
-from anima_pipe.records import Moment
+from anima_pipe.records import Moment, StepResult
 
 KEY = "diffusion_model.blocks.1.mlp.layer1.lora_B.weight"
 MODULE = "blocks.1.mlp.layer1"
@@ -69,10 +70,7 @@ END = Moment(
     epoch=1,
     ends_epoch=True,
     is_last=True,
-    loss=0.5,
-    learning_rates={},
-    grad_norm=1.0,
-    samples=1,
+    result=StepResult(loss=0.5, grad_norm=1.0, learning_rates={}, samples=1),
 )
 
 

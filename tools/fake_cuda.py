@@ -15,23 +15,16 @@ A real card is still needed for the backward pass, for kernels and for numbers: 
 
 from __future__ import annotations
 
-import inspect
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
+from fake_card import CARD, Card, Waits, fake_card, onto_card
 
 from anima_pipe import demo
 from anima_pipe.adapters import Adapter, create_adapter
@@ -51,11 +44,9 @@ from anima_pipe.objective.passes import pass_losses, placed
 from anima_pipe.optimizing.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
 from anima_pipe.optimizing.rounding import StochasticRounding
 from anima_pipe.optimizing.schedules import ScheduleConfig, create_schedule
-from anima_pipe.records import Batch, Moment, PaddedText, PreviewPrompt, TextCondition
+from anima_pipe.records import Batch, Moment, PaddedText, PreviewPrompt, StepResult, TextCondition
 from anima_pipe.trainer.step import TrainerConfig, TrainStep
 
-CARD: Final = torch.device("cuda", 0)
-ROOT: Final = Path(__file__).resolve().parent.parent
 KINDS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "LoRA": ("lora", {}),
     "LoRA with dropouts": ("lora", {"dropout": 0.1, "rank_dropout": 0.1, "module_dropout": 0.1}),
@@ -71,102 +62,6 @@ KINDS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
 
 MAY_WAIT: Final = ("merging", "encoding")
 """Walks that bring results back to the processor."""
-
-aten = torch.ops.aten
-
-
-@dataclass
-class Waits:
-    """What the host would have waited for, each with the line of the project that asked."""
-
-    reads: Counter[str] = field(default_factory=Counter[str])
-    """Numbers of the card that the host read."""
-    copies: Counter[str] = field(default_factory=Counter[str])
-    """Copies from memory that was not pinned, or back to the host."""
-
-    def __str__(self) -> str:
-        lines = [f"read at {place} x {n}" for place, n in self.reads.items()]
-        return ", ".join([*lines, *(f"copy at {place} x {n}" for place, n in self.copies.items())])
-
-
-class Card(TorchDispatchMode):
-    """Stands for the card: answers what has no answer without one, and notes what waits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits = Waits()
-        self._pinned = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Run one operation."""
-        del types
-        kwargs = kwargs or {}
-        if func in (aten.pin_memory.default, aten._pin_memory.default):  # noqa: SLF001
-            pinned = aten.clone.default(args[0])
-            self._pinned[pinned] = True
-            return pinned
-        if func is aten._local_scalar_dense.default:  # noqa: SLF001
-            if args[0].is_cuda:
-                self.waits.reads[_asking_line()] += 1
-            return True if args[0].dtype == torch.bool else args[0].dtype.is_floating_point or 1
-        if func is aten.randint.low_generator:
-            kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
-            func = aten.randint.low
-        result = func(*args, **kwargs)
-        if func.overloadpacket in (aten._to_copy, aten.to):  # noqa: SLF001
-            self._note(args[0], result, waits=not _argument(func, "non_blocking", args, kwargs))
-        elif func is aten.copy_.default:
-            self._note(args[1], args[0], waits=not _argument(func, "non_blocking", args, kwargs))
-        return result
-
-    def _note(self, source: torch.Tensor, target: torch.Tensor, *, waits: bool) -> None:
-        if source.device.type == target.device.type:
-            return
-        if waits or target.device.type == "cpu" or source not in self._pinned:
-            self.waits.copies[_asking_line()] += 1
-
-
-def _argument(func: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Return an argument of an operation, however it was given; None: it was not."""
-    places = [argument.name for argument in func._schema.arguments]  # noqa: SLF001
-    place = places.index(name) if name in places else len(args)
-    return kwargs.get(name, args[place] if place < len(args) else None)
-
-
-def _asking_line() -> str:
-    """Return the innermost line of the project on the stack, such as model/rope.py:43."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT / "anima_pipe"):
-            return f"{path.relative_to(ROOT / 'anima_pipe')}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "torch"
-
-
-@contextmanager
-def fake_card() -> Generator[Card]:
-    """Let tensors be made without numbers, also on a card."""
-    generator = torch.Generator
-    # A generator of a card's own cannot be made without the card.
-    torch.Generator = lambda device="cpu": generator()  # noqa: ARG005  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), Card() as card:
-            yield card
-    finally:
-        torch.Generator = generator
-
-
-def onto_card(module: nn.Module) -> None:
-    """Put a module's tensors on the card, without their numbers; within `fake_card`."""
-    for part in module.modules():
-        for name, parameter in [*part.named_parameters(recurse=False)]:
-            on_card = torch.empty(parameter.shape, dtype=parameter.dtype, device=CARD)
-            setattr(part, name, nn.Parameter(on_card, parameter.requires_grad))
-        for name, buffer in [*part.named_buffers(recurse=False)]:
-            setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=CARD))
 
 
 def base(*, checkpointed: bool = False, eight_bit: bool = False) -> AnimaTransformer:
@@ -266,16 +161,8 @@ def groups_of(adapter: Adapter) -> list[ParameterGroup]:
 
 def moment_after_step() -> Moment:
     """Return the moment after a step that was taken."""
-    return Moment(
-        step=1,
-        epoch=1,
-        ends_epoch=False,
-        is_last=False,
-        loss=1.0,
-        learning_rates={},
-        grad_norm=1.0,
-        samples=4,
-    )
+    result = StepResult(loss=1.0, grad_norm=1.0, learning_rates={}, samples=4)
+    return Moment(step=1, epoch=1, ends_epoch=False, is_last=False, result=result)
 
 
 def walk_rounding() -> Waits:

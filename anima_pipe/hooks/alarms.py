@@ -67,8 +67,9 @@ class LossAlarm:
 
     def at(self, moment: Moment) -> None:
         """Compare the last steps with those before."""
-        assert moment.loss is not None
-        self._losses.append(moment.loss)
+        assert moment.result is not None
+        assert moment.result.loss is not None
+        self._losses.append(moment.result.loss)
         losses = [*self._losses]
         before, recent = losses[:-RECENT], losses[-RECENT:]
         ratio = self._config.loss_ratio
@@ -134,7 +135,8 @@ class TimeLeft:
 
     def at(self, moment: Moment) -> None:
         """Take a step's time; tell when there are enough of them."""
-        self._seconds.append(moment.seconds + moment.waited_seconds)
+        assert moment.result is not None
+        self._seconds.append(moment.result.seconds + moment.result.waited_seconds)
         steps_left = self._total_steps - moment.step
         if len(self._seconds) == TIMED_STEPS and steps_left:
             each = statistics.fmean(self._seconds[1:])

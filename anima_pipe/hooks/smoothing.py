@@ -108,15 +108,16 @@ class SmoothedLosses:
         self.by_sigma: defaultdict[str, SmoothedLoss] = defaultdict(SmoothedLoss)
 
     def due(self, moment: Moment) -> bool:
-        """Tell whether there was a step."""
-        return moment.after_step
+        """Tell whether a step was taken, and not passed over."""
+        return moment.step_taken
 
     def at(self, moment: Moment) -> None:
         """Take in its losses."""
-        assert moment.loss is not None
-        self.average.add(moment.loss)
-        self.of_epoch.add(moment.loss, moment.batches)
-        for name, loss in moment.sigma_losses.items():
+        assert moment.result is not None
+        assert moment.result.loss is not None
+        self.average.add(moment.result.loss)
+        self.of_epoch.add(moment.result.loss, moment.result.batches)
+        for name, loss in moment.result.sigma_losses.items():
             self.by_sigma[name].add(loss)
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from anima_pipe.hooks.memory import GIB, MemoryUse, memory_use
 from anima_pipe.hooks.run_log import RunLog
 from anima_pipe.hooks.smoothing import SmoothedLosses
 from anima_pipe.progress import Progress, progress_bar
-from anima_pipe.records import Moment
+from anima_pipe.records import Moment, StepResult
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,14 @@ class StepNumbers:
 
     def at(self, moment: Moment) -> None:
         """Log this step."""
-        numbers = {**self._told(moment), **_rates(moment), **_speeds(moment)}
+        assert moment.result is not None
+        numbers = {
+            **self._losses_told(moment.result),
+            "epoch": moment.epoch,
+            "skipped_steps": moment.skipped_steps,
+            **_rates(moment.result),
+            **_speeds(moment.result),
+        }
         if self._memory:
             numbers |= _memory(memory_use(self._device))
         self._log.numbers(moment.step, numbers)
@@ -90,37 +97,34 @@ class StepNumbers:
         """Close the log."""
         self._log.close()
 
-    def _told(self, moment: Moment) -> dict[str, float]:
-        assert moment.loss is not None
+    def _losses_told(self, result: StepResult) -> dict[str, float]:
+        """Return the step's loss, NaN where it was passed over, and the smoothed ones."""
         smoothed = {
-            f"loss/sigma_{name}": self._losses.by_sigma[name].value for name in moment.sigma_losses
+            f"loss/sigma_{name}": self._losses.by_sigma[name].value for name in result.sigma_losses
         }
         return {
-            "loss/current": moment.loss,
+            "loss/current": math.nan if result.loss is None else result.loss,
             "loss/average": self._losses.average.value,
             "loss/epoch_average": self._losses.of_epoch.value,
             **smoothed,
-            "epoch": moment.epoch,
-            "skipped_steps": moment.skipped_steps,
         }
 
 
-def _rates(moment: Moment) -> dict[str, float]:
-    assert moment.grad_norm is not None
+def _rates(result: StepResult) -> dict[str, float]:
     return {
-        "grad_norm": moment.grad_norm,
-        **{f"grad_norm/{group}": norm for group, norm in moment.grad_norms.items()},
-        **{f"weight_norm/{group}": norm for group, norm in moment.weight_norms.items()},
-        **{f"lr/{group}": rate for group, rate in moment.learning_rates.items()},
+        "grad_norm": result.grad_norm,
+        **{f"grad_norm/{group}": norm for group, norm in result.grad_norms.items()},
+        **{f"weight_norm/{group}": norm for group, norm in result.weight_norms.items()},
+        **{f"lr/{group}": rate for group, rate in result.learning_rates.items()},
     }
 
 
-def _speeds(moment: Moment) -> dict[str, float]:
-    whole = moment.seconds + moment.waited_seconds
+def _speeds(result: StepResult) -> dict[str, float]:
+    whole = result.seconds + result.waited_seconds
     return {
-        "speed/samples_per_second": moment.samples / whole if whole else math.nan,
-        "speed/step_seconds": moment.seconds,
-        "speed/data_wait_seconds": moment.waited_seconds,
+        "speed/samples_per_second": result.samples / whole if whole else math.nan,
+        "speed/step_seconds": result.seconds,
+        "speed/data_wait_seconds": result.waited_seconds,
     }
 
 

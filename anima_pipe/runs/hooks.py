@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from anima_pipe.adapters.files import warn_of_unread_norms
+from anima_pipe.adapters.sharded import sharded_tensors
 from anima_pipe.hooks.alarms import LossAlarm, MemoryAlarm, TimeLeft
 from anima_pipe.hooks.board import start_board
 from anima_pipe.hooks.ema import Ema
@@ -14,100 +16,166 @@ from anima_pipe.hooks.previews import DrawingAlong
 from anima_pipe.hooks.run_log import MetricsFile, RunLog
 from anima_pipe.hooks.saving import Saver
 from anima_pipe.hooks.smoothing import SmoothedLosses
+from anima_pipe.hooks.state_saving import StateSaver
 from anima_pipe.hooks.tracking import ProgressBar, StepNumbers
-from anima_pipe.hooks.train_state import StateSaver
+from anima_pipe.hooks.train_state import RunParts, Stateful
 from anima_pipe.hooks.validation import HeldOut, ModelInUse, Report, Validation
+from anima_pipe.runs.identity import made_with
 from anima_pipe.runtime import Rank, say, warn
 from anima_pipe.trainer import Trackers, sum_over_processes
 
 if TYPE_CHECKING:
-    import torch
+    from accelerate import Accelerator
 
     from anima_pipe.adapters import Adapter
     from anima_pipe.hooks.previews import Previews
-    from anima_pipe.runs.settings.training import TrainSettings
-    from anima_pipe.shards import Cache
-    from anima_pipe.trainer import Hook, Trainer
+    from anima_pipe.hooks.saving import SaveConfig
+    from anima_pipe.runs.prepare import Training
+    from anima_pipe.runs.settings.training import LogSettings, TrainSettings
+    from anima_pipe.trainer import Hook, StopRequest, Tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunHooks:
-    """The parts of a run that hooks look at, and which hooks they make."""
+class Averages:
+    """What is averaged over a run's steps: hooks of the run, and parts of its state."""
 
-    settings: TrainSettings
-    trainer: Trainer
-    adapter: Adapter
-    cache: Cache
-    module: torch.nn.Module
-    """The model with its adapter, not wrapped for several processes."""
-    previews: Previews | None
-    ema: Ema | None
+    weights: Ema | None
     losses: SmoothedLosses
-    states: StateSaver
-    steps_done: int
-    """Where the run begins."""
-    is_sharded: bool
-    """Whether each process holds a part of the model, so that all of them must run it."""
 
-    def in_order(self) -> list[Hook]:
-        """Return this process's hooks.
 
-        What is part of the state comes first, so that what is measured or saved in a step includes
-        that step, and a state is whole whatever goes wrong behind;
-        what is said, drawn and saved is the first process's business.
-        """
-        settings, trainer = self.settings, self.trainer
-        is_first = trainer.accelerator.is_main_process
-        log = self._log() if is_first else RunLog()
-        hooks: list[Hook] = [self.ema] if self.ema else []
-        if is_first:
-            hooks.append(self.losses)
-        hooks += self._validations(log.numbers)
-        if not is_first:
-            along = [DrawingAlong(self.previews)] if self.previews and self.is_sharded else []
-            return [*hooks, *along]
-        if self.ema:
-            beside = replace(settings.save, name=f"{settings.save.name}-ema")
-            hooks.append(Saver(self.adapter, beside, self.ema.in_place))
-        hooks.append(Saver(self.adapter, settings.save))
-        warn_of_unread_norms(self.adapter.deltas, settings.save.style)
-        device, memory = trainer.accelerator.device, settings.logs.memory
-        hooks.append(StepNumbers(log, self.losses, device, memory=memory))
-        if self.previews:
-            self.previews.show = log.pictures
-            hooks.append(self.previews)
-        steps, alarms = trainer.config.max_train_steps, settings.logs.alarms
-        hooks += [ProgressBar(steps, self.losses), TimeLeft(steps), self.states]
-        end = trainer.end_with
-        return [*hooks, LossAlarm(alarms, end), MemoryAlarm(alarms, device, end)]
+def make_averages(settings: TrainSettings, training: Training) -> Averages:
+    """Return the averages that a run keeps, empty."""
+    decay = settings.ema_decay
+    return Averages(
+        weights=Ema(training.adapter, decay) if decay is not None else None,
+        losses=SmoothedLosses(training.batches.windows_per_epoch()),
+    )
 
-    def _log(self) -> RunLog:
-        """Return where numbers and pictures go, and start what shows them."""
-        logs = self.settings.logs
-        if logs.trackers is None:
-            return RunLog()
-        if logs.board:
-            start_board(logs.board)
-        say(f"log       {logs.trackers.folder}")
-        metrics = MetricsFile(logs.trackers.folder, self.steps_done)
-        return RunLog([metrics, Trackers(self.trainer.accelerator, logs.trackers, self.steps_done)])
 
-    def _validations(self, report: Report) -> list[Validation]:
-        """Return what measures the loss on pictures held out: of the weights, and their average."""
-        trainer = self.trainer
-        plan, accelerator = trainer.batches.plan, trainer.accelerator
-        if self.settings.validation.max_batches == 0:
-            return []
-        if not plan.held_out:
-            if any(s.validation_split for d in self.settings.data.datasets for s in d.subsets):
-                warn("validation_split holds out no picture: there are too few for such a share")
-            return []
-        total = partial(sum_over_processes, accelerator)
-        rank = Rank(number=accelerator.process_index, processes=accelerator.num_processes)
-        held_out = HeldOut(plan, self.cache, self.settings.validation, rank, total)
-        model = ModelInUse(
-            module=self.module, device=accelerator.device, dtype=trainer.config.dtype
-        )
-        measure = partial(Validation, model, held_out, self.settings.validation, report)
-        of_average = [measure("validation_ema", self.ema.in_place)] if self.ema else []
-        return [measure(), *of_average]
+def parts_in_state(
+    settings: TrainSettings, training: Training, averages: Averages, tally: Tally
+) -> RunParts:
+    """Return all that a run's saved state is taken from and given back to."""
+    stateful: dict[str, Stateful] = {
+        "optimizer": training.rounding or training.optimizer,
+        "schedule": training.schedule,
+    }
+    if training.accelerator.scaler is not None:
+        stateful["scaler"] = training.accelerator.scaler
+    if averages.weights is not None:
+        stateful["ema"] = averages.weights
+    stateful |= {"losses": averages.losses, "trainer": tally}
+    identity = made_with(settings, training.batches, training.config.max_train_steps)
+    return RunParts(adapter=training.adapter, stateful=stateful, made_with=identity)
+
+
+def open_log(settings: LogSettings, accelerator: Accelerator, steps_done: int) -> RunLog:
+    """Return where numbers and pictures go, and start what shows them; it is the first process's.
+
+    Args:
+        settings: Of logs.
+        accelerator: Of the run.
+        steps_done: Where the run begins: what a log says of later steps is dropped.
+
+    Raises:
+        OutputError: The file of numbers cannot be written.
+    """
+    if settings.trackers is None or not accelerator.is_main_process:
+        return RunLog()
+    if settings.board:
+        start_board(settings.board)
+    say(f"log       {settings.trackers.folder}")
+    metrics = MetricsFile(settings.trackers.folder, steps_done)
+    return RunLog([metrics, Trackers(accelerator, settings.trackers, steps_done)])
+
+
+def hooks_in_order(
+    settings: TrainSettings,
+    training: Training,
+    averages: Averages,
+    states: StateSaver,
+    previews: Previews | None,
+    log: RunLog,
+    stop: StopRequest,
+    own: Sequence[Hook] = (),
+) -> list[Hook]:
+    """Return this process's hooks.
+
+    What is part of the state comes first, so that what is measured or saved in a step includes that
+    step, and a state is whole whatever goes wrong behind. What is said, drawn and saved is the
+    first process's business.
+
+    Args:
+        settings: Of the run.
+        training: What they look at.
+        averages: Theirs comes first.
+        states: Saves the run's state.
+        previews: Draws; None: nothing is drawn.
+        log: Where numbers and pictures go.
+        stop: Made by an alarm that ends the run.
+        own: The caller's, on every process, behind all that measures, draws and saves.
+
+    Raises:
+        ConfigError: The style of the adapter's file cannot express the adapter.
+    """
+    measures = _validations(settings, training, averages.weights, log.numbers)
+    average: list[Hook] = [averages.weights] if averages.weights else []
+    if not training.accelerator.is_main_process:
+        is_sharded = bool(sharded_tensors(training.adapter.model))
+        along = [DrawingAlong(previews)] if previews and is_sharded else []
+        return [*average, *measures, *along, *own]
+    device, steps = training.accelerator.device, training.config.max_train_steps
+    alarms = settings.logs.alarms
+    return [
+        *average,
+        averages.losses,
+        *measures,
+        *_savers(settings.save, training.adapter, averages.weights),
+        StepNumbers(log, averages.losses, device, memory=settings.logs.memory),
+        *_shown(previews, log),
+        ProgressBar(steps, averages.losses),
+        TimeLeft(steps),
+        states,
+        *own,
+        LossAlarm(alarms, stop.end_with),
+        MemoryAlarm(alarms, device, stop.end_with),
+    ]
+
+
+def _validations(
+    settings: TrainSettings, training: Training, average: Ema | None, report: Report
+) -> list[Validation]:
+    """Return what measures the loss on pictures held out: of the weights, and their average."""
+    plan, cache, accelerator = training.batches.plan, training.batches.cache, training.accelerator
+    if settings.validation.max_batches == 0:
+        return []
+    if not plan.held_out:
+        if any(s.validation_split for d in settings.data.datasets for s in d.subsets):
+            warn("validation_split holds out no picture: there are too few for such a share")
+        return []
+    total = partial(sum_over_processes, accelerator)
+    rank = Rank(number=accelerator.process_index, processes=accelerator.num_processes)
+    held_out = HeldOut(plan, cache, settings.validation, rank, total)
+    # Alone: a module that averages gradients over the processes expects a backward pass.
+    module = accelerator.unwrap_model(training.module)
+    model = ModelInUse(module=module, device=accelerator.device, dtype=training.config.dtype)
+    measure = partial(Validation, model, held_out, settings.validation, report)
+    of_average = [measure("validation_ema", average.in_place)] if average else []
+    return [measure(), *of_average]
+
+
+def _savers(config: SaveConfig, adapter: Adapter, average: Ema | None) -> list[Saver]:
+    """Return what saves the adapter, and its average beside it."""
+    beside = replace(config, name=f"{config.name}-ema")
+    of_average = [Saver(adapter, beside, average.in_place)] if average else []
+    savers = [*of_average, Saver(adapter, config)]
+    warn_of_unread_norms(adapter.deltas, config.style)
+    return savers
+
+
+def _shown(previews: Previews | None, log: RunLog) -> list[Previews]:
+    """Return what draws, if anything does, and have its pictures logged."""
+    if previews is None:
+        return []
+    previews.show = log.pictures
+    return [previews]

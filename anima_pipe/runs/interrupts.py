@@ -6,8 +6,12 @@ import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from anima_pipe.runtime import say
+
+if TYPE_CHECKING:
+    from anima_pipe.trainer import StopRequest
 
 
 class Terminated(KeyboardInterrupt):
@@ -32,35 +36,26 @@ def terminations_raised() -> Generator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class StopRequest:
-    """Whether the user, or the machine, asked the run to stop."""
-
-    def __init__(self) -> None:
-        self.made = False
-
-    def __call__(self) -> bool:
-        """Tell whether it was made."""
-        return self.made
-
-
 @contextmanager
-def stop_request() -> Generator[StopRequest]:
-    """Take the first Ctrl-C or SIGTERM as a request; a second one of its kind acts at once.
+def stopped_by_signals(stop: StopRequest) -> Generator[None]:
+    """Take the first Ctrl-C or SIGTERM as a request to stop; a second one of its kind acts at once.
 
     One of the other kind does not: `accelerate launch` sends SIGTERM behind the user's Ctrl-C.
+
+    Args:
+        stop: Made when one of them comes.
     """
-    request = StopRequest()
     before = {int(n): signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        request.made = True
+        stop.ask()
         signal.signal(number, before[number])
         say("stopping after this step; once more to stop at once, without saving")
 
     for number in before:
         signal.signal(number, ask)
     try:
-        yield request
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

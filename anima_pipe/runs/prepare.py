@@ -1,22 +1,31 @@
-"""From the settings of a run to its model and its optimizer."""
+"""From the settings of a run to all that its trainer is made of."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from anima_pipe.adapters import Adapter, create_adapter, load_adapter
 from anima_pipe.adapters.adapter import merge_together
 from anima_pipe.adapters.continued import continue_adapter
 from anima_pipe.adapters.eight_bit import keep_in_eight_bits
 from anima_pipe.adapters.sharded import shard
+from anima_pipe.dataset.batches import Batches
 from anima_pipe.model import BLOCK_LAYERS, AnimaTransformer, load_transformer
 from anima_pipe.optimizing.optimizers import ParameterGroup, create_optimizer, sizes_own_steps
 from anima_pipe.optimizing.rounding import StochasticRounding
+from anima_pipe.optimizing.schedules import create_schedule
 from anima_pipe.runs.settings.training import ModelSettings, TrainSettings
 from anima_pipe.runtime import Rank, warn
+from anima_pipe.trainer import Hook, StopRequest, Tally, Trainer, TrainerConfig, prepared
 
 
 def prepare_base(
@@ -106,3 +115,78 @@ def prepare_optimizer(
     if not settings.model.bf16_adapter:
         return optimizer, None
     return optimizer, StochasticRounding(optimizer, adapter.matrices(), settings.seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What trains and on what: all that a trainer is made of but for what happens beside the steps.
+
+    Its hooks, its saved states and its reports look at this.
+    """
+
+    accelerator: Accelerator
+    adapter: Adapter
+    module: nn.Module
+    """The model with its adapter, prepared for the processes of the run."""
+    optimizer: AcceleratedOptimizer
+    """Prepared too."""
+    rounding: StochasticRounding | None
+    """What keeps the adapter in bf16 between the optimizer's steps; None: it is not kept so."""
+    schedule: LRScheduler
+    batches: Batches
+    """Of this process."""
+    config: TrainerConfig
+
+    def trainer(self, hooks: Sequence[Hook], stop: StopRequest, tally: Tally) -> Trainer:
+        """Return the loop over it; see `Trainer`."""
+        return Trainer(
+            accelerator=self.accelerator,
+            module=self.module,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            batches=self.batches,
+            config=self.config,
+            hooks=hooks,
+            stop=stop,
+            tally=tally,
+        )
+
+
+def prepare_training(
+    settings: TrainSettings,
+    accelerator: Accelerator,
+    adapter: Adapter,
+    module: nn.Module,
+    batches: Batches,
+) -> Training:
+    """Make optimizer and schedule, and prepare them and the model for the processes of the run.
+
+    Args:
+        settings: Of the run.
+        accelerator: From `start_accelerate`.
+        adapter: What is trained.
+        module: The model that it is on; forward(latents, sigmas, qwen_hidden, t5_ids, qwen_mask,
+            t5_mask) -> velocity.
+        batches: Of this process.
+    """
+    steps = settings.length.total_steps(batches.windows_per_epoch())
+    plain_optimizer, rounding = prepare_optimizer(settings, adapter)
+    schedule = create_schedule(plain_optimizer, settings.schedule, steps)
+    prepared_module, optimizer = prepared(accelerator, module, plain_optimizer)
+    return Training(
+        accelerator=accelerator,
+        adapter=adapter,
+        module=prepared_module,
+        optimizer=optimizer,
+        rounding=rounding,
+        schedule=schedule,
+        batches=batches,
+        config=TrainerConfig(
+            max_train_steps=steps,
+            objective=settings.objective,
+            max_grad_norm=settings.max_grad_norm,
+            seed=settings.seed,
+            dtype=settings.model.dtype,
+            skips_non_finite=settings.skips_non_finite,
+        ),
+    )

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from anima_pipe.adapters.adapter import Adapter, TableRow
     from anima_pipe.dataset.batches import Batches
     from anima_pipe.dataset.survey import Survey
-    from anima_pipe.trainer import Trainer, TrainerConfig
+    from anima_pipe.runs.prepare import Training
+    from anima_pipe.trainer import TrainerConfig
 
 NAMED = 20
 """Problems that are listed one by one; of the others there is a count."""
@@ -179,30 +180,21 @@ def report_weighted(count: int, pictures: Iterable[str]) -> None:
         _list(heading, list(islice(pictures, NAMED)), count)
 
 
-def report_plan(
-    batches: Batches,
-    adapter: Adapter,
-    trainer: Trainer,
-    device: object,
-    needs: object,
-    tokenizer: Path | None,
-) -> None:
+def report_plan(training: Training, needs: object, tokenizer: Path | None) -> None:
     """Say, before the first step, what will be trained, on what and for how long.
 
     Args:
-        batches: Of this process.
-        adapter: What is trained.
-        trainer: What trains it.
-        device: On what.
+        training: What will be trained, and on what.
         needs: Memory, as a text.
         tokenizer: Folder of the T5 tokenizer that captions are encoded with; None: the cache's own.
     """
-    config = trainer.config
+    config, batches, adapter = training.config, training.batches, training.adapter
     rates: dict[nn.Parameter, float] = {
         parameter: group.get("initial_lr", group["lr"])
-        for group in trainer.optimizer.param_groups
+        for group in training.optimizer.param_groups
         for parameter in group["params"]
     }
+    device = training.accelerator.device
     lines = [
         *describe(batches.plan),
         *([f"tokenizer   {tokenizer}"] if tokenizer else []),

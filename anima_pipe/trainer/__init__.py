@@ -5,15 +5,18 @@ The only importer of accelerate. It is handed everything it trains with and buil
 
 from anima_pipe.trainer.determinism import deterministic_kernels
 from anima_pipe.trainer.fsdp import take_fsdp_request
-from anima_pipe.trainer.loop import Closing, Hook, Trainer
+from anima_pipe.trainer.loop import Closing, Hook, Rescuing, Trainer
 from anima_pipe.trainer.processes import (
     ProcessConfig,
     agree_on_seed,
     first_process_first,
+    prepared,
     start_accelerate,
     sum_over_processes,
 )
 from anima_pipe.trainer.step import NonFiniteError, TrainerConfig, draw_seed
+from anima_pipe.trainer.stopping import StopRequest
+from anima_pipe.trainer.tally import Tally
 from anima_pipe.trainer.trackers import TrackerConfig, Trackers, ending_training
 
 __all__ = [
@@ -21,6 +24,9 @@ __all__ = [
     "Hook",
     "NonFiniteError",
     "ProcessConfig",
+    "Rescuing",
+    "StopRequest",
+    "Tally",
     "TrackerConfig",
     "Trackers",
     "Trainer",
@@ -30,6 +36,7 @@ __all__ = [
     "draw_seed",
     "ending_training",
     "first_process_first",
+    "prepared",
     "start_accelerate",
     "sum_over_processes",
     "take_fsdp_request",

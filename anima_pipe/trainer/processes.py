@@ -11,6 +11,7 @@ from typing import Final
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import (
     AutocastKwargs,
     DistributedDataParallelKwargs,
@@ -20,6 +21,7 @@ from accelerate.utils import (
 )
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from anima_pipe.adapters.sharded import sharded_tensors
 from anima_pipe.errors import ConfigError
@@ -141,16 +143,29 @@ def first_process_first(accelerator: Accelerator) -> Generator[None]:
     distributed.destroy_process_group(patient)
 
 
-def prepared(accelerator: Accelerator, module: nn.Module) -> nn.Module:
-    """Return a module whose gradients are averaged over the processes, where there are several.
+def prepared(
+    accelerator: Accelerator, module: nn.Module, optimizer: Optimizer
+) -> tuple[nn.Module, AcceleratedOptimizer]:
+    """Return a module and its optimizer as `Trainer` takes them.
 
-    Processes start from the first one's tensors, but for frozen weights of which each has a part.
+    The module's gradients are averaged over the processes, where there are several; these start
+    from the first one's tensors, but for frozen weights of which each has a part. The optimizer
+    takes fp16's scale out of the gradients; the one that was given is its `optimizer`.
+
+    Args:
+        accelerator: From `start_accelerate`.
+        module: Brought to the accelerator's device where it is elsewhere.
+        optimizer: Over its trainable parameters, after the schedule was made for it: both replace
+            its `step`, and the schedule's must be the inner one.
     """
     # torch has no public name for it.
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         module, sharded_tensors(module)
     )
-    return accelerator.prepare_model(module)
+    prepared_module = accelerator.prepare_model(module)
+    prepared_optimizer = accelerator.prepare_optimizer(optimizer)
+    assert isinstance(prepared_optimizer, AcceleratedOptimizer)
+    return prepared_module, prepared_optimizer
 
 
 def agree_on_seed(accelerator: Accelerator) -> int:

@@ -22,7 +22,7 @@ from anima_pipe.optimizing.schedules import ScheduleConfig, create_schedule
 from anima_pipe.records import Moment, TextCondition
 from anima_pipe.runs.memory_needs import largest_batch, memory_needs
 from anima_pipe.shards import Cache, LatentWriter, TextWriter, open_cache
-from anima_pipe.trainer import Trainer, TrainerConfig, start_accelerate
+from anima_pipe.trainer import StopRequest, Trainer, TrainerConfig, prepared, start_accelerate
 from gpu.kernels import Kernels, watching
 from gpu.setting import Setting
 
@@ -116,8 +116,9 @@ class Watched:
         self._step = moment.step
         first_watched = self.settling + self.timed
         if self.settling < moment.step <= first_watched:
-            self.seconds.append(moment.seconds)
-            self.waited.append(moment.waited_seconds)
+            assert moment.result is not None
+            self.seconds.append(moment.result.seconds)
+            self.waited.append(moment.result.waited_seconds)
         self._close()
         if self.profiled and moment.step == first_watched:
             self.kernels = self._watching.enter_context(watching(self.device))
@@ -134,10 +135,9 @@ class Watched:
             self.flops = self._counter.get_total_flops()
             self._counter = None
 
-    def begins(self) -> bool:
-        """Note that a step begins; asked by the loop, which goes on at "no"."""
+    def begins(self) -> None:
+        """Note that a step begins."""
         self._began = time.perf_counter()
-        return False
 
     def asked(self) -> None:
         """Note that the host has asked for all it can before it must wait for the device."""
@@ -171,20 +171,40 @@ def run_loop(
     precision = "bf16" if setting.dtype == torch.bfloat16 else "no"
     accelerator = start_accelerate(precision, cpu=not setting.on_gpu)
     tell_of_waiting(accelerator, watched)
+    schedule = create_schedule(optimizer, ScheduleConfig(kind="constant"), steps)
+    module, optimizer = prepared(accelerator, TextConditionedTransformer(transformer), optimizer)
     trainer = Trainer(
-        accelerator,
-        TextConditionedTransformer(transformer),
-        optimizer,
-        create_schedule(optimizer, ScheduleConfig(kind="constant"), steps),
-        batches,
-        TrainerConfig(
+        accelerator=accelerator,
+        module=module,
+        optimizer=optimizer,
+        schedule=schedule,
+        batches=batches,
+        config=TrainerConfig(
             max_train_steps=steps, objective=ObjectiveConfig(), seed=9, dtype=setting.dtype
         ),
-        [watched],
-        watched.begins,
+        hooks=[watched],
+        stop=NeverStopping(watched),
     )
     trainer.run()
     return watched
+
+
+class NeverStopping(StopRequest):
+    """Tells the watcher that a step begins: that is when the loop looks whether it is to stop.
+
+    Args:
+        watched: The watcher.
+    """
+
+    def __init__(self, watched: Watched) -> None:
+        super().__init__()
+        self._watched = watched
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the run is to end: no."""
+        self._watched.begins()
+        return False
 
 
 def tell_of_waiting(accelerator: Accelerator, watched: Watched) -> None:

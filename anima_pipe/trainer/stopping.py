@@ -1,0 +1,34 @@
+"""The wish that a run end before its planned end, whoever has it."""
+
+from __future__ import annotations
+
+
+class StopRequest:
+    """Asks a run to end behind the next step, on all processes and with its state saved.
+
+    A signal, an alarm, data that cannot be read or a hook makes it on one process. The loop looks
+    at it before each step and passes it on with the step's measures, so that all processes end
+    together: one that ended at once would leave the others waiting for it.
+    """
+
+    def __init__(self) -> None:
+        self._is_asked = False
+        self._error: Exception | None = None
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the run is to end."""
+        return self._is_asked or self._error is not None
+
+    def ask(self) -> None:
+        """Ask the run to end in order."""
+        self._is_asked = True
+
+    def end_with(self, error: Exception) -> None:
+        """Ask the run to end, and then to raise an error; of several errors, the first counts."""
+        self._error = self._error or error
+
+    def raise_error(self) -> None:
+        """Raise the error that the run is to end with, if there is one."""
+        if self._error is not None:
+            raise self._error
