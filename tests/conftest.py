@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING
 import pytest
 from commands import anima_pipe, demo_pictures, write_dataset
 from fake_hubs import Hubs
+from hypothesis import HealthCheck, settings
 from released_files import publishing_hubs, write_release
 
 if TYPE_CHECKING:
     from s3_server import FaultyServer
+
+
+# How long an example takes says something of the machine's other work, and nothing of the code.
+settings.register_profile("any_load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_load")
 
 
 @pytest.fixture(scope="session", autouse=True)

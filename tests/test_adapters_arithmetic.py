@@ -54,7 +54,7 @@ def adapted_linear(
 
 @pytest.mark.parametrize("case", CASES)
 @given(inputs=SIZES, outputs=SIZES, rank=st.integers(1, 9), alpha=st.sampled_from([None, 0.5, 8.0]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_forward_pass_is_that_of_the_changed_weight(case, inputs, outputs, rank, alpha):
     kind, arguments = CASES[case]
     layer, delta, weight = adapted_linear(
@@ -68,7 +68,7 @@ def test_the_forward_pass_is_that_of_the_changed_weight(case, inputs, outputs, r
 
 
 @given(inputs=SIZES, outputs=SIZES, rank=st.integers(1, 5), scale=st.floats(-2, 2))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_lora_and_its_gradients_are_those_of_the_product_of_its_factors(
     inputs, outputs, rank, scale
 ):
@@ -91,7 +91,7 @@ def test_lora_and_its_gradients_are_those_of_the_product_of_its_factors(
     rank=st.sampled_from([None, 1, 2, 9]),
     scale=st.floats(-2, 2),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_lokr_and_its_gradients_are_those_of_the_kronecker_product(blocks, inner, rank, scale):
     first = random(*blocks, seed=1)
     second = (
@@ -114,7 +114,7 @@ def test_lokr_and_its_gradients_are_those_of_the_kronecker_product(blocks, inner
 
 
 @given(inputs=SIZES, outputs=SIZES, rank=st.integers(1, 4), scale=st.floats(-2, 2))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_loha_and_its_gradients_are_those_of_the_elementwise_product(inputs, outputs, rank, scale):
     shapes = [(outputs, rank), (rank, inputs)] * 2
     factors = [random(*shape, seed=number) for number, shape in enumerate(shapes)]

@@ -144,7 +144,7 @@ def test_a_window_costs_the_same_whatever_the_number_of_samples(cache):
     assert cost(1_000) == cost(100_000)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 10), st.integers(1, 4), st.integers(1, 3), st.integers(0, 12))
 def test_starting_later_continues_with_the_very_next_batch(count, size, accumulation, start):
     plan = plan_of(count, size)
@@ -153,7 +153,7 @@ def test_starting_later_continues_with_the_very_next_batch(count, size, accumula
     assert [names(window) for window in whole[start:]] == [names(window) for window in rest]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 10), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4))
 def test_processes_share_the_batches_and_their_weights_sum_to_the_mean(
     count, size, accumulation, processes

@@ -308,7 +308,7 @@ def test_differences_are_added_to_weight_and_bias(names):
     rank=st.integers(1, 4),
     alpha=st.floats(0.1, 8),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_dora_scale_of_columns_gives_the_changed_weight_columns_of_that_norm(shape, rank, alpha):
     generator = torch.Generator().manual_seed(0)
     weight, up, down, scale = (

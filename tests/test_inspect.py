@@ -429,7 +429,7 @@ def slowly_alike(hashes: list[int | None]) -> list[list[int]]:
     return sorted(sorted(group) for group in groups if len(group) > 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_comparing_in_bands_finds_what_comparing_all_with_all_finds(data):
     bits = st.integers(0, 63)

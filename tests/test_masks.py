@@ -36,7 +36,7 @@ def mask_of(path, choice=None, channel="red", **geometry):
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     resized=st.tuples(st.integers(64, 200), st.integers(64, 160)),
     flipped=st.booleans(),

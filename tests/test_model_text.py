@@ -24,7 +24,7 @@ def model() -> AnimaTransformer:
     return golden_transformer("a")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(lengths=st.lists(caption_lengths, min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_a_ragged_batch_gives_what_each_caption_gives_alone(
     model: AnimaTransformer, lengths: list[tuple[int, int]], seed: int

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -298,7 +298,6 @@ samples = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(samples, min_size=1, max_size=20), st.integers(0, 5))
 def test_an_epoch_has_the_promised_number_of_batches_and_visits(members, epoch):
     plan = Plan(samples=tuple(members), seed=0)

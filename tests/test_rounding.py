@@ -38,7 +38,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 @given(value=st.floats(-(2.0**126), 2.0**126, width=32, allow_subnormal=False))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_number_is_rounded_to_one_of_its_neighbours_with_the_right_mean(value):
     exact = torch.full((4000,), value)
     rounded = round_by_chance(exact, generator()).double()

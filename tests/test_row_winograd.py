@@ -16,7 +16,7 @@ def convolution(channels_in, channels_out):
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.integers(1, 19),
     columns=st.integers(1, 9),

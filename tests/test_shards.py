@@ -45,7 +45,7 @@ def condition(lq=3, lt=4, scale=1.0):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     shapes=st.lists(
         st.tuples(st.integers(1, 16), st.integers(1, 24), st.integers(1, 24)),
