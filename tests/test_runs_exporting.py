@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from importlib import import_module
@@ -133,6 +134,19 @@ def test_every_public_name_of_runs_is_there_and_is_no_module() -> None:
     assert offered["PipeError"] is PipeError
     with pytest.raises(AttributeError, match="no attribute 'cache_latent'"):
         _ = runs.cache_latent
+
+
+def test_an_editor_completes_every_public_name_of_runs() -> None:
+    tree = ast.parse(Path(runs.__file__).read_text(encoding="utf-8"))
+    (typed,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        (node.module, name.name)
+        for node in typed.body
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+    }
+
+    assert seen == {(module, name) for module, names in runs.NAMES.items() for name in names}
 
 
 def test_settings_of_caching_are_read_without_torch() -> None:
