@@ -96,7 +96,7 @@ def s3(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    monkeypatch.setattr("anima_pipe.shards.remote.FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("anima_pipe.shards.failures.FIRST_PAUSE_SECONDS", 0.05)
     server.requests.clear()
     yield server
     server.refused.clear()

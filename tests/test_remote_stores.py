@@ -35,7 +35,7 @@ def google() -> Iterator[tuple[CloudStorage, FaultyServer]]:
         patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         patch.setenv("NO_GCE_CHECK", "true")
         patch.setattr("gcsfs.core.GCSFileSystem.retries", 1)
-        patch.setattr("anima_pipe.shards.remote.FIRST_PAUSE_SECONDS", 0.05)
+        patch.setattr("anima_pipe.shards.failures.FIRST_PAUSE_SECONDS", 0.05)
         yield storage, server
 
 
@@ -55,7 +55,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         lead_clients_to(hubs, monkeypatch)
         # The newer protocol for large files has no server to fake.
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("anima_pipe.shards.remote.FIRST_PAUSE_SECONDS", 0.05)
+        monkeypatch.setattr("anima_pipe.shards.failures.FIRST_PAUSE_SECONDS", 0.05)
         hubs.hugging_face.files["datasets/user/pictures/README.md"] = b"pictures"
         filesystem.cache_clear()
         HfFileSystem.clear_instance_cache()

@@ -14,7 +14,8 @@
     checksum    JSON that carries the checksum of its own text
     addresses   which addresses are usable, and their file systems; the only importer of fsspec
     manifest    what lies at an address, and shards.json, which says so
-    remote      the storage behind an address: reading, writing, trying again, errors
+    remote      the storage behind an address: listing, reading, writing
+    failures    what storage fails with: what is tried again, and what is said
     copies      a mirror's copies of small files, never stale and never damaged
     mirror      the folder that stands for a cache elsewhere: what is fetched, and kept
     shipping    uploads finished shards

@@ -5,15 +5,12 @@ What fails for a moment is tried again; what fails for good is one error that sa
 
 from __future__ import annotations
 
-import errno
 import os
-import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from anima_pipe.errors import CacheError, OutputError, PipeError
 from anima_pipe.files import put_in_place, temporary_name
@@ -25,6 +22,7 @@ from anima_pipe.shards.addresses import (
     shown_address,
     split_query,
 )
+from anima_pipe.shards.failures import lacks_room, remedy_of, told, tried
 from anima_pipe.shards.manifest import (
     MANIFEST,
     Listing,
@@ -32,17 +30,6 @@ from anima_pipe.shards.manifest import (
     listing_text,
     read_listing,
 )
-
-ATTEMPTS: Final = 3
-"""Of every transfer; most protocols' packages try several times themselves."""
-
-FIRST_PAUSE_SECONDS: Final = 0.5
-"""Before the second attempt; doubled before each further one."""
-
-_HOPELESS: Final = (FileNotFoundError, PermissionError, NotImplementedError, IsADirectoryError)
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
-_REFUSED: Final = (401, 403)
-"""Statuses of http that stay the same however often one asks."""
 
 _Result = TypeVar("_Result")
 
@@ -260,30 +247,30 @@ class Remote:
 
     def _reading(self, place: str, act: Callable[[], _Result]) -> _Result:
         try:
-            return _tried(act)
+            return tried(act)
         except PipeError:
             raise
         except Exception as error:
             if isinstance(error, FileNotFoundError) and place:
                 raise
-            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            if lacks_room(error):
                 raise OutputError(
                     f"no room on the disk for a copy of {place} from {self.shown}",
                     "free some, or lower --cache_mirror_gb",
                 ) from error
             raise CacheError(
-                f"{self._said(place)} cannot be read: {_told(error)}", _remedy(error)
+                f"{self._said(place)} cannot be read: {told(error)}", remedy_of(error)
             ) from error
 
     def _writing(self, place: str, act: Callable[[], None]) -> None:
         self.require_writable()
         try:
-            _tried(act)
+            tried(act)
         except PipeError:
             raise
         except Exception as error:
             raise OutputError(
-                f"{self._said(place)} cannot be written: {_told(error)}", _remedy(error)
+                f"{self._said(place)} cannot be written: {told(error)}", remedy_of(error)
             ) from error
 
     def _said(self, place: str) -> str:
@@ -306,56 +293,3 @@ def _commit(storage: Any, source: Path, path: str) -> None:
         revision=place.revision,
         commit_message=f"Add {place.path_in_repo}",
     )
-
-
-def _tried(act: Callable[[], _Result]) -> _Result:
-    """Do something that may fail for a moment, several times if need be."""
-    for attempt in range(ATTEMPTS - 1):
-        try:
-            return act()
-        except (*_HOPELESS, PipeError):
-            raise
-        # Every protocol's package has exceptions of its own, few of them OSErrors.
-        except Exception as error:
-            if _is_refusal(error) or (isinstance(error, OSError) and error.errno in _NO_ROOM):
-                raise
-            time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
-    return act()
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it was raised from: some packages wrap what the storage said."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Tell whether the storage knows who asks, or wants to, and says no."""
-    for cause in _causes(error):
-        answer = getattr(cause, "response", None)
-        for holder, name in ((cause, "status"), (cause, "code"), (answer, "status_code")):
-            if str(getattr(holder, name, "")) in map(str, _REFUSED):
-                return True
-        # botocore's NoCredentialsError, google.auth's DefaultCredentialsError
-        if isinstance(cause, PermissionError) or "Credentials" in type(cause).__name__:
-            return True
-        if isinstance(cause, OSError) and str(cause).startswith("Forbidden"):  # gcsfs says it so
-            return True
-    return False
-
-
-def _remedy(error: Exception) -> str:
-    if _is_refusal(error):
-        return "check the credentials, and that they may do this; then run again"
-    if isinstance(error, FileNotFoundError):
-        return "check the address; a bucket or a repository must be there before a cache is"
-    return "check the address, the credentials and the network, and run again"
-
-
-def _told(error: Exception) -> str:
-    first = list(_causes(error))[-1]
-    lines = str(first).strip().splitlines()
-    # What follows a question mark in an address may be secret.
-    return re.sub(r"\?[^\s'\")]+", "?...", lines[0]) if lines else type(first).__name__
