@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from commands import BUCKETS, demo_pictures, run_apart
 from fake_hubs import Hubs
+from remote_caches import CACHE, in_bucket
+from s3_server import FaultyServer
 
 from anima_pipe.demo import DEMO_QWEN, DEMO_T5_TOKENIZER, DEMO_VAE
 from anima_pipe.errors import ConfigError, DataError
@@ -31,6 +33,7 @@ from anima_pipe.runs import (
     cache_latents,
     encode_text,
     fetch_tokenizer,
+    open_place,
 )
 
 CACHES_TWICE = """
@@ -172,6 +175,17 @@ def test_the_prompts_of_previews_are_encoded_with_the_captions(
     prompts = (PreviewPrompt(prompt="a fox", negative="blurry"),)
 
     assert encode_text(replace(text, prompts=prompts)).encoded == 7 + 2
+
+
+def test_caches_at_an_address_are_filled_by_a_call(
+    s3: FaultyServer, pictures: Path, tmp_path: Path
+) -> None:
+    latents, _ = settings_of(pictures, open_place(CACHE, tmp_path / "mirror"))
+
+    summary = cache_latents(latents)
+
+    assert (summary.encoded, summary.cache_dir) == (6, CACHE)
+    assert len([name for name in in_bucket(s3) if name.endswith(".tar")]) == 1
 
 
 def test_under_strict_a_damaged_picture_is_an_error_once_the_others_are_encoded(

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from anima_pipe.runs.texts import encode_text as encode_text
     from anima_pipe.runs.tokenizer import TokenizerSummary as TokenizerSummary
     from anima_pipe.runs.tokenizer import fetch_tokenizer as fetch_tokenizer
+    from anima_pipe.shards.places import open_place as open_place
 
 NAMES: Final = {
     "anima_pipe.buckets": ("BucketRules",),
@@ -48,6 +49,7 @@ NAMES: Final = {
     "anima_pipe.runs.settings.fetching": ("FetchTokenizerSettings",),
     "anima_pipe.runs.texts": ("TextSummary", "encode_text"),
     "anima_pipe.runs.tokenizer": ("TokenizerSummary", "fetch_tokenizer"),
+    "anima_pipe.shards.places": ("open_place",),
 }
 """The public names, by the modules that they come from."""
 
