@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import pickle
+import shutil
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -239,6 +240,24 @@ def test_a_text_cache_that_does_not_say_its_texts_is_an_error(pictures: Path, tm
     with pytest.raises(CacheError, match="does not say what it was encoded from"):
         _ = dataset[0]
     assert sample.caption
+
+
+def test_pictures_that_cannot_be_used_are_left_out_and_named(pictures: Path, tmp_path: Path):
+    folder = shutil.copytree(pictures, tmp_path / "pictures")
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.txt").write_text("fox")
+    plain = dataset_of(folder, CaptionRules())
+    dataset = CachedDataset.open([plain], filled(plain, tmp_path / "cache"))
+    assert [Path(skipped.name).name for skipped in dataset.skipped] == ["broken.png"]
+    assert len(dataset) == len(files_of(folder)) - 1
+
+
+def test_a_dataset_without_captions_is_refused_as_training_refuses_it(
+    varied: DatasetConfig, cache_dir: Path
+):
+    subset = replace(varied.subsets[0], caption_extension=".caption")
+    with pytest.raises(DataError, match="none of the 6 pictures in"):
+        CachedDataset.open([replace(varied, subsets=(subset,))], cache_dir)
 
 
 MANY = 500
