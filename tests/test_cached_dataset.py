@@ -190,13 +190,16 @@ def test_pictures_held_out_are_apart(varied: DatasetConfig, cache_dir: Path, pic
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_data_loader_takes_it_as_it_is(varied: DatasetConfig, cache_dir: Path, workers: int):
+def test_a_data_loader_takes_it(varied: DatasetConfig, cache_dir: Path, workers: int):
     dataset = CachedDataset.open([varied], cache_dir)
     epoch = dataset.epoch(1)
     loaded = list(epoch.loader(workers))
     assert len(loaded) == len(epoch.batches)
     for batch, places in zip(loaded, epoch.batches, strict=True):
         assert same(batch, collate([epoch[place] for place in places]))
+    first = list(DataLoader(epoch, batch_sampler=epoch.batches[:2], collate_fn=collate))
+    assert len(first) == 2
+    assert all(map(same, first, loaded))
     singly: list[CachedSample] = list(DataLoader(dataset, batch_size=None, num_workers=workers))
     assert [one.path for one in singly] == [one.path for one in dataset]
     assert all(torch.equal(a.latent, b.latent) for a, b in zip(singly, dataset, strict=True))

@@ -5,9 +5,9 @@
     dataset.epoch(0)        what training sees in its first epoch, in its order
     dataset.held_out()      what validation looks at
 
-All three are map-style datasets: torch's DataLoader takes them as they are, with any number of
-workers; `loader` makes the one whose batches are training's. Keys are what is kept; tensors and
-captions are read from the shards when asked for.
+All three are map-style datasets: torch's DataLoader takes them, with `collate` as its collate_fn
+and any number of workers; `loader` makes the one whose batches are training's. Keys are what is
+kept; tensors and captions are read from the shards when asked for.
 """
 
 from __future__ import annotations
