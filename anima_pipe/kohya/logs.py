@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,12 +10,9 @@ from typing import Any, Final
 from anima_pipe.errors import ConfigError
 from anima_pipe.hooks.alarms import AlarmConfig
 from anima_pipe.hooks.board import BoardConfig
-from anima_pipe.hooks.train_state import state_log
 from anima_pipe.kohya.config_file import read_toml
-from anima_pipe.kohya.outputs import output_name, run_folder
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.runs.settings.training import LogSettings
-from anima_pipe.trainer import TrackerConfig
 
 KINDS: Final = {
     "tensorboard": ("tensorboard",),
@@ -30,12 +26,8 @@ SECRETS: Final = ("wandb_api_key", "huggingface_token")
 """Options whose values no log is told."""
 
 
-def log_settings(options: Resolved, resumed: Path | None) -> LogSettings:
+def log_settings(options: Resolved) -> LogSettings:
     """Return what is logged, and where.
-
-    Args:
-        options: Of the command.
-        resumed: The state that the run goes on from.
 
     Raises:
         ConfigError: wandb is asked for and not installed, or its settings cannot be read.
@@ -46,24 +38,23 @@ def log_settings(options: Resolved, resumed: Path | None) -> LogSettings:
             f"log_with asks for wandb ({options.given('log_with')}), which is not installed",
             "run `pip install wandb` in this environment, or use log_with tensorboard",
         )
-    trackers = TrackerConfig(
-        folder=_log_folder(options, resumed),
+    watches_memory: bool = options.value("anima_monitor_memory")
+    return LogSettings(
         kinds=kinds,
+        folder=options.value("logging_dir"),
+        prefix=options.value("log_prefix"),
         project=options.value("log_tracker_name"),
         run_name=options.value("wandb_run_name"),
         api_key=options.value("wandb_api_key"),
         arguments=_tracker_arguments(options),
-        settings=shown_options(options),
-    )
-    return LogSettings(
-        trackers=trackers if kinds else None,
+        told=shown_options(options),
         board=_board(options) if "tensorboard" in kinds else None,
-        memory=options.value("anima_monitor_memory"),
+        memory=watches_memory,
         alarms=AlarmConfig(
             stops=options.value("anima_monitor_alert_policy") == "raise",
             loss_ratio=options.value("anima_monitor_loss_spike_ratio"),
             memory_share=options.value("anima_monitor_memory_warn_ratio")
-            if options.value("anima_monitor_memory")
+            if watches_memory
             else None,
         ),
     )
@@ -75,20 +66,6 @@ def shown_options(options: Resolved) -> dict[str, str]:
         name: "(not told)" if name in SECRETS and options.value(name) else str(options.value(name))
         for name in options.defaults
     }
-
-
-def _log_folder(options: Resolved, resumed: Path | None) -> Path:
-    """Return the run's own folder: that of the run it goes on from, or a new one."""
-    logs: Path = options.value("logging_dir")
-    name = options.value("log_prefix") or output_name(options)
-    before = state_log(resumed) if resumed else None
-    # Only the same run goes on with its log; one that branches off begins its own.
-    same_run = resumed and resumed.absolute().parent == run_folder(options).absolute()
-    if before and same_run and before.parent == logs.absolute() and before.name.startswith(name):
-        return before
-    # Kohya's prefixes bring their own separator.
-    between = "" if name.endswith(("_", "-")) else "_"
-    return logs / f"{name}{between}{time.strftime('%Y%m%d_%H%M%S')}"
 
 
 def _tracker_arguments(options: Resolved) -> Mapping[str, Mapping[str, Any]]:

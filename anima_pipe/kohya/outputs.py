@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from anima_pipe.errors import ConfigError
-from anima_pipe.hooks.previews import PreviewConfig
 from anima_pipe.hooks.saving import SaveConfig
-from anima_pipe.hooks.train_state import StateConfig, latest_state, state_made_with
+from anima_pipe.hooks.train_state import latest_state, state_made_with
 from anima_pipe.kohya import settings
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.resume_names import allowed_facts
@@ -25,21 +24,16 @@ def state_settings(options: Resolved) -> StateSettings:
     """
     saves: bool = options.value("save_state")
     saving = save_config(options)
-    config = StateConfig(
-        folder=run_folder(options),
-        name=output_name(options),
-        every_n_steps=options.value("save_every_n_steps") if saves else None,
-        every_n_epochs=options.value("save_every_n_epochs") if saves else None,
+    resume: str | None = options.value("resume")
+    latest = resume == "latest"
+    found = latest_state(run_folder(options), output_name(options)) if latest else resume
+    facts = state_made_with(Path(found)) if found else {}
+    return StateSettings(
+        with_saves=saves,
         at_end=saves or options.value("save_state_on_train_end"),
         keep_steps=options.value("save_last_n_steps_state", saving.keep_steps),
         keep_epochs=options.value("save_last_n_epochs_state", saving.keep_epochs),
         every_minutes=options.value("save_state_every_minutes"),
-    )
-    resume: str | None = options.value("resume")
-    found = latest_state(config.folder, config.name) if resume == "latest" else resume
-    facts = state_made_with(Path(found)) if found else {}
-    return StateSettings(
-        config=config,
         resume=Path(found) if found else None,
         resume_allow=allowed_facts(options.value("resume_allow") or (), facts) if found else (),
     )
@@ -105,13 +99,10 @@ def preview_settings(options: Resolved) -> PreviewSettings | None:
     prompts = settings.preview_prompts(options)
     if not prompts:
         return None
-    config = PreviewConfig(
-        folder=run_folder(options) / "sample",
-        name=output_name(options),
-        model=settings.base_name(options),
-        resumed=bool(options.value("resume")),
+    return PreviewSettings(
+        prompts=tuple(prompts),
+        vae=options.value("vae"),
         at_first=options.value("sample_at_first"),
         every_n_steps=options.value("sample_every_n_steps"),
         every_n_epochs=options.value("sample_every_n_epochs"),
     )
-    return PreviewSettings(prompts=tuple(prompts), vae=options.value("vae"), config=config)

@@ -5,16 +5,15 @@ Importing this module imports torch: the settings are the dataclasses of the par
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 from anima_pipe.adapters.peft import adapter_file_in
 from anima_pipe.errors import ConfigError
-from anima_pipe.hooks.train_state import state_seed
 from anima_pipe.hooks.validation import ValidationConfig
 from anima_pipe.kohya import settings
 from anima_pipe.kohya.logs import log_settings
+from anima_pipe.kohya.metadata import metadata_settings
 from anima_pipe.kohya.objective import objective_config, warn_of_idle_offsets
 from anima_pipe.kohya.optimizer import optimizer_config
 from anima_pipe.kohya.outputs import (
@@ -27,12 +26,13 @@ from anima_pipe.kohya.parts import adapter_choice
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.schedule import schedule_config
 from anima_pipe.runs.settings.training import (
+    AdapterSettings,
     DataSettings,
     LengthSettings,
     ModelSettings,
     TrainSettings,
 )
-from anima_pipe.runtime import launched_rank, torch_dtype
+from anima_pipe.runtime import launched_rank
 from anima_pipe.trainer.processes import TIMEOUT, ProcessConfig
 
 
@@ -64,27 +64,8 @@ def process_config(options: Resolved) -> ProcessConfig:
     )
 
 
-def with_save_ratio(
-    settings: TrainSettings, options: Resolved, steps_per_epoch: int
-) -> TrainSettings:
-    """Return settings that save as often as save_n_epoch_ratio asks over the whole run."""
-    ratio: int | None = options.value("save_n_epoch_ratio")
-    if ratio is None:
-        return settings
-    epochs = -(-settings.length.total_steps(steps_per_epoch) // steps_per_epoch)
-    every = max(1, epochs // ratio)
-    states = settings.states
-    if options.value("save_state"):
-        states = replace(states, config=replace(states.config, every_n_epochs=every))
-    return replace(settings, save=replace(settings.save, every_n_epochs=every), states=states)
-
-
-def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
+def train_settings(options: Resolved) -> TrainSettings:
     """Read every setting of a run, before anything is loaded.
-
-    Args:
-        options: Of the command.
-        drawn_seed: Used where the user set none, as Kohya draws one; a resumed run keeps its own.
 
     Raises:
         ConfigError: Something required is not set, or a setting cannot be honoured.
@@ -94,36 +75,33 @@ def train_settings(options: Resolved, drawn_seed: int) -> TrainSettings:
     data = _data(options)
     objective = objective_config(options)
     warn_of_idle_offsets(options, data.datasets)
-    seed: int | None = options.value("seed")
-    if seed is None:
-        seed = state_seed(states.resume) if states.resume else drawn_seed
-    logs = log_settings(options, states.resume)
-    log_folder = logs.trackers.folder if logs.trackers else None
-    states = replace(states, config=replace(states.config, log_folder=log_folder))
     return TrainSettings(
-        states=states,
-        mixed_precision=options.value("mixed_precision"),
-        device=options.value("device"),
-        seed=seed,
         data=data,
-        model=_model(options, seed),
+        model=_model(options),
+        adapter=_adapter(options),
         objective=objective,
         optimizer=optimizer_config(options),
         learning_rate=settings.learning_rate(options),
-        part_rates=settings.part_rates(options),
         max_grad_norm=options.value("max_grad_norm"),
-        skips_non_finite=options.value("on_nonfinite") == "skip",
+        on_nonfinite=options.value("on_nonfinite"),
         schedule=schedule_config(options),
         length=LengthSettings(
-            steps=options.value("max_train_steps"),
-            epochs=options.value("max_train_epochs"),
-            accumulation=options.value("gradient_accumulation_steps"),
+            max_train_steps=options.value("max_train_steps"),
+            max_train_epochs=options.value("max_train_epochs"),
+            gradient_accumulation_steps=options.value("gradient_accumulation_steps"),
         ),
         validation=_validation(options, data),
         save=save_config(options),
+        save_n_epoch_ratio=options.value("save_n_epoch_ratio"),
+        states=states,
         ema_decay=ema_decay(options),
         previews=preview_settings(options),
-        logs=logs,
+        logs=log_settings(options),
+        metadata=metadata_settings(options),
+        seed=options.value("seed"),
+        device=options.value("device"),
+        deterministic=options.value("deterministic"),
+        processes=process_config(options),
     )
 
 
@@ -137,7 +115,7 @@ def _data(options: Resolved) -> DataSettings:
         cache=settings.cache_settings(options),
         latents=settings.latent_settings(options) if options.value("vae") else None,
         text=settings.text_settings(options) if knows_text else None,
-        fills_gaps=fills_gaps,
+        auto_cache=fills_gaps,
         caption_variants=options.value("caption_variants"),
         crop_variants=options.value("crop_variants"),
         rehash=options.value("rehash"),
@@ -157,30 +135,37 @@ def _validation(options: Resolved, data: DataSettings) -> ValidationConfig:
     )
 
 
-def _model(options: Resolved, seed: int) -> ModelSettings:
-    adapter = adapter_choice(options)
-    start: Path | None = options.value("network_weights")
+def _model(options: Resolved) -> ModelSettings:
     return ModelSettings(
         transformer=options.value("pretrained_model_name_or_path"),
         llm_adapter=options.value("llm_adapter_path"),
-        dtype=torch_dtype(options.value("mixed_precision")),
-        eight_bit=options.value("fp8_base") or options.value("fp8_base_unet"),
-        bf16_adapter=_bf16_adapter(options),
+        mixed_precision=options.value("mixed_precision"),
+        fp8_base=options.value("fp8_base") or options.value("fp8_base_unet"),
         gradient_checkpointing=options.value("gradient_checkpointing"),
-        adapter_kind=adapter.kind,
-        adapter_arguments=adapter.arguments,
-        start_from=start and adapter_file_in(start),
-        dim_from_weights=options.value("dim_from_weights"),
         base_weights=tuple(
             (adapter_file_in(path), strength) for path, strength in settings.base_weights(options)
         ),
         allow_unmatched=options.value("allow_unmatched"),
-        scale_weight_norms=options.value("scale_weight_norms"),
-        seed=seed,
     )
 
 
-def _bf16_adapter(options: Resolved) -> bool:
+def _adapter(options: Resolved) -> AdapterSettings:
+    kind, arguments = adapter_choice(options)
+    start: Path | None = options.value("network_weights")
+    return AdapterSettings(
+        kind=kind,
+        network_dim=arguments.pop("network_dim"),
+        network_alpha=arguments.pop("network_alpha"),
+        network_args=arguments,
+        network_weights=start and adapter_file_in(start),
+        dim_from_weights=options.value("dim_from_weights"),
+        part_rates=settings.part_rates(options),
+        scale_weight_norms=options.value("scale_weight_norms"),
+        full_bf16=_full_bf16(options),
+    )
+
+
+def _full_bf16(options: Resolved) -> bool:
     """Return whether the adapter is kept in bf16; Kohya too wants a base in bf16 then."""
     wanted: bool = options.value("full_bf16")
     precision: str = options.value("mixed_precision")

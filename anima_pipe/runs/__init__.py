@@ -31,10 +31,21 @@ if TYPE_CHECKING:
     from anima_pipe.runs.settings.exporting import BakeSettings as BakeSettings
     from anima_pipe.runs.settings.exporting import ExportSettings as ExportSettings
     from anima_pipe.runs.settings.fetching import FetchTokenizerSettings as FetchTokenizerSettings
+    from anima_pipe.runs.settings.training import AdapterSettings as AdapterSettings
+    from anima_pipe.runs.settings.training import DataSettings as DataSettings
+    from anima_pipe.runs.settings.training import LengthSettings as LengthSettings
+    from anima_pipe.runs.settings.training import LogSettings as LogSettings
+    from anima_pipe.runs.settings.training import MetadataSettings as MetadataSettings
+    from anima_pipe.runs.settings.training import ModelSettings as ModelSettings
+    from anima_pipe.runs.settings.training import PreviewSettings as PreviewSettings
+    from anima_pipe.runs.settings.training import StateSettings as StateSettings
+    from anima_pipe.runs.settings.training import TrainSettings as TrainSettings
     from anima_pipe.runs.texts import TextSummary as TextSummary
     from anima_pipe.runs.texts import encode_text as encode_text
     from anima_pipe.runs.tokenizer import TokenizerSummary as TokenizerSummary
     from anima_pipe.runs.tokenizer import fetch_tokenizer as fetch_tokenizer
+    from anima_pipe.runs.training import TrainSummary as TrainSummary
+    from anima_pipe.runs.training import train as train
     from anima_pipe.shards.places import open_place as open_place
 
 NAMES: Final = {
@@ -47,9 +58,21 @@ NAMES: Final = {
     "anima_pipe.runs.settings.caching": ("CacheLatentsSettings", "EncodeTextSettings"),
     "anima_pipe.runs.settings.exporting": ("BakeSettings", "ExportSettings"),
     "anima_pipe.runs.settings.fetching": ("FetchTokenizerSettings",),
+    "anima_pipe.runs.settings.training": (
+        "AdapterSettings",
+        "DataSettings",
+        "LengthSettings",
+        "LogSettings",
+        "MetadataSettings",
+        "ModelSettings",
+        "PreviewSettings",
+        "StateSettings",
+        "TrainSettings",
+    ),
     "anima_pipe.runs.texts": ("TextSummary", "encode_text"),
     "anima_pipe.runs.tokenizer": ("TokenizerSummary", "fetch_tokenizer"),
     "anima_pipe.shards.places": ("open_place",),
+    "anima_pipe.runs.training": ("TrainSummary", "train"),
 }
 """The public names, by the modules that they come from."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from anima_pipe.adapters.files import warn_of_unread_norms
 from anima_pipe.adapters.sharded import sharded_tensors
 from anima_pipe.hooks.alarms import LossAlarm, MemoryAlarm, TimeLeft
-from anima_pipe.hooks.board import start_board
+from anima_pipe.hooks.board import BoardConfig, start_board
 from anima_pipe.hooks.ema import Ema
 from anima_pipe.hooks.previews import DrawingAlong
 from anima_pipe.hooks.run_log import MetricsFile, RunLog
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from anima_pipe.hooks.previews import Previews
     from anima_pipe.hooks.saving import SaveConfig
     from anima_pipe.runs.prepare import Training
-    from anima_pipe.runs.settings.training import LogSettings, TrainSettings
-    from anima_pipe.trainer import Hook, StopRequest, Tally
+    from anima_pipe.runs.settings.training import TrainSettings
+    from anima_pipe.trainer import Hook, StopRequest, Tally, TrackerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,28 +65,35 @@ def parts_in_state(
     if averages.weights is not None:
         stateful["ema"] = averages.weights
     stateful |= {"losses": averages.losses, "trainer": tally}
-    identity = made_with(settings, training.batches, training.config.max_train_steps)
+    config = training.config
+    identity = made_with(settings, config.seed, training.batches, config.max_train_steps)
     return RunParts(adapter=training.adapter, stateful=stateful, made_with=identity)
 
 
-def open_log(settings: LogSettings, accelerator: Accelerator, steps_done: int) -> RunLog:
+def open_log(
+    board: BoardConfig | None,
+    trackers: TrackerConfig | None,
+    accelerator: Accelerator,
+    steps_done: int,
+) -> RunLog:
     """Return where numbers and pictures go, and start what shows them; it is the first process's.
 
     Args:
-        settings: Of logs.
+        board: TensorBoard to be started; None: none.
+        trackers: Of the run; None: it keeps no log.
         accelerator: Of the run.
         steps_done: Where the run begins: what a log says of later steps is dropped.
 
     Raises:
         OutputError: The file of numbers cannot be written.
     """
-    if settings.trackers is None or not accelerator.is_main_process:
+    if trackers is None or not accelerator.is_main_process:
         return RunLog()
-    if settings.board:
-        start_board(settings.board)
-    say(f"log       {settings.trackers.folder}")
-    metrics = MetricsFile(settings.trackers.folder, steps_done)
-    return RunLog([metrics, Trackers(accelerator, settings.trackers, steps_done)])
+    if board:
+        start_board(board)
+    say(f"log       {trackers.folder}")
+    metrics = MetricsFile(trackers.folder, steps_done)
+    return RunLog([metrics, Trackers(accelerator, trackers, steps_done)])
 
 
 def hooks_in_order(

@@ -25,45 +25,48 @@ if TYPE_CHECKING:
 DIGEST_LETTERS = 16
 
 
-def made_with(settings: TrainSettings, batches: Batches, total_steps: int) -> dict[str, str]:
+def made_with(
+    settings: TrainSettings, seed: int, batches: Batches, total_steps: int
+) -> dict[str, str]:
     """Return the facts that two runs must share for one to go on from the other's state.
 
     Args:
         settings: Of the run.
+        seed: That it is trained with.
         batches: Its supply of data.
         total_steps: Its length, which matters where the learning rate or a token warmup follows it.
     """
-    schedule, start = settings.schedule, settings.model.start_from
+    model, adapter = settings.model, settings.adapter
+    schedule, start = settings.schedule, adapter.network_weights
     shares = [sample for sample in batches.plan.samples if 0 < sample.warmup_length < 1]
     follows_length = schedule.follows_length or bool(shares)
     facts: dict[str, object] = {
-        "base": file_digest(settings.model.transformer)[:DIGEST_LETTERS],
-        **_text_adapter(settings.model.llm_adapter),
+        "base": file_digest(model.transformer)[:DIGEST_LETTERS],
+        **_text_adapter(model.llm_adapter),
         "base_weights": [
-            (file_digest(path)[:DIGEST_LETTERS], strength)
-            for path, strength in settings.model.base_weights
+            (file_digest(path)[:DIGEST_LETTERS], strength) for path, strength in model.base_weights
         ],
         # A state holds the tensors; which alphas they are scaled by, that file says.
         "network_weights": file_digest(start)[:DIGEST_LETTERS] if start else None,
-        "scale_weight_norms": settings.model.scale_weight_norms,
+        "scale_weight_norms": adapter.scale_weight_norms,
         "dataset": _plan_digest(batches.plan),
-        "network_module": settings.model.adapter_kind,
-        **_each("network_args", settings.model.adapter_arguments),
+        "network_module": adapter.kind,
+        **_each("network_args", adapter.arguments),
         "optimizer_type": settings.optimizer.kind.lower(),
         **_each("optimizer_args", settings.optimizer.arguments),
         "learning_rate": settings.learning_rate,
-        **{f"{part.name}_lr": part.rate for part in settings.part_rates},
+        **{f"{part.name}_lr": part.rate for part in adapter.part_rates},
         **_fields("lr_scheduler", schedule),
         LENGTH: total_steps if follows_length else ANY_LENGTH,
         "max_grad_norm": settings.max_grad_norm,
         **_fields("objective", settings.objective),
-        "mixed_precision": settings.mixed_precision,
-        "full_bf16": settings.model.bf16_adapter,
-        "fp8_base": settings.model.eight_bit,
-        "gradient_checkpointing": settings.model.gradient_checkpointing,
+        "mixed_precision": model.mixed_precision,
+        "full_bf16": adapter.full_bf16,
+        "fp8_base": model.fp8_base,
+        "gradient_checkpointing": model.gradient_checkpointing,
         "batches_per_step": batches.window_size,
         "ema_decay": settings.ema_decay,
-        "seed": settings.seed,
+        "seed": seed,
         "vae": _encoder(batches.cache.latents.identity),
         "text_encoder": _encoder(batches.cache.text.identity),
         **_versions(settings.optimizer.kind),

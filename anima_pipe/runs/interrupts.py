@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
@@ -42,9 +43,14 @@ def stopped_by_signals(stop: StopRequest) -> Generator[None]:
 
     One of the other kind does not: `accelerate launch` sends SIGTERM behind the user's Ctrl-C.
 
+    Outside of the main thread, where signals do not come, nothing is taken.
+
     Args:
         stop: Made when one of them comes.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {int(n): signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(number: int, _frame: FrameType | None) -> None:

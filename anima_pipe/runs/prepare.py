@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -17,9 +15,16 @@ from anima_pipe.adapters import Adapter, create_adapter, load_adapter
 from anima_pipe.adapters.adapter import merge_together
 from anima_pipe.adapters.continued import continue_adapter
 from anima_pipe.adapters.eight_bit import keep_in_eight_bits
+from anima_pipe.adapters.files import fitting_deltas
 from anima_pipe.adapters.sharded import shard
 from anima_pipe.dataset.batches import Batches
-from anima_pipe.model import BLOCK_LAYERS, AnimaTransformer, load_transformer
+from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
+from anima_pipe.model import (
+    BLOCK_LAYERS,
+    AnimaTransformer,
+    load_transformer,
+    read_transformer_config,
+)
 from anima_pipe.optimizing.optimizers import ParameterGroup, create_optimizer, sizes_own_steps
 from anima_pipe.optimizing.rounding import StochasticRounding
 from anima_pipe.optimizing.schedules import create_schedule
@@ -27,24 +32,51 @@ from anima_pipe.runs.settings.training import ModelSettings, TrainSettings
 from anima_pipe.runtime import Rank, warn
 from anima_pipe.trainer import Hook, StopRequest, Tally, Trainer, TrainerConfig, prepared
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
 
-def prepare_base(
+
+def check_model_files(settings: TrainSettings) -> None:
+    """Find out in seconds, not after hours of encoding, that a file is missing or does not fit.
+
+    Raises:
+        CheckpointError: It is, or does not.
+    """
+    model, start = settings.model, settings.adapter.network_weights
+    config = read_transformer_config(model.transformer, model.llm_adapter)
+    with torch.device("meta"):
+        skeleton = AnimaTransformer(config)
+    merged = [path for path, _ in model.base_weights]
+    for adapter in ([start] if start else []) + merged:
+        fitting_deltas(adapter, skeleton, allow_unmatched=model.allow_unmatched)
+    if latents := settings.data.latents:
+        vae_fingerprint(latents.vae)
+    if text := settings.data.text:
+        text_fingerprint(text.qwen, text.t5_tokenizer_dir)
+
+
+def load_base(
     settings: ModelSettings, device: torch.device, sharded: Rank | None = None
 ) -> AnimaTransformer:
     """Load the frozen transformer, with the adapters that were to be merged into it.
+
+    Several trainings in one process may share it, one after the other: see `train`.
 
     Args:
         settings: Which one, and how it is kept.
         device: Where it is wanted.
         sharded: Which of the processes that each keep a part of it this is; None: it stays whole.
+
+    Raises:
+        CheckpointError: A file is missing, of another model or damaged.
     """
     # What is to be halved need not be whole on the device first.
-    place = "cpu" if settings.eight_bit or sharded else device
+    place = "cpu" if settings.fp8_base or sharded else device
     transformer = load_transformer(
         settings.transformer, settings.dtype, place, llm_adapter=settings.llm_adapter
     )
     transformer.requires_grad_(requires_grad=False)
-    transformer.checkpoint_blocks(settings.gradient_checkpointing)
     lenient = settings.allow_unmatched
     merge_together(
         [
@@ -52,39 +84,35 @@ def prepare_base(
             for path, strength in settings.base_weights
         ]
     )
-    if settings.eight_bit:
+    if settings.fp8_base:
         keep_in_eight_bits(transformer, BLOCK_LAYERS)
     if sharded:
         shard(transformer, sharded)
     return transformer.to(device)
 
 
-def prepare_model(
-    settings: TrainSettings, device: torch.device, sharded: Rank | None = None
-) -> tuple[AnimaTransformer, Adapter]:
-    """Load the frozen transformer, see `prepare_base`, and put the adapter on it."""
-    model = settings.model
-    transformer = prepare_base(model, device, sharded)
+def prepare_adapter(settings: TrainSettings, seed: int, transformer: AnimaTransformer) -> Adapter:
+    """Put the adapter on the transformer: a fresh one, or one that goes on from a file."""
+    adapter, start = settings.adapter, settings.adapter.network_weights
     arguments: dict[str, Any] = {
-        **model.adapter_arguments,
-        "parts": settings.part_rates,
+        **adapter.arguments,
+        "parts": adapter.part_rates,
         # To an optimizer that finds its own steps a rate says nothing, nor that it is 0.
         "learning_rate": None if sizes_own_steps(settings.optimizer) else settings.learning_rate,
     }
-    if model.start_from is None:
-        adapter = create_adapter(model.adapter_kind, transformer, seed=model.seed, **arguments)
-        return transformer, adapter
-    adapter, differences = continue_adapter(
-        model.start_from,
-        model.adapter_kind,
+    if start is None:
+        return create_adapter(adapter.kind, transformer, seed=seed, **arguments)
+    continued, differences = continue_adapter(
+        start,
+        adapter.kind,
         transformer,
-        dim_from_weights=model.dim_from_weights,
-        allow_unmatched=model.allow_unmatched,
+        dim_from_weights=adapter.dim_from_weights,
+        allow_unmatched=settings.model.allow_unmatched,
         **arguments,
     )
     for difference in differences:
-        warn(f"network_weights {model.start_from.name}: {difference}")
-    return transformer, adapter
+        warn(f"network_weights {start.name}: {difference}")
+    return continued
 
 
 def rated_groups(settings: TrainSettings, adapter: Adapter) -> list[ParameterGroup]:
@@ -101,20 +129,20 @@ def rated_groups(settings: TrainSettings, adapter: Adapter) -> list[ParameterGro
 
 
 def prepare_optimizer(
-    settings: TrainSettings, adapter: Adapter
+    settings: TrainSettings, seed: int, adapter: Adapter
 ) -> tuple[Optimizer, StochasticRounding | None]:
     """Return the optimizer, and what keeps the adapter in bf16 between its steps if it is to be."""
-    if settings.model.bf16_adapter:
+    if settings.adapter.full_bf16:
         adapter.start_from_rounded(torch.bfloat16)
     groups = rated_groups(settings, adapter)
     if settings.optimizer.arguments.get("weight_decay") and not any(g.decays for g in groups):
         warn("weight_decay has no effect: what trains has no tensors that it may pull at")
     optimizer = create_optimizer(groups, settings.optimizer)
-    if (largest := settings.model.scale_weight_norms) is not None:
+    if (largest := settings.adapter.scale_weight_norms) is not None:
         optimizer.register_step_post_hook(lambda *_: adapter.limit_norms(largest))
-    if not settings.model.bf16_adapter:
+    if not settings.adapter.full_bf16:
         return optimizer, None
-    return optimizer, StochasticRounding(optimizer, adapter.matrices(), settings.seed)
+    return optimizer, StochasticRounding(optimizer, adapter.matrices(), seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +165,11 @@ class Training:
     """Of this process."""
     config: TrainerConfig
 
+    @property
+    def transformer(self) -> AnimaTransformer:
+        """The model that the adapter is on."""
+        return cast("AnimaTransformer", self.adapter.model)
+
     def trainer(self, hooks: Sequence[Hook], stop: StopRequest, tally: Tally) -> Trainer:
         """Return the loop over it; see `Trainer`."""
         return Trainer(
@@ -154,6 +187,7 @@ class Training:
 
 def prepare_training(
     settings: TrainSettings,
+    seed: int,
     accelerator: Accelerator,
     adapter: Adapter,
     module: nn.Module,
@@ -163,6 +197,7 @@ def prepare_training(
 
     Args:
         settings: Of the run.
+        seed: That it is trained with.
         accelerator: From `start_accelerate`.
         adapter: What is trained.
         module: The model that it is on; forward(latents, sigmas, qwen_hidden, t5_ids, qwen_mask,
@@ -170,7 +205,7 @@ def prepare_training(
         batches: Of this process.
     """
     steps = settings.length.total_steps(batches.windows_per_epoch())
-    plain_optimizer, rounding = prepare_optimizer(settings, adapter)
+    plain_optimizer, rounding = prepare_optimizer(settings, seed, adapter)
     schedule = create_schedule(plain_optimizer, settings.schedule, steps)
     prepared_module, optimizer = prepared(accelerator, module, plain_optimizer)
     return Training(
@@ -185,8 +220,8 @@ def prepare_training(
             max_train_steps=steps,
             objective=settings.objective,
             max_grad_norm=settings.max_grad_norm,
-            seed=settings.seed,
+            seed=seed,
             dtype=settings.model.dtype,
-            skips_non_finite=settings.skips_non_finite,
+            skips_non_finite=settings.on_nonfinite == "skip",
         ),
     )

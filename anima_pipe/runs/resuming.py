@@ -55,7 +55,7 @@ def resume_if_asked(settings: TrainSettings, parts: RunParts, training: Training
 
 def _way_to_a_longer_run(settings: TrainSettings, made_with: Mapping[str, str]) -> str:
     """Return all that has to be said at once for a finished run to go on."""
-    length = "max_train_steps" if settings.length.epochs is None else "max_train_epochs"
+    length = "max_train_steps" if settings.length.max_train_epochs is None else "max_train_epochs"
     if made_with[LENGTH] == ANY_LENGTH:
         return f"raise {length} to train on"
     allowed = dict.fromkeys((*settings.states.resume_allow, LENGTH))

@@ -1,31 +1,32 @@
 """What a training run needs to know, typed and with units: `train` takes it.
 
 Importing this module imports torch: the settings are the dataclasses of the parts that use them.
+Where an option of the command line says the same, a field is called as the option is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from anima_pipe.adapters.rules import PartRate
 from anima_pipe.dataset.config import DatasetConfig
+from anima_pipe.errors import ConfigError
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
 from anima_pipe.hooks.alarms import AlarmConfig
 from anima_pipe.hooks.board import BoardConfig
-from anima_pipe.hooks.previews import PreviewConfig
 from anima_pipe.hooks.saving import SaveConfig
-from anima_pipe.hooks.train_state import StateConfig
 from anima_pipe.hooks.validation import ValidationConfig
 from anima_pipe.objective.flow_loss import ObjectiveConfig
 from anima_pipe.optimizing.optimizers import OptimizerConfig
 from anima_pipe.optimizing.schedules import ScheduleConfig
 from anima_pipe.records import PreviewPrompt
-from anima_pipe.trainer import TrackerConfig
+from anima_pipe.runtime import torch_dtype
+from anima_pipe.trainer import ProcessConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,117 +35,211 @@ class DataSettings:
 
     datasets: tuple[DatasetConfig, ...]
     cache: CacheSettings
-    latents: LatentSettings | None
+    latents: LatentSettings | None = None
     """How latents are made; None: whatever the only latent cache holds is trained on."""
-    text: TextSettings | None
+    text: TextSettings | None = None
     """How captions are encoded; None: whatever the only text cache holds is trained on."""
-    fills_gaps: bool
-    """Whether what the caches lack is encoded first; else it is an error."""
-    caption_variants: int | None
-    crop_variants: int
-    rehash: bool
+    auto_cache: bool = True
+    """Whether what the caches lack is encoded first, which takes both of the above; else it is an
+    error."""
+    caption_variants: int | None = None
+    """Texts that are made of each caption where chance has a say; None: as many as it takes."""
+    crop_variants: int = 4
+    """Places of a picture that random_crop chooses from."""
+    rehash: bool = False
     """Whether pictures are read again although nothing about their files has changed."""
-    strict: bool
+    strict: bool = False
+    """Whether a picture or caption that cannot be used ends the run; else it is left out."""
+
+    def __post_init__(self) -> None:
+        if self.auto_cache and (self.latents is None or self.text is None):
+            raise ConfigError(
+                "auto_cache fills the caches, but how latents and texts are made is not said",
+                "give both latents and text, or set auto_cache to false",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
-    """The frozen model and the adapter on it."""
+    """The frozen model: its files, and how it is kept."""
 
     transformer: Path
-    llm_adapter: Path | None
+    """In ComfyUI's or diffusers' names."""
+    llm_adapter: Path | None = None
     """The text adapter's own file; None: it is in the transformer's."""
-    dtype: torch.dtype
-    eight_bit: bool
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """What it is kept and computed in; "no" is fp32. The adapter trains in fp32 all the same."""
+    fp8_base: bool = False
     """Whether the weights of its blocks are kept in 8 bits."""
-    bf16_adapter: bool
-    """Whether the adapter's matrices are kept in bf16, rounded by chance."""
-    gradient_checkpointing: bool
-    adapter_kind: str
-    adapter_arguments: Mapping[str, Any]
-    """By the names of `create_adapter`."""
-    start_from: Path | None
+    gradient_checkpointing: bool = False
+    """Whether its blocks are run again for their backward passes, which saves memory."""
+    base_weights: tuple[tuple[Path, float], ...] = ()
+    """Adapter files merged into it first, and their strengths."""
+    allow_unmatched: bool = False
+    """Whether what of these files, and of network_weights, matches nothing is left out."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its weights are kept in, and what is fed to them."""
+        return torch_dtype(self.mixed_precision)
+
+    @property
+    def name(self) -> str:
+        """What pictures say that they were drawn with: the names of its files."""
+        return " + ".join(path.stem for path in (self.transformer, self.llm_adapter) if path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSettings:
+    """What is trained."""
+
+    kind: str = "lora"
+    """One of `adapters.registry.KINDS`."""
+    network_dim: int = 16
+    """The rank."""
+    network_alpha: float | None = None
+    """The change is multiplied by alpha / rank; None: alpha = rank."""
+    network_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Further arguments of `create_adapter`: which modules, dropout, what the kind takes."""
+    network_weights: Path | None = None
     """An adapter file to go on from, its optimizer afresh."""
-    dim_from_weights: bool
-    """Whether its rank and alpha are wanted, whatever the arguments say."""
-    base_weights: tuple[tuple[Path, float], ...]
-    """Adapter files merged into the frozen model first, and their strengths."""
-    allow_unmatched: bool
-    """Whether what of these files matches nothing is left out."""
-    scale_weight_norms: float | None
+    dim_from_weights: bool = False
+    """Whether its rank and alpha are wanted, whatever is said above."""
+    part_rates: tuple[PartRate, ...] = ()
+    """Parts of the model with learning rates of their own; 0: not trained."""
+    scale_weight_norms: float | None = None
     """Largest norm of each layer's change; None: any."""
-    seed: int
+    full_bf16: bool = False
+    """Whether its matrices are kept in bf16, rounded by chance; beside mixed_precision bf16."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All that `create_adapter` takes by these names."""
+        own = {"network_dim": self.network_dim, "network_alpha": self.network_alpha}
+        return {**own, **self.network_args}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthSettings:
     """How long a run is."""
 
-    steps: int
-    epochs: int | None
+    max_train_steps: int = 1600
+    """Optimizer steps."""
+    max_train_epochs: int | None = None
     """Wins over steps."""
-    accumulation: int
+    gradient_accumulation_steps: int = 1
+    """Batches of a process in an optimizer step."""
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the optimizer steps of the run."""
-        return self.epochs * steps_per_epoch if self.epochs is not None else self.steps
+        epochs = self.max_train_epochs
+        return self.max_train_steps if epochs is None else epochs * steps_per_epoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreviewSettings:
-    """What is drawn while training, and with which VAE."""
+    """What is drawn while training and when; at the end of the run it always is."""
 
     prompts: tuple[PreviewPrompt, ...]
+    """At least one."""
     vae: Path
-    config: PreviewConfig
+    at_first: bool = False
+    every_n_steps: int | None = None
+    every_n_epochs: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateSettings:
-    """When a run's state is saved, and which one it goes on from."""
+    """When a run's state is saved, beside the adapter, and which one it goes on from."""
 
-    config: StateConfig
-    resume: Path | None
-    resume_allow: tuple[str, ...]
+    with_saves: bool = False
+    """Whenever the adapter is saved before the end."""
+    at_end: bool = False
+    every_minutes: float | None = None
+    """Also so often; of the states saved for that alone, the newest is kept."""
+    keep_steps: int | None = None
+    """Of the states saved by steps, those of the last so many steps are kept; None: all."""
+    keep_epochs: int | None = None
+    """Of the states saved by epochs, so many are kept; None: all."""
+    resume: Path | None = None
+    """The folder of a state to go on from."""
+    resume_allow: tuple[str, ...] = ()
     """Facts of the state that may differ; "objective" stands for all of its parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
-    """What a run logs and shows."""
+    """What a run logs, shows and warns of."""
 
-    trackers: TrackerConfig | None
-    """None: no log."""
-    board: BoardConfig | None
+    kinds: tuple[str, ...] = ("tensorboard",)
+    """"tensorboard", "wandb"; with any of them there is a metrics.jsonl too. None: no log."""
+    folder: Path = Path("logs")
+    """In which each run has a folder of its own."""
+    prefix: str | None = None
+    """First part of that folder's name; None: the run's name."""
+    project: str | None = None
+    """wandb's project, or a folder within the run's for TensorBoard."""
+    run_name: str | None = None
+    """wandb's; None: the folder's name."""
+    api_key: str | None = field(default=None, repr=False)
+    """wandb's; None: the one that `wandb login` stored."""
+    arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    """Further arguments of `wandb.init` and of TensorBoard's `SummaryWriter`, by kind."""
+    told: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What the trackers are told of the run's settings, for people to read; no secrets."""
+    board: BoardConfig | None = None
     """TensorBoard to be started; None: none."""
-    memory: bool
+    memory: bool = True
     """Whether memory is logged."""
-    alarms: AlarmConfig
+    alarms: AlarmConfig = field(default_factory=AlarmConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetadataSettings:
+    """What saved files say beside what the run itself knows: see `runs.metadata`."""
+
+    facts: Mapping[str, str] = field(default_factory=dict[str, str])
+    """By name, such as "ss_training_comment"; they win over the run's own."""
+    spec: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Fields of the ModelSpec by name, such as "title", "author" and "trigger_phrase"."""
+    thumbnail: str | None = None
+    """A picture's path, or a data URL."""
+    minimal: bool = False
+    """Write no more than what programs need to load the file, as Kohya's --no_metadata."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
     """Everything that a training run needs to know."""
 
-    mixed_precision: str
-    device: str
-    seed: int
-    states: StateSettings
     data: DataSettings
     model: ModelSettings
-    objective: ObjectiveConfig
-    optimizer: OptimizerConfig
-    learning_rate: float
-    part_rates: tuple[PartRate, ...]
-    """Parts of the model with learning rates of their own."""
-    max_grad_norm: float | None
-    """Gradients are scaled down to this norm; None: never."""
-    skips_non_finite: bool
-    schedule: ScheduleConfig
-    length: LengthSettings
-    validation: ValidationConfig
     save: SaveConfig
-    ema_decay: float | None
+    """The folder and the name of all that the run writes, and when the adapter is saved."""
+    learning_rate: float
+    """1e-4 is usual for AdamW at alpha = rank."""
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    length: LengthSettings = field(default_factory=LengthSettings)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    max_grad_norm: float | None = 1.0
+    """Gradients are scaled down to this norm; None: never."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do where a step's loss or gradient is not finite."""
+    ema_decay: float | None = None
     """Of the adapter's average that is saved beside it; None: no average."""
-    previews: PreviewSettings | None
-    logs: LogSettings
+    validation: ValidationConfig = field(default_factory=lambda: ValidationConfig(every_n_epochs=1))
+    previews: PreviewSettings | None = None
+    states: StateSettings = field(default_factory=StateSettings)
+    save_n_epoch_ratio: int | None = None
+    """Save so often over the whole run, at the ends of epochs, whatever every_n_epochs says."""
+    logs: LogSettings = field(default_factory=LogSettings)
+    metadata: MetadataSettings = field(default_factory=MetadataSettings)
+    seed: int | None = None
+    """Of everything that is drawn; None: a resumed run's own, or a new one."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    deterministic: bool = False
+    """Take kernels that give the same bits each time, on a GPU too; they are slower there."""
+    processes: ProcessConfig = field(default_factory=ProcessConfig)

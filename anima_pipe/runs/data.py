@@ -1,0 +1,117 @@
+"""From the settings of a run to its data: dataset surveyed, caches filled, batches planned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from anima_pipe.dataset.batches import Batches
+from anima_pipe.dataset.pictures import find_pictures
+from anima_pipe.dataset.plan import Plan, make_plan
+from anima_pipe.dataset.survey import Survey, survey_pictures
+from anima_pipe.fill import fill_latents, fill_masks, fill_text
+from anima_pipe.records import T5_LIMIT, PreviewPrompt
+from anima_pipe.runs.reports import (
+    report_fill,
+    report_long,
+    report_surveyed_captions,
+    report_surveyed_pictures,
+)
+from anima_pipe.runs.settings.training import DataSettings, TrainSettings
+from anima_pipe.shards import Cache, open_cache
+from anima_pipe.source.prompts import prompt_texts
+from anima_pipe.trainer import first_process_first
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedData:
+    """What a run trains on."""
+
+    survey: Survey
+    cache: Cache
+    batches: Batches
+    """Of this process."""
+
+    @property
+    def plan(self) -> Plan:
+        """What all processes train on, in order."""
+        return self.batches.plan
+
+
+def prepare_data(settings: TrainSettings, seed: int, accelerator: Accelerator) -> PreparedData:
+    """Survey the dataset, fill what the caches lack, join the two, and share the batches out.
+
+    Args:
+        settings: Of the run.
+        seed: Of the plan's order and its chances.
+        accelerator: Of the run; the first process fills the caches for all.
+
+    Raises:
+        DataError: Nothing can be trained on, or, where that is strict, not all of it.
+        CacheError: The caches lack something, and are not to be filled.
+    """
+    data = settings.data
+    survey = survey_pictures(
+        find_pictures(data.datasets),
+        caption_variants=data.caption_variants,
+        crop_variants=data.crop_variants,
+        cache_dir=data.cache.folder,
+        rehash=data.rehash,
+    )
+    report_surveyed_captions(survey, strict=data.strict)
+    if data.auto_cache:
+        prompts = settings.previews.prompts if settings.previews else ()
+        survey = _filled(survey, data, prompts, accelerator)
+    report_surveyed_pictures(survey, strict=data.strict)
+    cache = open_cache(
+        data.cache.folder,
+        data.latents.cache_name if data.latents else None,
+        data.text.cache_name if data.text else None,
+    )
+    held = (cache.latents.keys(), cache.text.keys(), cache.masks.keys())
+    long_texts = cache.text.longer_than(T5_LIMIT, "t5_ids")
+    plan = make_plan(survey, *held, seed=seed, long_texts=long_texts)
+    return PreparedData(
+        survey=survey, cache=cache, batches=_batches(settings, plan, cache, accelerator)
+    )
+
+
+def _filled(
+    survey: Survey,
+    data: DataSettings,
+    prompts: tuple[PreviewPrompt, ...],
+    accelerator: Accelerator,
+) -> Survey:
+    """Encode what the caches lack; return the survey without what turned out unreadable."""
+    assert data.latents is not None
+    assert data.text is not None
+    # The first process fills the caches; the others wait, and find nothing missing.
+    with first_process_first(accelerator):
+        latents = fill_latents(survey.latents, data.latents)
+        masks = fill_masks(survey.masks, data.latents)
+        wanted = dict.fromkeys([*survey.captions, *prompt_texts(prompts)])
+        texts = fill_text(list(wanted), data.text)
+    report_fill("latents", latents)
+    if survey.masks:
+        report_fill("masks", masks)
+    report_fill("texts", texts)
+    report_long(texts.long)
+    return survey.without(latents.lost | masks.lost, [*latents.failed, *masks.failed])
+
+
+def _batches(
+    settings: TrainSettings, plan: Plan, cache: Cache, accelerator: Accelerator
+) -> Batches:
+    """Return this process's part of the plan's batches."""
+    batches = Batches(
+        plan=plan,
+        cache=cache,
+        accumulation=settings.length.gradient_accumulation_steps,
+        processes=accelerator.num_processes,
+        rank=accelerator.process_index,
+    )
+    steps = settings.length.total_steps(batches.windows_per_epoch())
+    return replace(batches, max_train_steps=steps)

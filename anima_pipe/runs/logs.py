@@ -1,0 +1,44 @@
+"""Where a run logs, and what its trackers are told of it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from anima_pipe.hooks.train_state import state_log
+from anima_pipe.runs.settings.training import TrainSettings
+from anima_pipe.trainer import TrackerConfig
+
+
+def tracker_config(settings: TrainSettings) -> TrackerConfig | None:
+    """Return the run's trackers, in a folder of its own; None: it keeps no log.
+
+    Raises:
+        CheckpointError: What the run is to go on from is no state.
+    """
+    logs = settings.logs
+    if not logs.kinds:
+        return None
+    return TrackerConfig(
+        folder=_log_folder(settings),
+        kinds=logs.kinds,
+        project=logs.project,
+        run_name=logs.run_name,
+        api_key=logs.api_key,
+        arguments=logs.arguments,
+        settings=logs.told,
+    )
+
+
+def _log_folder(settings: TrainSettings) -> Path:
+    """Return the run's own folder: that of the run it goes on from, or a new one."""
+    logs, save, resumed = settings.logs.folder, settings.save, settings.states.resume
+    name = settings.logs.prefix or save.name
+    before = state_log(resumed) if resumed else None
+    # Only the same run goes on with its log; one that branches off begins its own.
+    same_run = resumed and resumed.absolute().parent == save.folder.absolute()
+    if before and same_run and before.parent == logs.absolute() and before.name.startswith(name):
+        return before
+    # Kohya's prefixes bring their own separator.
+    between = "" if name.endswith(("_", "-")) else "_"
+    return logs / f"{name}{between}{time.strftime('%Y%m%d_%H%M%S')}"

@@ -1,0 +1,80 @@
+"""From the settings of a run to what it writes: adapters, states, previews."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from anima_pipe.drawing.painter import LazyVae, Painter, encoded_prompts
+from anima_pipe.hooks.previews import PreviewConfig, Previews
+from anima_pipe.hooks.saving import SaveConfig
+from anima_pipe.hooks.train_state import StateConfig
+from anima_pipe.runs.data import PreparedData
+from anima_pipe.runs.metadata import run_metadata
+from anima_pipe.runs.prepare import Training
+from anima_pipe.runs.settings.training import TrainSettings
+from anima_pipe.trainer import TrackerConfig
+
+
+def save_config(settings: TrainSettings, seed: int, data: PreparedData) -> SaveConfig:
+    """Return when adapters are saved, and all that their files will say of the run.
+
+    Raises:
+        ConfigError: The thumbnail cannot be read, or the optimizer's package is not installed.
+        CheckpointError: A model file cannot be read.
+    """
+    per_epoch = data.batches.windows_per_epoch()
+    every_n_epochs, ratio = settings.save.every_n_epochs, settings.save_n_epoch_ratio
+    if ratio is not None:
+        epochs = -(-settings.length.total_steps(per_epoch) // per_epoch)
+        every_n_epochs = max(1, epochs // ratio)
+    metadata = run_metadata(settings, seed, data.survey, data.batches)
+    return replace(settings.save, every_n_epochs=every_n_epochs, metadata=metadata)
+
+
+def state_config(settings: TrainSettings, trackers: TrackerConfig | None) -> StateConfig:
+    """Return when states are saved.
+
+    Args:
+        settings: Of the run; its save is from `save_config`.
+        trackers: Of the run, whose log one that goes on from its state goes on with.
+    """
+    save, states = settings.save, settings.states
+    return StateConfig(
+        folder=save.folder,
+        name=save.name,
+        every_n_steps=save.every_n_steps if states.with_saves else None,
+        every_n_epochs=save.every_n_epochs if states.with_saves else None,
+        at_end=states.at_end,
+        keep_steps=states.keep_steps,
+        keep_epochs=states.keep_epochs,
+        every_minutes=states.every_minutes,
+        log_folder=trackers.folder if trackers else None,
+    )
+
+
+def prepare_previews(settings: TrainSettings, training: Training) -> Previews | None:
+    """Return the hook that draws previews; the VAE is loaded when the first one is drawn.
+
+    Raises:
+        CacheError: A prompt's text is not cached.
+    """
+    previews, save = settings.previews, settings.save
+    if previews is None:
+        return None
+    device = training.accelerator.device
+    vae = LazyVae(previews.vae, device)
+    config = PreviewConfig(
+        folder=save.folder / "sample",
+        name=save.name,
+        model=settings.model.name,
+        resumed=settings.states.resume is not None,
+        at_first=previews.at_first,
+        every_n_steps=previews.every_n_steps,
+        every_n_epochs=previews.every_n_epochs,
+    )
+    return Previews(
+        Painter(training.transformer, vae, device, settings.model.dtype),
+        encoded_prompts(previews.prompts, training.batches.cache),
+        config,
+        finished=vae.release,
+    )

@@ -1,0 +1,221 @@
+"""Training as a call: from the settings of a run to its adapter, its log and a summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from anima_pipe.adapters import Adapter
+from anima_pipe.adapters.sharded import sharded_tensors
+from anima_pipe.files import make_folder
+from anima_pipe.hooks.previews import Previews
+from anima_pipe.hooks.state_saving import StateSaver
+from anima_pipe.hooks.tracking import loss_ends
+from anima_pipe.hooks.train_state import state_seed
+from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
+from anima_pipe.records import Moment
+from anima_pipe.runs.data import prepare_data
+from anima_pipe.runs.hooks import hooks_in_order, make_averages, open_log, parts_in_state
+from anima_pipe.runs.interrupts import stopped_by_signals
+from anima_pipe.runs.logs import tracker_config
+from anima_pipe.runs.memory_needs import MemoryNeeds, largest_batch, memory_explained, memory_needs
+from anima_pipe.runs.outputs import prepare_previews, save_config, state_config
+from anima_pipe.runs.prepare import (
+    Training,
+    check_model_files,
+    load_base,
+    prepare_adapter,
+    prepare_training,
+)
+from anima_pipe.runs.reports import report_plan
+from anima_pipe.runs.resuming import resume_if_asked
+from anima_pipe.runs.settings.training import TrainSettings
+from anima_pipe.runtime import (
+    claim_device,
+    counted,
+    launched_rank,
+    say,
+    speak_of_errors_only,
+    warn,
+)
+from anima_pipe.trainer import (
+    Hook,
+    StopRequest,
+    Tally,
+    TrackerConfig,
+    agree_on_seed,
+    deterministic_kernels,
+    ending_training,
+    start_accelerate,
+    take_fsdp_request,
+)
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSummary:
+    """What a run came to."""
+
+    steps: int
+    """Done in all, those before a resumption included."""
+    first_loss: float | None
+    """Mean over the first steps of this run, at most 10; None where none was taken."""
+    final_loss: float | None
+    """Mean over the last steps, at most 10."""
+    skipped_steps: int
+    """Passed over, for their loss or gradient was not finite."""
+    output: str | None
+    """The adapter; None where the run was stopped before its end."""
+    state_dir: str | None
+    """The state saved last, to go on from."""
+    contact_sheet: str | None
+    seconds: float = 0.0
+    """All that the run took, caches and loading included."""
+
+
+def train(
+    settings: TrainSettings,
+    hooks: Sequence[Hook] = (),
+    *,
+    base: AnimaTransformer | None = None,
+    stop: StopRequest | None = None,
+) -> TrainSummary:
+    """Train an adapter; what the caches lack is encoded first.
+
+    With the processes that `accelerate launch` started, if it did; all of them call this.
+
+    Args:
+        settings: Of the run.
+        hooks: The caller's own, on every process: see `hooks_in_order` for when they act.
+        base: From `load_base` with the same model settings, on the device of the run, so that
+            several trainings share it; it is left without the adapter. None: it is loaded.
+        stop: Made by the caller, it ends the run behind the next step, its state saved.
+
+    Raises:
+        PipeError: With `problem` and `remedy`: a setting cannot be honoured, a file is missing or
+            damaged, nothing can be trained on, the loss is not finite, memory is at its end.
+    """
+    started = time.monotonic()
+    device = claim_device(settings.device)
+    sharded = launched_rank() if take_fsdp_request() else None
+    accelerator = start_accelerate(
+        settings.model.mixed_precision, settings.processes, cpu=device.type == "cpu"
+    )
+    if not accelerator.is_main_process:
+        speak_of_errors_only()
+    kernels = deterministic_kernels(wanted=settings.deterministic)
+    with kernels, ending_training(accelerator):
+        seed = _seed(settings, accelerator)
+        trackers = tracker_config(settings)
+        make_folder(settings.save.folder)
+        if trackers:
+            make_folder(trackers.folder.parent)
+        check_model_files(settings)
+        data = prepare_data(settings, seed, accelerator)
+        settings = replace(settings, save=save_config(settings, seed, data))
+        model = load_base(settings.model, accelerator.device, sharded) if base is None else base
+        with _adapted(model, settings, seed, shared=base is not None) as (adapter, module):
+            training = prepare_training(settings, seed, accelerator, adapter, module, data.batches)
+            summary = _run(settings, training, trackers, hooks, stop or StopRequest())
+    return replace(summary, seconds=round(time.monotonic() - started, 3))
+
+
+def _seed(settings: TrainSettings, accelerator: Accelerator) -> int:
+    """Return the run's seed: its own, that of the run it goes on from, or one drawn for all."""
+    drawn = agree_on_seed(accelerator)
+    if settings.seed is not None:
+        return settings.seed
+    return state_seed(settings.states.resume) if settings.states.resume else drawn
+
+
+@contextmanager
+def _adapted(
+    model: AnimaTransformer, settings: TrainSettings, seed: int, *, shared: bool
+) -> Generator[tuple[Adapter, TextConditionedTransformer]]:
+    """Lend the adapter on its model, and what is called to train it; take it off a shared one."""
+    model.checkpoint_blocks(settings.model.gradient_checkpointing)
+    adapter = prepare_adapter(settings, seed, model)
+    module = TextConditionedTransformer(model)
+    adapter.follow_sigmas(module)
+    try:
+        yield adapter, module
+    finally:
+        if shared:
+            adapter.remove()
+
+
+def _run(
+    settings: TrainSettings,
+    training: Training,
+    trackers: TrackerConfig | None,
+    own_hooks: Sequence[Hook],
+    stop: StopRequest,
+) -> TrainSummary:
+    """Go on from a state if one is named, tell what will be trained, and train it."""
+    needs = _memory_needs(settings, training)
+    text = settings.data.text
+    previews = prepare_previews(settings, training)
+    averages, tally = make_averages(settings, training), Tally()
+    parts = parts_in_state(settings, training, averages, tally)
+    report_plan(training, needs, text.t5_tokenizer_dir if text else None)
+    steps_done = resume_if_asked(settings, parts, training)
+    states = StateSaver(parts, state_config(settings, trackers))
+    log = open_log(settings.logs.board, trackers, training.accelerator, steps_done)
+    hooks = hooks_in_order(settings, training, averages, states, previews, log, stop, own_hooks)
+    trainer = training.trainer(hooks, stop, tally)
+    with stopped_by_signals(stop), memory_explained(needs):
+        end = trainer.run(steps_done)
+    summary = _summary(settings, tally, end, states, previews)
+    _report_end(summary)
+    return summary
+
+
+def _memory_needs(settings: TrainSettings, training: Training) -> MemoryNeeds:
+    accelerator, model = training.accelerator, training.adapter.model
+    return memory_needs(
+        training.adapter,
+        settings.optimizer.kind,
+        largest_batch(training.batches.plan),
+        accelerator.device,
+        in_8_bits=settings.model.fp8_base,
+        processes=accelerator.num_processes if sharded_tensors(model) else 1,
+    )
+
+
+def _summary(
+    settings: TrainSettings,
+    tally: Tally,
+    end: Moment,
+    states: StateSaver,
+    previews: Previews | None,
+) -> TrainSummary:
+    ends = loss_ends(tally.losses)
+    return TrainSummary(
+        steps=end.step,
+        first_loss=ends[0] if ends else None,
+        final_loss=ends[1] if ends else None,
+        skipped_steps=tally.skipped_steps,
+        output=str(settings.save.final_path) if end.is_last else None,
+        state_dir=str(states.last) if states.last else None,
+        contact_sheet=str(previews.sheet_path) if previews else None,
+    )
+
+
+def _report_end(summary: TrainSummary) -> None:
+    """Say what a run came to."""
+    if summary.skipped_steps:
+        skipped = counted(summary.skipped_steps, "step")
+        warn(f"{skipped} passed over: loss or gradient was not finite")
+    if summary.output is None:
+        return
+    losses = ""
+    if summary.first_loss is not None:
+        losses = f", loss {summary.first_loss:.4f} to {summary.final_loss:.4f}"
+    say(f"trained   {summary.output}{losses}")
+    if summary.contact_sheet:
+        say(f"previews  {summary.contact_sheet}")
