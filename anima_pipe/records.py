@@ -226,9 +226,14 @@ class Moment:
         return self.result is not None
 
     @property
+    def loss(self) -> float | None:
+        """Mean loss of the step just taken; None where none was: `result` tells why."""
+        return self.result.loss if self.result else None
+
+    @property
     def step_taken(self) -> bool:
         """Whether the weights have just been trained; not so where a step was passed over."""
-        return self.result is not None and self.result.loss is not None
+        return self.loss is not None
 
     def falls_on(self, every_n_steps: int | None, every_n_epochs: int | None) -> bool:
         """Tell whether something due every so many steps or epochs is due now."""

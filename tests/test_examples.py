@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from commands import ROOT
+from safetensors.torch import load_file
 
 from anima_pipe.adapters import load_adapter
 from anima_pipe.demo import DEMO_TRANSFORMER
 from anima_pipe.model import TextConditionedTransformer, load_transformer
 from anima_pipe.objective.flow_loss import LossConfig, ObjectiveConfig, draw
 from anima_pipe.objective.passes import pass_losses, placed
+from anima_pipe.runs import train
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def example(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run an example in a folder; return its variables."""
+    monkeypatch.setattr("sys.argv", [name, str(folder)])
+    return runpy.run_path(str(ROOT / "examples" / name))
+
+
+def tensors(path: Path) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in load_file(path).items()}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -24,8 +39,7 @@ def test_an_example_fits_on_a_screen(path: Path):
 
 
 def test_a_loop_of_ones_own_trains_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sys.argv", ["own_loop.py", str(tmp_path)])
-    dataset = runpy.run_path(str(ROOT / "examples" / "own_loop.py"))["dataset"]
+    dataset = example(tmp_path, "own_loop.py", monkeypatch)["dataset"]
 
     model = load_transformer(DEMO_TRANSFORMER)
     module = TextConditionedTransformer(model)
@@ -37,3 +51,30 @@ def test_a_loop_of_ones_own_trains_an_adapter(tmp_path: Path, monkeypatch: pytes
         load_adapter(tmp_path / "own_loop.safetensors", model)
         after = pass_losses(module, inputs, LossConfig()).mean()
     assert after < 0.9 * before
+
+
+def test_a_run_with_a_hook_of_ones_own_ends_where_the_hook_says_its_state_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    example(tmp_path, "train_with_a_hook.py", monkeypatch)
+
+    (log,) = (tmp_path / "logs").rglob("metrics.jsonl")
+    losses = [json.loads(line)["loss/current"] for line in log.read_text().splitlines()]
+    low = next(step for step, loss in enumerate(losses, 1) if loss < 1.1)
+    # It is asked to end behind the step that the loop goes on with.
+    assert len(losses) == low + 1
+    assert f"steps={low + 1}," in capsys.readouterr().out
+    assert (tmp_path / f"fox-step{low + 1:08d}-state" / "adapter.safetensors").exists()
+
+
+def test_two_trainings_share_a_model_that_is_loaded_once_and_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ran = example(tmp_path, "two_trainings.py", monkeypatch)
+
+    assert not any("delta" in name for name, _module in ran["base"].named_modules())
+    fresh = load_transformer(DEMO_TRANSFORMER).state_dict()
+    assert all(torch.equal(ran["base"].state_dict()[name], fresh[name]) for name in fresh)
+    alone = replace(ran["run"], save=replace(ran["run"].save, name="alone"))
+    train(alone)
+    assert tensors(tmp_path / "alone.safetensors") == tensors(tmp_path / "lokr.safetensors")

@@ -16,16 +16,28 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from anima_pipe.buckets import BucketRules as BucketRules
+    from anima_pipe.dataset.cached import CachedDataset as CachedDataset
     from anima_pipe.dataset.config import DatasetConfig as DatasetConfig
     from anima_pipe.dataset.config import SubsetConfig as SubsetConfig
     from anima_pipe.errors import PipeError as PipeError
     from anima_pipe.fill import CacheSettings as CacheSettings
     from anima_pipe.fill import LatentSettings as LatentSettings
     from anima_pipe.fill import TextSettings as TextSettings
+    from anima_pipe.hooks.alarms import AlarmConfig as AlarmConfig
+    from anima_pipe.hooks.saving import SaveConfig as SaveConfig
+    from anima_pipe.hooks.validation import ValidationConfig as ValidationConfig
+    from anima_pipe.objective.flow_loss import LossConfig as LossConfig
+    from anima_pipe.objective.flow_loss import ObjectiveConfig as ObjectiveConfig
+    from anima_pipe.objective.sigmas import SigmaConfig as SigmaConfig
+    from anima_pipe.optimizing.optimizers import OptimizerConfig as OptimizerConfig
+    from anima_pipe.optimizing.schedules import ScheduleConfig as ScheduleConfig
+    from anima_pipe.records import Moment as Moment
+    from anima_pipe.records import PreviewPrompt as PreviewPrompt
     from anima_pipe.runs.exporting import ExportSummary as ExportSummary
     from anima_pipe.runs.exporting import export_adapter as export_adapter
     from anima_pipe.runs.latents import LatentSummary as LatentSummary
     from anima_pipe.runs.latents import cache_latents as cache_latents
+    from anima_pipe.runs.prepare import load_base as load_base
     from anima_pipe.runs.settings.caching import CacheLatentsSettings as CacheLatentsSettings
     from anima_pipe.runs.settings.caching import EncodeTextSettings as EncodeTextSettings
     from anima_pipe.runs.settings.exporting import BakeSettings as BakeSettings
@@ -47,16 +59,53 @@ if TYPE_CHECKING:
     from anima_pipe.runs.training import TrainSummary as TrainSummary
     from anima_pipe.runs.training import train as train
     from anima_pipe.shards.places import open_place as open_place
+    from anima_pipe.trainer import Hook as Hook
+    from anima_pipe.trainer import StopRequest as StopRequest
 
 NAMES: Final = {
     "anima_pipe.buckets": ("BucketRules",),
-    "anima_pipe.dataset.config": ("DatasetConfig", "SubsetConfig"),
+    "anima_pipe.dataset.cached": ("CachedDataset",),
+    "anima_pipe.dataset.config": (
+        "DatasetConfig",
+        "SubsetConfig",
+    ),
     "anima_pipe.errors": ("PipeError",),
-    "anima_pipe.fill": ("CacheSettings", "LatentSettings", "TextSettings"),
-    "anima_pipe.runs.exporting": ("ExportSummary", "export_adapter"),
-    "anima_pipe.runs.latents": ("LatentSummary", "cache_latents"),
-    "anima_pipe.runs.settings.caching": ("CacheLatentsSettings", "EncodeTextSettings"),
-    "anima_pipe.runs.settings.exporting": ("BakeSettings", "ExportSettings"),
+    "anima_pipe.fill": (
+        "CacheSettings",
+        "LatentSettings",
+        "TextSettings",
+    ),
+    "anima_pipe.hooks.alarms": ("AlarmConfig",),
+    "anima_pipe.hooks.saving": ("SaveConfig",),
+    "anima_pipe.hooks.validation": ("ValidationConfig",),
+    "anima_pipe.objective.flow_loss": (
+        "LossConfig",
+        "ObjectiveConfig",
+    ),
+    "anima_pipe.objective.sigmas": ("SigmaConfig",),
+    "anima_pipe.optimizing.optimizers": ("OptimizerConfig",),
+    "anima_pipe.optimizing.schedules": ("ScheduleConfig",),
+    "anima_pipe.records": (
+        "Moment",
+        "PreviewPrompt",
+    ),
+    "anima_pipe.runs.exporting": (
+        "ExportSummary",
+        "export_adapter",
+    ),
+    "anima_pipe.runs.latents": (
+        "LatentSummary",
+        "cache_latents",
+    ),
+    "anima_pipe.runs.prepare": ("load_base",),
+    "anima_pipe.runs.settings.caching": (
+        "CacheLatentsSettings",
+        "EncodeTextSettings",
+    ),
+    "anima_pipe.runs.settings.exporting": (
+        "BakeSettings",
+        "ExportSettings",
+    ),
     "anima_pipe.runs.settings.fetching": ("FetchTokenizerSettings",),
     "anima_pipe.runs.settings.training": (
         "AdapterSettings",
@@ -69,10 +118,23 @@ NAMES: Final = {
         "StateSettings",
         "TrainSettings",
     ),
-    "anima_pipe.runs.texts": ("TextSummary", "encode_text"),
-    "anima_pipe.runs.tokenizer": ("TokenizerSummary", "fetch_tokenizer"),
+    "anima_pipe.runs.texts": (
+        "TextSummary",
+        "encode_text",
+    ),
+    "anima_pipe.runs.tokenizer": (
+        "TokenizerSummary",
+        "fetch_tokenizer",
+    ),
+    "anima_pipe.runs.training": (
+        "TrainSummary",
+        "train",
+    ),
     "anima_pipe.shards.places": ("open_place",),
-    "anima_pipe.runs.training": ("TrainSummary", "train"),
+    "anima_pipe.trainer": (
+        "Hook",
+        "StopRequest",
+    ),
 }
 """The public names, by the modules that they come from."""
 

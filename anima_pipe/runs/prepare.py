@@ -57,7 +57,7 @@ def check_model_files(settings: TrainSettings) -> None:
 
 
 def load_base(
-    settings: ModelSettings, device: torch.device, sharded: Rank | None = None
+    settings: ModelSettings, device: torch.device | str, sharded: Rank | None = None
 ) -> AnimaTransformer:
     """Load the frozen transformer, with the adapters that were to be merged into it.
 

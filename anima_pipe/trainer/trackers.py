@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 if TYPE_CHECKING:
@@ -80,7 +81,10 @@ class Trackers:
 
 @contextmanager
 def ending_training(accelerator: Accelerator) -> Generator[None]:
-    """Let trackers write what they hold back, and leave the other processes, whatever happens."""
+    """Let trackers write what they hold back, and leave the other processes, whatever happens.
+
+    Another run in this process may then begin afresh.
+    """
     try:
         yield
     except BaseException:
@@ -88,7 +92,11 @@ def ending_training(accelerator: Accelerator) -> Generator[None]:
         with suppress(Exception):
             accelerator.end_training()
         raise
-    accelerator.end_training()
+    else:
+        accelerator.end_training()
+    finally:
+        # What accelerate keeps for a process would be of the run before; it has no public name.
+        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 def _tensorboard(config: TrackerConfig, steps_done: int) -> GeneralTracker:
