@@ -9,8 +9,6 @@ from anima_pipe import demo, runs
 class LowEnough:
     """Ends the run once the loss of a step is below a bound."""
 
-    reads_weights = False
-
     def __init__(self, bound: float, stop: runs.StopRequest) -> None:
         self.bound, self.stop = bound, stop
 

@@ -24,16 +24,17 @@ from anima_pipe.trainer.tally import Tally
 
 
 class Hook(Protocol):
-    """Something that happens besides the steps: saving, previews, tracking."""
+    """Something that happens besides the steps: saving, previews, tracking.
 
-    reads_weights: bool
-    """Whether it looks at the adapter; it is then shown the weights that are worth saving."""
+    Before it acts it is shown the weights that are worth saving, where the optimizer has others
+    while it trains; one that sets `reads_weights = False` does not look at them.
+    """
 
-    def due(self, moment: Moment) -> bool:
+    def due(self, moment: Moment, /) -> bool:
         """Tell whether it acts at this moment."""
         ...
 
-    def at(self, moment: Moment) -> None:
+    def at(self, moment: Moment, /) -> None:
         """Act; called when it is due."""
 
 
@@ -205,7 +206,11 @@ class Trainer:
         for hook in self.hooks:
             if hook.due(moment):
                 optimizer = self._plain_optimizer
-                with averaged_weights(optimizer) if hook.reads_weights else nullcontext():
+                with (
+                    averaged_weights(optimizer)
+                    if getattr(hook, "reads_weights", True)
+                    else nullcontext()
+                ):
                     hook.at(moment)
         return moment
 
