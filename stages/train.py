@@ -33,7 +33,7 @@ def run(options: Resolved) -> TrainSummary | NoiseChart | ShownDataset:
     from anima_pipe.runtime import launched_rank, speak_of_errors_only
 
     if options.value("auto_cache"):
-        options = with_tokenizer(options).options
+        options = with_tokenizer(options)
     if launched_rank().number > 0:
         # All processes read the same options: the first one says what there is to say.
         speak_of_errors_only()

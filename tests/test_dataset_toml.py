@@ -16,8 +16,8 @@ from anima_pipe.kohya.dataset_toml import (
     load_dataset_config,
     settled,
 )
+from anima_pipe.kohya.datasets import dataset_configs, examine_datasets
 from anima_pipe.kohya.resolve import resolve
-from anima_pipe.kohya.settings import dataset_configs, examine_datasets
 
 PUBLISHED = json.loads(
     (Path(__file__).parent / "data" / "published_configs.json").read_text(encoding="utf-8")

@@ -15,8 +15,8 @@ from anima_pipe.dataset.plan import make_plan
 from anima_pipe.dataset.survey import Survey, survey_pictures
 from anima_pipe.dataset.visits import EMPTY_CAPTION
 from anima_pipe.kohya.dataset_keys import DATASET_KEYS, SUBSETS
+from anima_pipe.kohya.datasets import dataset_configs
 from anima_pipe.kohya.resolve import resolve
-from anima_pipe.kohya.settings import dataset_configs
 from anima_pipe.kohya.toml_text import toml_lines
 from anima_pipe.shards.keys import text_key
 from anima_pipe.source.images import load_pixels

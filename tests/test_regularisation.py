@@ -18,8 +18,8 @@ from anima_pipe.dataset.plan import Plan, describe, make_plan
 from anima_pipe.dataset.survey import Survey, survey_pictures
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.dataset_toml import load_dataset_config
+from anima_pipe.kohya.datasets import dataset_configs
 from anima_pipe.kohya.resolve import resolve
-from anima_pipe.kohya.settings import dataset_configs
 from anima_pipe.records import Skipped
 from anima_pipe.shards.keys import text_key
 

@@ -135,7 +135,7 @@ def _prompts_of(options: Resolved, folder: Path) -> dict[str, object]:
     """
     from anima_pipe.dataset.picture_captions import picture_captions
     from anima_pipe.dataset.pictures import find_pictures
-    from anima_pipe.kohya.settings import examine_datasets
+    from anima_pipe.kohya.datasets import examine_datasets
 
     try:
         pictures = find_pictures(examine_datasets(options).datasets)
@@ -163,8 +163,8 @@ def _noted(options: Resolved, name: str) -> object:
 
 def _warnings(options: Resolved) -> tuple[str, ...]:
     """Say what deserves a look in the dataset; return it with what was said of the options."""
+    from anima_pipe.kohya.datasets import examine_datasets
     from anima_pipe.kohya.inspection import DATASETS
-    from anima_pipe.kohya.settings import examine_datasets
 
     named = any(options.value(name) for name in DATASETS)
     warnings = examine_datasets(options).warnings if named else []

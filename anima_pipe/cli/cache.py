@@ -252,7 +252,8 @@ def _needed(datasets: Iterable[Resolved], cache_dir: Path) -> dict[Kind, set[str
     """
     from anima_pipe.dataset.pictures import find_pictures
     from anima_pipe.dataset.survey import survey_pictures
-    from anima_pipe.kohya.settings import dataset_configs, preview_prompts
+    from anima_pipe.kohya.caching import preview_prompts
+    from anima_pipe.kohya.datasets import dataset_configs
     from anima_pipe.shards.keys import text_key
     from anima_pipe.source.prompts import prompt_texts
 

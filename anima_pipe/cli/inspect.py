@@ -148,8 +148,8 @@ def _inspected(options: Resolved) -> Inspection:
     from anima_pipe.encoders.t5_tokens import t5_counter
     from anima_pipe.inspection.gather import inspect_survey
     from anima_pipe.inspection.thumbnails import look_at_all
+    from anima_pipe.kohya.datasets import dataset_configs
     from anima_pipe.kohya.model_files import known_tokenizer
-    from anima_pipe.kohya.settings import dataset_configs
     from anima_pipe.progress import progress_bar
 
     survey = survey_pictures(
@@ -195,7 +195,7 @@ def _report(survey: Survey, looks: Sequence[Look], count_t5: Callable[[str], int
 
 def _scans(options: Resolved) -> Path | None:
     """Return the cache folder, which remembers earlier scans; one that is not there is not made."""
-    from anima_pipe.kohya.settings import cache_folder
+    from anima_pipe.kohya.caching import cache_folder
 
     folder = cache_folder(options)
     return folder if folder.is_dir() else None

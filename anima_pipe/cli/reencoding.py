@@ -15,9 +15,10 @@ from anima_pipe.dataset.survey import survey_pictures
 from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
 from anima_pipe.errors import ConfigError
 from anima_pipe.fill import LatentSettings, TextSettings, fill_latents, fill_masks, fill_text
+from anima_pipe.kohya.caching import latent_settings, text_settings
+from anima_pipe.kohya.datasets import dataset_configs
 from anima_pipe.kohya.model_files import with_recorded_models
 from anima_pipe.kohya.resolved import Resolved
-from anima_pipe.kohya.settings import dataset_configs, latent_settings, text_settings
 from anima_pipe.records import LatentRequest, MaskRequest, Text, TextCondition
 from anima_pipe.shards.folders import MASK_CACHE, Identity, Kind, described_folders
 from anima_pipe.shards.latents import LATENTS

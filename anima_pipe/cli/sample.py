@@ -24,11 +24,10 @@ from anima_pipe.cli.help_text import help_text
 from anima_pipe.cli.sample_axes import LETTERS, Shot, by_files, grid, parse_axis
 from anima_pipe.errors import ConfigError
 from anima_pipe.hub.home import MODEL_OPTIONS
-from anima_pipe.kohya.model_files import with_recorded_models
+from anima_pipe.kohya.model_files import base_name, with_recorded_models
 from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.rows import TRAIN
 from anima_pipe.kohya.sample_prompts import BARE, parse_prompt, read_sample_prompts, with_settings
-from anima_pipe.kohya.settings import base_name
 from anima_pipe.progress import progress_bar
 from anima_pipe.runtime import choose_device, say, torch_dtype
 from anima_pipe.source.prompts import prompt_texts, read_prompt

@@ -44,9 +44,10 @@ def show_dataset(options: Resolved) -> ShownDataset:
     from anima_pipe.dataset.plan import describe, make_plan
     from anima_pipe.dataset.survey import survey_pictures
     from anima_pipe.encoders.t5_tokens import t5_counter
+    from anima_pipe.kohya.caching import cache_settings
+    from anima_pipe.kohya.datasets import dataset_configs
     from anima_pipe.kohya.model_files import known_tokenizer
     from anima_pipe.kohya.objective import warn_of_idle_offsets
-    from anima_pipe.kohya.settings import cache_settings, dataset_configs
     from anima_pipe.runs.reports import report_long_captions, report_survey
     from anima_pipe.shards.keys import text_key
 

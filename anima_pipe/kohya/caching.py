@@ -1,16 +1,17 @@
-"""From resolved options to the settings of the caching runs."""
+"""From resolved options to the settings of the caching runs, and of the caches of every run."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
+from anima_pipe.kohya.datasets import dataset_configs
 from anima_pipe.kohya.model_files import completed, tokenizer_settings
 from anima_pipe.kohya.resolved import Resolved
-from anima_pipe.kohya.settings import (
-    dataset_configs,
-    latent_settings,
-    preview_prompts,
-    text_settings,
-)
+from anima_pipe.kohya.sample_prompts import read_sample_prompts
+from anima_pipe.records import PreviewPrompt
 from anima_pipe.runs.settings.caching import CacheLatentsSettings, EncodeTextSettings
+from anima_pipe.shards.places import open_place
 
 
 def cache_latents_settings(options: Resolved) -> CacheLatentsSettings:
@@ -44,3 +45,47 @@ def encode_text_settings(options: Resolved) -> EncodeTextSettings:
         tokenizer_sources=tokenizer.sources,
         strict=options.value("strict"),
     )
+
+
+def cache_settings(options: Resolved) -> CacheSettings:
+    """Return where the caches are and how they are stored."""
+    return CacheSettings(
+        folder=cache_folder(options),
+        dtype=options.value("cache_dtype"),
+        device=options.value("device"),
+    )
+
+
+def cache_folder(options: Resolved) -> Path:
+    """Return the folder of the caches, which mirrors them where cache_dir is an address."""
+    return open_place(
+        options.value("cache_dir"),
+        options.value("cache_mirror_dir"),
+        options.value("cache_mirror_gb"),
+    )
+
+
+def latent_settings(options: Resolved) -> LatentSettings:
+    """Return how latents are made."""
+    return LatentSettings(
+        cache=cache_settings(options),
+        vae=options.value("vae"),
+        batch_size=options.value("vae_batch_size"),
+        workers=options.value("max_data_loader_n_workers"),
+    )
+
+
+def text_settings(options: Resolved) -> TextSettings:
+    """Return how captions are encoded."""
+    return TextSettings(
+        cache=cache_settings(options),
+        qwen=options.value("qwen3"),
+        t5_tokenizer_dir=options.value("t5_tokenizer_dir"),
+        batch_size=options.value("text_encoder_batch_size"),
+    )
+
+
+def preview_prompts(options: Resolved) -> list[PreviewPrompt]:
+    """Return the prompts of previews; none where no file is given."""
+    path: Path | None = options.value("sample_prompts")
+    return read_sample_prompts(path) if path else []

@@ -17,6 +17,7 @@ from anima_pipe.errors import ConfigError
 from anima_pipe.hub.home import recorded_models
 from anima_pipe.kohya.config_file import read_json, read_text, read_toml
 from anima_pipe.kohya.dataset_toml import examine_dataset_config
+from anima_pipe.kohya.datasets import told_of_overruled
 from anima_pipe.kohya.findings import Finding
 from anima_pipe.kohya.inspection import absent_file, file_findings, required_options
 from anima_pipe.kohya.parts import part_findings
@@ -25,7 +26,6 @@ from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import TRAIN
 from anima_pipe.kohya.rules import unset_rate_warnings
 from anima_pipe.kohya.sample_prompts import examine_sample_prompts, is_prompt_table
-from anima_pipe.kohya.settings import told_of_overruled
 from anima_pipe.kohya.train_toml import train_args_path
 
 NAMES_A_FILE: Final = {"dataset_config": "DATASET", "sample_prompts": "PROMPTS"}

@@ -14,14 +14,14 @@ from typing import Final, cast
 
 from anima_pipe.errors import ConfigError
 from anima_pipe.hub.home import MODEL_OPTIONS
+from anima_pipe.kohya.datasets import examine_datasets
 from anima_pipe.kohya.findings import Finding, raise_findings
-from anima_pipe.kohya.model_files import with_recorded_models
+from anima_pipe.kohya.model_files import models_needed, with_recorded_models
 from anima_pipe.kohya.parts import part_findings
 from anima_pipe.kohya.resolved import Resolved, Written
 from anima_pipe.kohya.rows import ALL, EXPORT, LATENTS, TEXT, TRAIN, TRAINING
 from anima_pipe.kohya.rules import unset_rate_warnings
 from anima_pipe.kohya.sample_prompts import examine_sample_prompts
-from anima_pipe.kohya.settings import examine_datasets, models_needed
 
 FILES_READ: Final = (
     "pretrained_model_name_or_path",

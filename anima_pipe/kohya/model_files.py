@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from anima_pipe.kohya.resolved import Resolved
+from anima_pipe.kohya.rows import TRAIN
 from anima_pipe.runtime import launched_rank, say
 
 if TYPE_CHECKING:
@@ -15,12 +16,25 @@ if TYPE_CHECKING:
     from anima_pipe.runs.settings.fetching import FetchTokenizerSettings
 
 
-class WithTokenizer(NamedTuple):
-    """Options that name a tokenizer's folder, which is whole."""
+def models_needed(options: Resolved) -> tuple[str, ...]:
+    """Return the options that name the model files of a training, bar the tokenizer.
 
-    options: Resolved
-    fetched: tuple[str, ...]
-    """Names of the files that had to be fetched."""
+    Without auto_cache a run takes its latents and texts as they are, from whatever encoders: it
+    needs none, except for the previews' pictures.
+    """
+    fills_gaps = options.command != TRAIN or options.value("auto_cache")
+    encoders = ("vae", "qwen3") if fills_gaps else ()
+    previews = ("vae",) if options.value("sample_prompts") else ()
+    return tuple(dict.fromkeys(("pretrained_model_name_or_path", *encoders, *previews)))
+
+
+def base_name(options: Resolved) -> str:
+    """Return what pictures say that they were drawn with: the names of the base's files."""
+    names: tuple[Path | None, ...] = (
+        options.value("pretrained_model_name_or_path"),
+        options.value("llm_adapter_path"),
+    )
+    return " + ".join(path.stem for path in names if path)
 
 
 def with_recorded_models(options: Resolved, *names: str) -> Resolved:
@@ -47,8 +61,8 @@ def _recorded_for(options: Resolved, *names: str) -> dict[str, Path]:
     return taken
 
 
-def with_tokenizer(options: Resolved) -> WithTokenizer:
-    """Make sure of the T5 tokenizer, fetching what is missing unless that is switched off.
+def with_tokenizer(options: Resolved) -> Resolved:
+    """Name the T5 tokenizer's folder, having fetched what it lacks unless that is switched off.
 
     Raises:
         ConfigError: No folder is known and none may be made, or its files are damaged.
@@ -57,8 +71,8 @@ def with_tokenizer(options: Resolved) -> WithTokenizer:
     from anima_pipe.hub.tokenizer import complete_t5_tokenizer
 
     settings = tokenizer_settings(options)
-    fetched = complete_t5_tokenizer(settings.folder, settings.sources)
-    return WithTokenizer(completed(options, {"t5_tokenizer_dir": settings.folder}), fetched)
+    complete_t5_tokenizer(settings.folder, settings.sources)
+    return completed(options, {"t5_tokenizer_dir": settings.folder})
 
 
 def tokenizer_settings(options: Resolved, *, force: bool = False) -> FetchTokenizerSettings:

@@ -7,7 +7,7 @@ from pathlib import Path
 from anima_pipe.errors import ConfigError
 from anima_pipe.hooks.saving import SaveConfig
 from anima_pipe.hooks.train_state import latest_state, state_made_with
-from anima_pipe.kohya import settings
+from anima_pipe.kohya.caching import preview_prompts
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.resume_names import allowed_facts
 from anima_pipe.optimizing.optimizers import find_optimizer
@@ -96,7 +96,7 @@ def preview_settings(options: Resolved) -> PreviewSettings | None:
     Raises:
         ConfigError: A prompt cannot be read.
     """
-    prompts = settings.preview_prompts(options)
+    prompts = preview_prompts(options)
     if not prompts:
         return None
     return PreviewSettings(

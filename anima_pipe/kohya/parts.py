@@ -19,6 +19,7 @@ from anima_pipe.kohya.network_args import effective
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rules import refuses_warmup
 from anima_pipe.kohya.table.network_args import KIND_OF_NETWORK, LYCORIS
+from anima_pipe.runtime import finite_number
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -164,9 +165,28 @@ def _check_average(options: Resolved) -> None:
     ema_decay(options)
 
 
-def _check_base_weights(options: Resolved) -> None:
-    from anima_pipe.kohya.settings import base_weights
+def base_weights(options: Resolved) -> tuple[tuple[Path, float], ...]:
+    """Pair the adapters to merge first with their strengths; one without takes 1, as in Kohya.
 
+    Raises:
+        ConfigError: There are more strengths than files, or one is no number.
+    """
+    paths: tuple[str, ...] = tuple(options.value("base_weights") or ())
+    given: tuple[str, ...] = tuple(options.value("base_weights_multiplier") or ())
+    if len(given) > len(paths):
+        raise ConfigError(
+            f"base_weights_multiplier has {len(given)} values for {len(paths)} base_weights",
+            "give one strength for each file",
+        )
+    try:
+        strengths = [finite_number(strength) for strength in given]
+    except ValueError as error:
+        raise ConfigError(f"base_weights_multiplier: {error}", "give numbers") from error
+    strengths += [1.0] * (len(paths) - len(strengths))
+    return tuple((Path(path), strength) for path, strength in zip(paths, strengths, strict=True))
+
+
+def _check_base_weights(options: Resolved) -> None:
     base_weights(options)
 
 

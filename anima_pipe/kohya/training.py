@@ -11,7 +11,8 @@ from pathlib import Path
 from anima_pipe.adapters.peft import adapter_file_in
 from anima_pipe.errors import ConfigError
 from anima_pipe.hooks.validation import ValidationConfig
-from anima_pipe.kohya import settings
+from anima_pipe.kohya.caching import cache_settings, latent_settings, text_settings
+from anima_pipe.kohya.datasets import dataset_configs
 from anima_pipe.kohya.logs import log_settings
 from anima_pipe.kohya.metadata import metadata_settings
 from anima_pipe.kohya.objective import objective_config, warn_of_idle_offsets
@@ -22,7 +23,8 @@ from anima_pipe.kohya.outputs import (
     save_config,
     state_settings,
 )
-from anima_pipe.kohya.parts import adapter_choice
+from anima_pipe.kohya.parts import adapter_choice, base_weights
+from anima_pipe.kohya.rates import learning_rate, part_rates
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.schedule import schedule_config
 from anima_pipe.runs.settings.training import (
@@ -81,7 +83,7 @@ def train_settings(options: Resolved) -> TrainSettings:
         adapter=_adapter(options),
         objective=objective,
         optimizer=optimizer_config(options),
-        learning_rate=settings.learning_rate(options),
+        learning_rate=learning_rate(options),
         max_grad_norm=options.value("max_grad_norm"),
         on_nonfinite=options.value("on_nonfinite"),
         schedule=schedule_config(options),
@@ -111,10 +113,10 @@ def _data(options: Resolved) -> DataSettings:
         options.require("t5_tokenizer_dir")
     knows_text = options.value("qwen3") and options.value("t5_tokenizer_dir")
     return DataSettings(
-        datasets=tuple(settings.dataset_configs(options)),
-        cache=settings.cache_settings(options),
-        latents=settings.latent_settings(options) if options.value("vae") else None,
-        text=settings.text_settings(options) if knows_text else None,
+        datasets=tuple(dataset_configs(options)),
+        cache=cache_settings(options),
+        latents=latent_settings(options) if options.value("vae") else None,
+        text=text_settings(options) if knows_text else None,
         auto_cache=fills_gaps,
         caption_variants=options.value("caption_variants"),
         crop_variants=options.value("crop_variants"),
@@ -143,7 +145,7 @@ def _model(options: Resolved) -> ModelSettings:
         fp8_base=options.value("fp8_base") or options.value("fp8_base_unet"),
         gradient_checkpointing=options.value("gradient_checkpointing"),
         base_weights=tuple(
-            (adapter_file_in(path), strength) for path, strength in settings.base_weights(options)
+            (adapter_file_in(path), strength) for path, strength in base_weights(options)
         ),
         allow_unmatched=options.value("allow_unmatched"),
     )
@@ -159,7 +161,7 @@ def _adapter(options: Resolved) -> AdapterSettings:
         network_args=arguments,
         network_weights=start and adapter_file_in(start),
         dim_from_weights=options.value("dim_from_weights"),
-        part_rates=settings.part_rates(options),
+        part_rates=part_rates(options),
         scale_weight_norms=options.value("scale_weight_norms"),
         full_bf16=_full_bf16(options),
     )
