@@ -210,7 +210,7 @@ def test_decay_pulls_at_changes_alone_and_leaves_norms_and_magnitudes_where_they
     for _, _, parameter in trained:
         parameter.data.fill_(1.0)
         parameter.grad = torch.zeros_like(parameter)
-    create_optimizer(groups, OptimizerConfig(arguments={"weight_decay": 0.5})).step()
+    create_optimizer(groups, OptimizerConfig(optimizer_args={"weight_decay": 0.5})).step()
     for path, name, parameter in trained:
         pulled = bool((parameter < 1).all())
         assert pulled == name.startswith(("lora_", "down", "up")), (path, name)

@@ -42,7 +42,7 @@ def problem(rate: float, kind: str = "AdamW", **arguments: object):
             ParameterGroup(name="linear", parameters=[matrix], learning_rate=rate),
             ParameterGroup(name="norm", parameters=[norm], learning_rate=rate, decays=False),
         ],
-        OptimizerConfig(kind=kind, arguments=arguments),
+        OptimizerConfig(optimizer_type=kind, optimizer_args=arguments),
     )
 
     def loss() -> torch.Tensor:
@@ -208,10 +208,10 @@ def test_adafactor_that_finds_its_own_steps_takes_no_rates_of_parts():
         )
         for rate in (1.0, 0.0)
     ]
-    relative = OptimizerConfig(kind="Adafactor", arguments={"relative_step": True})
+    relative = OptimizerConfig(optimizer_type="Adafactor", optimizer_args={"relative_step": True})
     with pytest.raises(ConfigError, match="learning rates 0, 1"):
         create_optimizer(groups, relative)
-    create_optimizer(groups, OptimizerConfig(kind="Adafactor"))
+    create_optimizer(groups, OptimizerConfig(optimizer_type="Adafactor"))
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
@@ -272,7 +272,7 @@ def test_a_state_brings_no_kernels_of_another_device_along():
     def made(**arguments: object) -> torch.optim.Optimizer:
         weight = torch.nn.Parameter(torch.ones(2, 2))
         group = ParameterGroup(name="linear", parameters=[weight], learning_rate=0.1)
-        return create_optimizer([group], OptimizerConfig(arguments=arguments))
+        return create_optimizer([group], OptimizerConfig(optimizer_args=arguments))
 
     there, here = made(fused=True, weight_decay=0.5), made()
     there.param_groups[0]["params"][0].grad = torch.ones(2, 2)

@@ -134,5 +134,5 @@ def test_optimizers_of_one_step_size_refuse_several_rates_before_training(kind: 
         for rate in (1.0, 0.5, 0.0)
     ]
     with pytest.raises(ConfigError, match="finds one step size for all"):
-        create_optimizer(groups, OptimizerConfig(kind=kind))
-    create_optimizer([groups[0], groups[2]], OptimizerConfig(kind=kind))
+        create_optimizer(groups, OptimizerConfig(optimizer_type=kind))
+    create_optimizer([groups[0], groups[2]], OptimizerConfig(optimizer_type=kind))

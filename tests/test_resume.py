@@ -99,10 +99,10 @@ class Run:
             ParameterGroup(name=group.name, parameters=group.parameters, learning_rate=1e-2)
             for group in self.adapter.groups()
         ]
-        built = create_optimizer(groups, OptimizerConfig(kind=optimizer))
+        built = create_optimizer(groups, OptimizerConfig(optimizer_type=optimizer))
         fixed = "ScheduleFree" in optimizer
         schedule = create_schedule(
-            built, ScheduleConfig(kind="constant" if fixed else "cosine"), STEPS
+            built, ScheduleConfig(lr_scheduler="constant" if fixed else "cosine"), STEPS
         )
         AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = start_accelerate(precision, cpu=True)

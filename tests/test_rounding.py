@@ -66,7 +66,7 @@ def moved(kind: str, in_bf16: bool, rate: float, steps: int) -> float:
     """Return how far weights of one move on average: down, or towards a place not far away."""
     weight = torch.nn.Parameter(torch.ones(64, 64))
     group = ParameterGroup(name="linear", parameters=[weight], learning_rate=rate)
-    optimizer = create_optimizer([group], OptimizerConfig(kind=kind))
+    optimizer = create_optimizer([group], OptimizerConfig(optimizer_type=kind))
     if in_bf16:
         StochasticRounding(optimizer, [weight], seed=1)
     for _step in range(steps):
@@ -123,7 +123,7 @@ def test_a_state_taken_back_goes_on_to_the_bit(kind):
     def start():
         weight = torch.nn.Parameter(torch.randn(70, 70, generator=generator()))
         group = ParameterGroup(name="linear", parameters=[weight], learning_rate=1e-3)
-        optimizer = create_optimizer([group], OptimizerConfig(kind=kind))
+        optimizer = create_optimizer([group], OptimizerConfig(optimizer_type=kind))
         return weight, optimizer, StochasticRounding(optimizer, [weight], seed=1)
 
     def train(weight, optimizer, numbers):

@@ -21,33 +21,40 @@ STEPS = 40
 
 FUNCTIONS: dict[str, tuple[ScheduleConfig, Callable[..., LRScheduler], dict[str, object]]] = {
     "constant": (
-        ScheduleConfig(kind="constant"),
+        ScheduleConfig(lr_scheduler="constant"),
         optimization.get_constant_schedule,
         {},
     ),
     "warmup": (
         # 11.6 steps: Kohya leaves the rest out.
-        ScheduleConfig(kind="constant_with_warmup", warmup=0.29),
+        ScheduleConfig(lr_scheduler="constant_with_warmup", lr_warmup_steps=0.29),
         optimization.get_constant_schedule_with_warmup,
         {"num_warmup_steps": 11},
     ),
     "linear": (
-        ScheduleConfig(kind="linear", warmup=5),
+        ScheduleConfig(lr_scheduler="linear", lr_warmup_steps=5),
         optimization.get_linear_schedule_with_warmup,
         {"num_warmup_steps": 5, "num_training_steps": STEPS},
     ),
     "cosine": (
-        ScheduleConfig(kind="cosine", warmup=5),
+        ScheduleConfig(lr_scheduler="cosine", lr_warmup_steps=5),
         optimization.get_cosine_schedule_with_warmup,
         {"num_warmup_steps": 5, "num_training_steps": STEPS},
     ),
     "restarts": (
-        ScheduleConfig(kind="cosine_with_restarts", warmup=5, num_cycles=3),
+        ScheduleConfig(
+            lr_scheduler="cosine_with_restarts", lr_warmup_steps=5, lr_scheduler_num_cycles=3
+        ),
         optimization.get_cosine_with_hard_restarts_schedule_with_warmup,
         {"num_warmup_steps": 5, "num_training_steps": STEPS, "num_cycles": 3},
     ),
     "floor": (
-        ScheduleConfig(kind="cosine_with_min_lr", warmup=5, num_cycles=3, min_lr_ratio=0.1),
+        ScheduleConfig(
+            lr_scheduler="cosine_with_min_lr",
+            lr_warmup_steps=5,
+            lr_scheduler_num_cycles=3,
+            lr_scheduler_min_lr_ratio=0.1,
+        ),
         optimization.get_cosine_with_min_lr_schedule_with_warmup,
         {
             "num_warmup_steps": 5,
@@ -58,10 +65,10 @@ FUNCTIONS: dict[str, tuple[ScheduleConfig, Callable[..., LRScheduler], dict[str,
     ),
     "warm floor": (
         ScheduleConfig(
-            kind="cosine_warmup_with_min_lr",
-            warmup=5,
-            min_lr_ratio=0.1,
-            arguments={"warmup_lr_rate": 0.3},
+            lr_scheduler="cosine_warmup_with_min_lr",
+            lr_warmup_steps=5,
+            lr_scheduler_min_lr_ratio=0.1,
+            lr_scheduler_args={"warmup_lr_rate": 0.3},
         ),
         optimization.get_cosine_with_min_lr_schedule_with_warmup_lr_rate,
         {
@@ -72,17 +79,24 @@ FUNCTIONS: dict[str, tuple[ScheduleConfig, Callable[..., LRScheduler], dict[str,
         },
     ),
     "polynomial": (
-        ScheduleConfig(kind="polynomial", power=2.5, arguments={"lr_end": 1e-5}),
+        ScheduleConfig(
+            lr_scheduler="polynomial", lr_scheduler_power=2.5, lr_scheduler_args={"lr_end": 1e-5}
+        ),
         optimization.get_polynomial_decay_schedule_with_warmup,
         {"num_warmup_steps": 0, "num_training_steps": STEPS, "power": 2.5, "lr_end": 1e-5},
     ),
     "root": (
-        ScheduleConfig(kind="inverse_sqrt", warmup=5, timescale=7),
+        ScheduleConfig(lr_scheduler="inverse_sqrt", lr_warmup_steps=5, lr_scheduler_timescale=7),
         optimization.get_inverse_sqrt_schedule,
         {"num_warmup_steps": 5, "timescale": 7},
     ),
     "stable": (
-        ScheduleConfig(kind="warmup_stable_decay", warmup=5, decay=0.25, min_lr_ratio=0.2),
+        ScheduleConfig(
+            lr_scheduler="warmup_stable_decay",
+            lr_warmup_steps=5,
+            lr_decay_steps=0.25,
+            lr_scheduler_min_lr_ratio=0.2,
+        ),
         optimization.get_wsd_schedule,
         {
             "num_warmup_steps": 5,
@@ -93,7 +107,10 @@ FUNCTIONS: dict[str, tuple[ScheduleConfig, Callable[..., LRScheduler], dict[str,
     ),
     "stable, linear": (
         ScheduleConfig(
-            kind="warmup_stable_decay", warmup=5, decay=8, arguments={"decay_type": "linear"}
+            lr_scheduler="warmup_stable_decay",
+            lr_warmup_steps=5,
+            lr_decay_steps=8,
+            lr_scheduler_args={"decay_type": "linear"},
         ),
         optimization.get_wsd_schedule,
         {
@@ -105,19 +122,23 @@ FUNCTIONS: dict[str, tuple[ScheduleConfig, Callable[..., LRScheduler], dict[str,
     ),
     "pieces": (
         ScheduleConfig(
-            kind="piecewise_constant", arguments={"step_rules": "1:10,0.1:20,0.01:30,0.005"}
+            lr_scheduler="piecewise_constant",
+            lr_scheduler_args={"step_rules": "1:10,0.1:20,0.01:30,0.005"},
         ),
         diffusers.optimization.get_piecewise_constant_schedule,
         {"step_rules": "1:10,0.1:20,0.01:30,0.005"},
     ),
     "class": (
-        ScheduleConfig(class_name="StepLR", arguments={"step_size": 7, "gamma": 0.5}),
+        ScheduleConfig(
+            lr_scheduler_type="StepLR", lr_scheduler_args={"step_size": 7, "gamma": 0.5}
+        ),
         StepLR,
         {"step_size": 7, "gamma": 0.5},
     ),
     "class by full path": (
         ScheduleConfig(
-            class_name="torch.optim.lr_scheduler.CosineAnnealingLR", arguments={"T_max": 13}
+            lr_scheduler_type="torch.optim.lr_scheduler.CosineAnnealingLR",
+            lr_scheduler_args={"T_max": 13},
         ),
         torch.optim.lr_scheduler.CosineAnnealingLR,
         {"T_max": 13},
@@ -151,22 +172,31 @@ def test_a_schedule_is_that_of_the_library_it_is_of(config, function, arguments)
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [
-        ({"kind": "piecewise_constant"}, "do not fit piecewise_constant: step_rules is missing"),
         (
-            {"kind": "piecewise_constant", "arguments": {"step_rules": "1:2:3"}},
+            {"lr_scheduler": "piecewise_constant"},
+            "do not fit piecewise_constant: step_rules is missing",
+        ),
+        (
+            {"lr_scheduler": "piecewise_constant", "lr_scheduler_args": {"step_rules": "1:2:3"}},
             "do not fit .*'1:2:3', which is not FACTOR:STEP",
         ),
-        ({"kind": "cosine", "arguments": {"cycles": 2}}, "do not fit cosine.* no argument cycles"),
-        ({"kind": "cosine", "arguments": {"cycles": 2}}, "did you mean num_cycles"),
-        ({"kind": "warmup_stable_decay", "warmup": 30, "decay": 20}, "more than the run's 40"),
-        ({"class_name": "StepLR"}, "do not fit lr_scheduler_type StepLR"),
-        ({"class_name": "NoSuchLR"}, "lr_scheduler_type NoSuchLR.* has no class NoSuchLR"),
-        ({"class_name": "CosineAnealingLR"}, "did you mean CosineAnnealingLR"),
-        ({"class_name": "no_such_package.Best"}, "no_such_package"),
-        ({"class_name": "ReduceLROnPlateau"}, "follows a validation loss"),
-        ({"kind": "adafactor"}, "goes with an Adafactor that finds its own steps"),
-        ({"kind": "greedy"}, "unsupported lr_scheduler 'greedy'"),
-        ({"kind": "cosin"}, "did you mean cosine"),
+        (
+            {"lr_scheduler": "cosine", "lr_scheduler_args": {"cycles": 2}},
+            "do not fit cosine.* no argument cycles",
+        ),
+        ({"lr_scheduler": "cosine", "lr_scheduler_args": {"cycles": 2}}, "did you mean num_cycles"),
+        (
+            {"lr_scheduler": "warmup_stable_decay", "lr_warmup_steps": 30, "lr_decay_steps": 20},
+            "more than the run's 40",
+        ),
+        ({"lr_scheduler_type": "StepLR"}, "do not fit lr_scheduler_type StepLR"),
+        ({"lr_scheduler_type": "NoSuchLR"}, "lr_scheduler_type NoSuchLR.* has no class NoSuchLR"),
+        ({"lr_scheduler_type": "CosineAnealingLR"}, "did you mean CosineAnnealingLR"),
+        ({"lr_scheduler_type": "no_such_package.Best"}, "no_such_package"),
+        ({"lr_scheduler_type": "ReduceLROnPlateau"}, "follows a validation loss"),
+        ({"lr_scheduler": "adafactor"}, "goes with an Adafactor that finds its own steps"),
+        ({"lr_scheduler": "greedy"}, "unsupported lr_scheduler 'greedy'"),
+        ({"lr_scheduler": "cosin"}, "did you mean cosine"),
     ],
 )
 def test_what_does_not_fit_a_schedule_is_named(config, complaint):

@@ -120,13 +120,15 @@ def our_run(
             )
             for group in adapter.groups()
         ],
-        OptimizerConfig(arguments={**OPTIMIZER, "weight_decay": DECAY}),
+        OptimizerConfig(optimizer_args={**OPTIMIZER, "weight_decay": DECAY}),
     )
     config = TrainerConfig(
         max_train_steps=STEPS, objective=OBJECTIVE, max_grad_norm=MAX_NORM, seed=9
     )
     accelerator = start_accelerate("no", cpu=True)
-    schedule = create_schedule(optimizer, ScheduleConfig(kind="cosine", warmup=2), STEPS)
+    schedule = create_schedule(
+        optimizer, ScheduleConfig(lr_scheduler="cosine", lr_warmup_steps=2), STEPS
+    )
     module, optimizer = prepared(accelerator, TextConditionedTransformer(transformer), optimizer)
     trainer = Trainer(
         accelerator=accelerator,
@@ -227,7 +229,9 @@ def their_run(windows: list[Window], trainer: Trainer, start: dict[str, torch.Te
         lr=LEARNING_RATE,
         **OPTIMIZER,
     )
-    schedule = create_schedule(optimizer, ScheduleConfig(kind="cosine", warmup=2), STEPS)
+    schedule = create_schedule(
+        optimizer, ScheduleConfig(lr_scheduler="cosine", lr_warmup_steps=2), STEPS
+    )
     losses: list[float] = []
     for step, window in enumerate(windows):
         total = 0.0

@@ -12,4 +12,4 @@ def optimizer_config(options: Resolved) -> OptimizerConfig:
     arguments: dict[str, object] = dict(options.value("optimizer_args") or {})
     if adafactor_sizes_steps(options):
         arguments["relative_step"] = True
-    return OptimizerConfig(kind=options.value("optimizer_type"), arguments=arguments)
+    return OptimizerConfig(optimizer_type=options.value("optimizer_type"), optimizer_args=arguments)

@@ -13,13 +13,13 @@ def schedule_config(options: Resolved) -> ScheduleConfig:
         ConfigError: There is no such schedule.
     """
     return ScheduleConfig(
-        kind=options.value("lr_scheduler"),
-        warmup=options.value("lr_warmup_steps"),
-        decay=options.value("lr_decay_steps"),
-        num_cycles=options.value("lr_scheduler_num_cycles"),
-        power=options.value("lr_scheduler_power"),
-        min_lr_ratio=options.value("lr_scheduler_min_lr_ratio", unset=0.0),
-        timescale=options.value("lr_scheduler_timescale"),
-        class_name=options.value("lr_scheduler_type"),
-        arguments=options.value("lr_scheduler_args") or {},
+        lr_scheduler=options.value("lr_scheduler"),
+        lr_warmup_steps=options.value("lr_warmup_steps"),
+        lr_decay_steps=options.value("lr_decay_steps"),
+        lr_scheduler_num_cycles=options.value("lr_scheduler_num_cycles"),
+        lr_scheduler_power=options.value("lr_scheduler_power"),
+        lr_scheduler_min_lr_ratio=options.value("lr_scheduler_min_lr_ratio", unset=0.0),
+        lr_scheduler_timescale=options.value("lr_scheduler_timescale"),
+        lr_scheduler_type=options.value("lr_scheduler_type"),
+        lr_scheduler_args=options.value("lr_scheduler_args") or {},
     )

@@ -37,9 +37,9 @@ class ParameterGroup:
 class OptimizerConfig:
     """Which optimizer, and its own arguments."""
 
-    kind: str = "AdamW"
+    optimizer_type: str = "AdamW"
     """Kohya's name, whose case does not matter, or package.module.Class."""
-    arguments: Mapping[str, object] = field(default_factory=dict[str, object])
+    optimizer_args: Mapping[str, object] = field(default_factory=dict[str, object])
     """Keyword arguments of the optimizer's constructor, such as betas, eps, weight_decay."""
 
 
@@ -176,14 +176,14 @@ def load_class(source: Source) -> type[Optimizer]:
 def all_arguments(config: OptimizerConfig) -> dict[str, object]:
     """Return the arguments of the optimizer's constructor, set by the user or for them."""
     if sizes_own_steps(config):
-        return {**config.arguments, "relative_step": True}
-    return {**find_optimizer(config.kind).arguments, **config.arguments}
+        return {**config.optimizer_args, "relative_step": True}
+    return {**find_optimizer(config.optimizer_type).arguments, **config.optimizer_args}
 
 
 def sizes_own_steps(config: OptimizerConfig) -> bool:
     """Tell whether it is Adafactor by its relative steps, which warmup_init asks for too."""
-    is_adafactor = find_optimizer(config.kind).package == "transformers"
-    return is_adafactor and any(map(config.arguments.get, ("relative_step", "warmup_init")))
+    is_adafactor = find_optimizer(config.optimizer_type).package == "transformers"
+    return is_adafactor and any(map(config.optimizer_args.get, ("relative_step", "warmup_init")))
 
 
 def create_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig) -> Optimizer:
@@ -192,13 +192,15 @@ def create_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig) 
     Raises:
         ConfigError: The optimizer is unknown or not installed, or does not take an argument.
     """
-    source = find_optimizer(config.kind)
+    source = find_optimizer(config.optimizer_type)
     # Their constructors have little in common beyond torch's groups and lr.
     build: Any = load_class(source)
     arguments = all_arguments(config)
     own_steps = sizes_own_steps(config)
-    _refuse_several_rates(groups, config.kind, one_size=own_steps, one_rate=source.one_rate)
-    problem = f"optimizer_args do not fit {config.kind}"
+    _refuse_several_rates(
+        groups, config.optimizer_type, one_size=own_steps, one_rate=source.one_rate
+    )
+    problem = f"optimizer_args do not fit {config.optimizer_type}"
     check_arguments(problem, build, arguments, ours=("params", "lr"))
     if _has_fused_form(source, groups) and not arguments.keys() & {"fused", "foreach"}:
         arguments["fused"] = True

@@ -50,60 +50,62 @@ WITHOUT_WARMUP: Final = ("constant", "adafactor")
 class ScheduleConfig:
     """How the learning rate moves over the run."""
 
-    kind: str = "constant"
-    warmup: float = 0
+    lr_scheduler: str = "constant"
+    lr_warmup_steps: float = 0
     """Steps of linear warmup; below 1 a fraction of all steps, as Kohya reads it."""
-    decay: float = 0
+    lr_decay_steps: float = 0
     """Steps of the decay at the end of warmup_stable_decay; below 1 a fraction of all steps."""
-    num_cycles: float = 1
+    lr_scheduler_num_cycles: float = 1
     """Restarts of cosine_with_restarts; the other cosines take half of it, as in Kohya."""
-    power: float = 1.0
+    lr_scheduler_power: float = 1.0
     """Exponent of polynomial."""
-    min_lr_ratio: float = 0.0
+    lr_scheduler_min_lr_ratio: float = 0.0
     """Floor of the schedules that have one, as a fraction of the learning rate."""
-    timescale: int | None = None
+    lr_scheduler_timescale: int | None = None
     """Steps of inverse_sqrt over which the rate falls by the root of two; None: the warmup."""
-    class_name: str = ""
-    """A class of torch.optim.lr_scheduler, or package.module.Class; it wins over `kind`."""
-    arguments: Mapping[str, object] = field(default_factory=dict[str, object])
+    lr_scheduler_type: str = ""
+    """A class of torch.optim.lr_scheduler, or package.module.Class; it wins over `lr_scheduler`."""
+    lr_scheduler_args: Mapping[str, object] = field(default_factory=dict[str, object])
     """Further arguments of the schedule's function or class."""
 
     def __post_init__(self) -> None:
-        if self.class_name:
-            _find_class(self.class_name)
+        if self.lr_scheduler_type:
+            _find_class(self.lr_scheduler_type)
             return
-        if self.kind not in SCHEDULES:
+        if self.lr_scheduler not in SCHEDULES:
             raise ConfigError(
-                f"unsupported lr_scheduler {self.kind!r}",
-                f"{did_you_mean(self.kind, SCHEDULES)}use one of {', '.join(SCHEDULES)}",
+                f"unsupported lr_scheduler {self.lr_scheduler!r}",
+                f"{did_you_mean(self.lr_scheduler, SCHEDULES)}use one of {', '.join(SCHEDULES)}",
             )
-        if self.kind in WITHOUT_WARMUP and self.warmup:
+        warmup, decay = self.lr_warmup_steps, self.lr_decay_steps
+        if self.lr_scheduler in WITHOUT_WARMUP and warmup:
             raise ConfigError(
-                f"lr_scheduler {self.kind} takes no warmup, but lr_warmup_steps is {self.warmup:g}",
+                f"lr_scheduler {self.lr_scheduler} takes no warmup, but lr_warmup_steps is "
+                f"{warmup:g}",
                 "set lr_warmup_steps to 0, or lr_scheduler to constant_with_warmup",
             )
-        shares = self.warmup < 1 and self.decay < 1
-        if self.kind == "warmup_stable_decay" and shares and self.warmup + self.decay > 1:
+        are_shares = warmup < 1 and decay < 1
+        if self.lr_scheduler == "warmup_stable_decay" and are_shares and warmup + decay > 1:
             raise ConfigError(
-                f"lr_warmup_steps {self.warmup:.0%} and lr_decay_steps {self.decay:.0%} are more "
-                "than the whole run",
+                f"lr_warmup_steps {warmup:.0%} and lr_decay_steps {decay:.0%} are more than the "
+                "whole run",
                 "lower one of them",
             )
 
     @property
     def follows_length(self) -> bool:
         """Whether the rate depends on how long the run is."""
-        if self.class_name:
+        if self.lr_scheduler_type:
             return False
-        return self.kind not in BY_STEP_ALONE or 0 < self.warmup < 1
+        return self.lr_scheduler not in BY_STEP_ALONE or 0 < self.lr_warmup_steps < 1
 
     def warmup_steps(self, total_steps: int) -> int:
         """Return the warmup in whole steps."""
-        return _whole(self.warmup, total_steps)
+        return _whole(self.lr_warmup_steps, total_steps)
 
     def decay_steps(self, total_steps: int) -> int:
         """Return the last decay in whole steps."""
-        return _whole(self.decay, total_steps)
+        return _whole(self.lr_decay_steps, total_steps)
 
 
 def _whole(count_or_share: float, total_steps: int) -> int:
@@ -118,12 +120,19 @@ def create_schedule(optimizer: Optimizer, config: ScheduleConfig, total_steps: i
     """
     if any(group.get("relative_step") for group in optimizer.param_groups):
         return AdafactorSteps(optimizer)
-    if config.class_name:
-        build, own = _find_class(config.class_name), {}
+    if config.lr_scheduler_type:
+        build, own = _find_class(config.lr_scheduler_type), {}
     else:
-        build, own = _function(config.kind), _own_arguments(config, total_steps)
-    named = f"lr_scheduler_type {config.class_name}" if config.class_name else config.kind
-    problem, arguments = f"lr_scheduler_args do not fit {named}", {**own, **config.arguments}
+        build, own = _function(config.lr_scheduler), _own_arguments(config, total_steps)
+    named = (
+        f"lr_scheduler_type {config.lr_scheduler_type}"
+        if config.lr_scheduler_type
+        else config.lr_scheduler
+    )
+    problem, arguments = (
+        f"lr_scheduler_args do not fit {named}",
+        {**own, **config.lr_scheduler_args},
+    )
     check_arguments(problem, build, arguments, ours=("optimizer",))
     try:
         return build(optimizer, **arguments)
@@ -156,23 +165,27 @@ def _function(kind: str) -> Callable[..., LRScheduler]:
 
 def _own_arguments(config: ScheduleConfig, total_steps: int) -> dict[str, Any]:
     """Return what Kohya hands to a schedule's function."""
-    if config.kind in ("constant", "piecewise_constant"):
+    if config.lr_scheduler in ("constant", "piecewise_constant"):
         return {}
     warmup = {"num_warmup_steps": config.warmup_steps(total_steps)}
     timed = {**warmup, "num_training_steps": total_steps}
-    match config.kind:
+    match config.lr_scheduler:
         case "constant_with_warmup":
             return warmup
         case "inverse_sqrt":
-            return {**warmup, "timescale": config.timescale}
+            return {**warmup, "timescale": config.lr_scheduler_timescale}
         case "cosine_with_restarts":
-            return {**timed, "num_cycles": int(config.num_cycles)}
+            return {**timed, "num_cycles": int(config.lr_scheduler_num_cycles)}
         case "cosine_with_min_lr" | "cosine_warmup_with_min_lr":
-            cycles = {"num_cycles": config.num_cycles / 2}
-            floor = "min_lr" not in config.arguments
-            return {**timed, **cycles, **({"min_lr_rate": config.min_lr_ratio} if floor else {})}
+            cycles = {"num_cycles": config.lr_scheduler_num_cycles / 2}
+            floor = "min_lr" not in config.lr_scheduler_args
+            return {
+                **timed,
+                **cycles,
+                **({"min_lr_rate": config.lr_scheduler_min_lr_ratio} if floor else {}),
+            }
         case "polynomial":
-            return {**timed, "power": config.power}
+            return {**timed, "power": config.lr_scheduler_power}
         case "warmup_stable_decay":
             return _stable_decay(config, total_steps)
         case _:
@@ -191,8 +204,8 @@ def _stable_decay(config: ScheduleConfig, total_steps: int) -> dict[str, Any]:
         "num_warmup_steps": warmup,
         "num_stable_steps": total_steps - warmup - decay,
         "num_decay_steps": decay,
-        "num_cycles": config.num_cycles / 2,
-        "min_lr_ratio": config.min_lr_ratio,
+        "num_cycles": config.lr_scheduler_num_cycles / 2,
+        "min_lr_ratio": config.lr_scheduler_min_lr_ratio,
     }
 
 

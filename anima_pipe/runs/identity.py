@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from anima_pipe import __version__
 from anima_pipe.dataset.batches import Batches
@@ -23,6 +23,19 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 DIGEST_LETTERS = 16
+
+OF_SCHEDULE: Final = {
+    "kind": "lr_scheduler",
+    "warmup": "lr_warmup_steps",
+    "decay": "lr_decay_steps",
+    "num_cycles": "lr_scheduler_num_cycles",
+    "power": "lr_scheduler_power",
+    "min_lr_ratio": "lr_scheduler_min_lr_ratio",
+    "timescale": "lr_scheduler_timescale",
+    "class_name": "lr_scheduler_type",
+    "arguments": "lr_scheduler_args",
+}
+"""What states call the fields of a schedule."""
 
 
 def made_with(
@@ -52,11 +65,11 @@ def made_with(
         "dataset": _plan_digest(batches.plan),
         "network_module": adapter.kind,
         **_each("network_args", adapter.arguments),
-        "optimizer_type": settings.optimizer.kind.lower(),
-        **_each("optimizer_args", settings.optimizer.arguments),
+        "optimizer_type": settings.optimizer.optimizer_type.lower(),
+        **_each("optimizer_args", settings.optimizer.optimizer_args),
         "learning_rate": settings.learning_rate,
         **{f"{part.name}_lr": part.rate for part in adapter.part_rates},
-        **_fields("lr_scheduler", schedule),
+        **{f"lr_scheduler.{fact}": getattr(schedule, name) for fact, name in OF_SCHEDULE.items()},
         LENGTH: total_steps if follows_length else ANY_LENGTH,
         "max_grad_norm": settings.max_grad_norm,
         **_fields("objective", settings.objective),
@@ -69,7 +82,7 @@ def made_with(
         "seed": seed,
         "vae": _encoder(batches.cache.latents.identity),
         "text_encoder": _encoder(batches.cache.text.identity),
-        **_versions(settings.optimizer.kind),
+        **_versions(settings.optimizer.optimizer_type),
     }
     return {name: str(value) for name, value in facts.items()}
 

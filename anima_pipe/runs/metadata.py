@@ -81,7 +81,7 @@ def _run_facts(
         "ss_network_args": json.dumps(dict(adapter.network_args), default=str),
         "ss_output_name": settings.save.name,
         "ss_learning_rate": settings.learning_rate,
-        "ss_lr_scheduler": settings.schedule.kind,
+        "ss_lr_scheduler": settings.schedule.lr_scheduler,
         "ss_optimizer": _optimizer(settings.optimizer),
         "ss_mixed_precision": model.mixed_precision,
         "ss_gradient_checkpointing": model.gradient_checkpointing,
@@ -107,7 +107,7 @@ def _vae(settings: TrainSettings) -> Path | None:
 
 def _optimizer(config: OptimizerConfig) -> str:
     """Return the optimizer as Kohya writes it: package.module.Class(argument=value,...)."""
-    found = load_class(find_optimizer(config.kind))
+    found = load_class(find_optimizer(config.optimizer_type))
     listed = ",".join(f"{name}={value}" for name, value in all_arguments(config).items())
     return f"{found.__module__}.{found.__name__}" + (f"({listed})" if listed else "")
 

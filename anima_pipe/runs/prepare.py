@@ -135,7 +135,7 @@ def prepare_optimizer(
     if settings.adapter.full_bf16:
         adapter.start_from_rounded(torch.bfloat16)
     groups = rated_groups(settings, adapter)
-    if settings.optimizer.arguments.get("weight_decay") and not any(g.decays for g in groups):
+    if settings.optimizer.optimizer_args.get("weight_decay") and not any(g.decays for g in groups):
         warn("weight_decay has no effect: what trains has no tensors that it may pull at")
     optimizer = create_optimizer(groups, settings.optimizer)
     if (largest := settings.adapter.scale_weight_norms) is not None:

@@ -179,7 +179,7 @@ def _memory_needs(settings: TrainSettings, training: Training) -> MemoryNeeds:
     accelerator, model = training.accelerator, training.adapter.model
     return memory_needs(
         training.adapter,
-        settings.optimizer.kind,
+        settings.optimizer.optimizer_type,
         largest_batch(training.batches.plan),
         accelerator.device,
         in_8_bits=settings.model.fp8_base,

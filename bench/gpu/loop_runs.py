@@ -167,11 +167,11 @@ def run_loop(
         for group in adapter.groups()
     ]
     steps = watched.steps
-    optimizer = create_optimizer(groups, OptimizerConfig(kind="AdamW"))
+    optimizer = create_optimizer(groups, OptimizerConfig(optimizer_type="AdamW"))
     precision = "bf16" if setting.dtype == torch.bfloat16 else "no"
     accelerator = start_accelerate(precision, cpu=not setting.on_gpu)
     tell_of_waiting(accelerator, watched)
-    schedule = create_schedule(optimizer, ScheduleConfig(kind="constant"), steps)
+    schedule = create_schedule(optimizer, ScheduleConfig(lr_scheduler="constant"), steps)
     module, optimizer = prepared(accelerator, TextConditionedTransformer(transformer), optimizer)
     trainer = Trainer(
         accelerator=accelerator,
