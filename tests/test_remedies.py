@@ -5,14 +5,23 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from inspect import signature
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import click
 import pytest
 from commands import ROOT
 
+from anima_pipe import runs
+from anima_pipe.adapters.registry import KINDS
+from anima_pipe.adapters.rules import RankRules, RateRules
+from anima_pipe.adapters.settings import field_types
+from anima_pipe.adapters.targets import TargetRules
 from anima_pipe.cli.main import COMMANDS, main
 from anima_pipe.kohya.options import find_option
+from anima_pipe.runs.settings import FIELDS
 
 SOURCES = sorted(
     path for folder in ("anima_pipe", "stages") for path in (ROOT / folder).rglob("*.py")
@@ -79,3 +88,63 @@ def test_every_option_that_messages_name_is_there(known_options: set[str]):
         if name not in known_options and find_option(name) is None
     }
     assert not unknown
+
+
+OF_COMMANDS = {"gpu_ids", "merge", "drop", "energy", "whole", "rank", "cache", "no"}
+"""What remedies name that is no setting of a run: words of launchers and of tools for adapters."""
+
+
+def settings_classes() -> dict[str, type]:
+    """Return the dataclasses of settings that the library offers, and those within them."""
+    found = [getattr(runs, name) for name in dir(runs)]
+    waiting = [each for each in found if is_dataclass(each) and isinstance(each, type)]
+    classes: dict[str, type] = {}
+    while waiting:
+        each = waiting.pop()
+        if each.__name__ not in classes:
+            classes[each.__name__] = each
+            waiting += [hint for hint in all_hints(each) if is_dataclass(hint)]
+    return classes
+
+
+def all_hints(of: type) -> Iterator[type]:
+    """Yield the classes in the annotations of a dataclass's fields."""
+    inner = list(get_type_hints(of).values())
+    while inner:
+        hint = inner.pop()
+        inner += get_args(hint)
+        if isinstance(hint, type):
+            yield hint
+
+
+def test_an_option_that_a_runs_error_names_is_a_field_of_its_settings():
+    classes = settings_classes()
+    known = {field.name for each in classes.values() for field in fields(each)}
+    rules = (TargetRules, RankRules, RateRules, *(kind.config for kind in KINDS.values()))
+    known |= {name for each in rules for name in field_types(each)}
+    known |= signature(runs.open_place).parameters.keys()
+    for option, place in FIELDS.items():
+        name, field = place.split(".")
+        assert find_option(option) is not None
+        assert field in {each.name for each in fields(classes[name])}
+    named = {
+        (str(path.relative_to(ROOT)), word)
+        for path in SOURCES
+        if path.parts[-2] not in ("kohya", "cli", "table", "hub", "demo", "stages")
+        for remedy in remedies(path)
+        for word in re.findall(r"[a-z][a-z0-9_]+", remedy)
+        if ("_" in word and find_option(word)) or f"--{word}" in remedy
+    }
+    assert len(named) > 40
+    assert {pair for pair in named if pair[1] not in {*known, *FIELDS, *OF_COMMANDS}} == set()
+
+
+def remedies(path: Path) -> Iterator[str]:
+    """Yield the pieces of text in the remedies of a module's errors."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and len(node.args) > 1:
+            called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if called.endswith("Error"):
+                for piece in ast.walk(node.args[1]):
+                    if isinstance(piece, ast.Constant) and isinstance(piece.value, str):
+                        yield piece.value

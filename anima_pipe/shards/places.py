@@ -20,14 +20,14 @@ DEFAULT_LIMIT_GB: Final = 100.0
 
 
 def open_place(
-    place: Path | str, mirror_dir: Path | None = None, limit_gb: float | None = None
+    place: Path | str, cache_mirror_dir: Path | None = None, cache_mirror_gb: float | None = None
 ) -> Path:
     """Return the folder of a cache: the place itself, or the mirror of an address.
 
     Args:
         place: A folder, or an address that fsspec opens.
-        mirror_dir: Where mirrors are; None: in the user's cache folder.
-        limit_gb: Size of all shards in there, in 10^9 bytes; None: what the mirror has
+        cache_mirror_dir: Where mirrors are; None: in the user's cache folder.
+        cache_mirror_gb: Size of all shards in there, in 10^9 bytes; None: what the mirror has
             been given before, or 100.
 
     Raises:
@@ -37,14 +37,18 @@ def open_place(
     if not is_address(place):
         return Path(place).expanduser()
     url = checked_address(str(place))
-    if mirror_dir is not None and is_address(str(mirror_dir)):
-        raise ConfigError(f"cache_mirror_dir {mirror_dir} is no folder", "give a local folder")
+    if cache_mirror_dir is not None and is_address(str(cache_mirror_dir)):
+        raise ConfigError(
+            f"cache_mirror_dir {cache_mirror_dir} is no folder", "give a local folder"
+        )
     # The query is a key to the place and not its name: a new key opens the same mirror.
     base, query = split_query(url)
     name = re.sub(r"[^A-Za-z0-9]+", "-", base.partition("://")[2])[-40:].strip("-")
     digest = hashlib.blake2b(base.encode(), digest_size=4).hexdigest()
-    folder = (mirror_dir or home() / "caches") / f"{name}-{digest}"
-    content = json.dumps({"url": url, "limit_bytes": _limit_bytes(folder, limit_gb)}, indent=1)
+    folder = (cache_mirror_dir or home() / "caches") / f"{name}-{digest}"
+    content = json.dumps(
+        {"url": url, "limit_bytes": _limit_bytes(folder, cache_mirror_gb)}, indent=1
+    )
     if not _holds(folder / MIRROR, content.encode() + b"\n"):
         write_atomically(folder / MIRROR, content.encode() + b"\n")
         if query:
