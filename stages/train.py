@@ -27,13 +27,10 @@ def run(options: Resolved) -> TrainSummary | NoiseChart | ShownDataset:
         return show_timesteps(options)
     if options.value("debug_dataset"):
         return show_dataset(options)
-    from anima_pipe.kohya.model_files import with_tokenizer
     from anima_pipe.kohya.training import train_settings
     from anima_pipe.runs import train
     from anima_pipe.runtime import launched_rank, speak_of_errors_only
 
-    if options.value("auto_cache"):
-        options = with_tokenizer(options)
     if launched_rank().number > 0:
         # All processes read the same options: the first one says what there is to say.
         speak_of_errors_only()

@@ -24,7 +24,7 @@ from anima_pipe.cli.help_text import help_text
 from anima_pipe.cli.sample_axes import LETTERS, Shot, by_files, grid, parse_axis
 from anima_pipe.errors import ConfigError
 from anima_pipe.hub.home import MODEL_OPTIONS
-from anima_pipe.kohya.model_files import base_name, with_recorded_models
+from anima_pipe.kohya.model_files import with_recorded_models
 from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.rows import TRAIN
 from anima_pipe.kohya.sample_prompts import BARE, parse_prompt, read_sample_prompts, with_settings
@@ -202,7 +202,7 @@ def _draw_all(paths: dict[Shot, Path], options: Resolved) -> dict[Shot, Image]:
     """Draw every picture and save it; return their cells for sheets."""
     from anima_pipe.adapters import load_adapter
     from anima_pipe.adapters.reading import read_adapter_file
-    from anima_pipe.drawing.painter import parameters_text, save_picture
+    from anima_pipe.drawing.painter import base_name, parameters_text, save_picture
     from anima_pipe.drawing.sheets import cell_of
 
     for file in dict.fromkeys(path for shot in paths for path, _ in shot.adapters):
@@ -210,7 +210,9 @@ def _draw_all(paths: dict[Shot, Path], options: Resolved) -> dict[Shot, Image]:
     device = choose_device(options.value("device"))
     encoded = _encoded([shot.prompt for shot in paths], options, device)
     painter = _painter(options, device)
-    model = base_name(options)
+    model = base_name(
+        options.value("pretrained_model_name_or_path"), options.value("llm_adapter_path")
+    )
     cells: dict[Shot, Image] = {}
     with progress_bar(len(paths), "picture") as bar:
         for files, shots in by_files(list(paths)):

@@ -145,6 +145,11 @@ def to_picture(pixels: torch.Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(scaled.permute(1, 2, 0).cpu().numpy()))
 
 
+def base_name(transformer: Path, llm_adapter: Path | None) -> str:
+    """Return what pictures say that they were drawn with: the names of the base's files."""
+    return " + ".join(path.stem for path in (transformer, llm_adapter) if path)
+
+
 def parameters_text(
     prompt: PreviewPrompt, model: str, adapters: Sequence[tuple[str, float]] = ()
 ) -> str:

@@ -28,15 +28,6 @@ def models_needed(options: Resolved) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("pretrained_model_name_or_path", *encoders, *previews)))
 
 
-def base_name(options: Resolved) -> str:
-    """Return what pictures say that they were drawn with: the names of the base's files."""
-    names: tuple[Path | None, ...] = (
-        options.value("pretrained_model_name_or_path"),
-        options.value("llm_adapter_path"),
-    )
-    return " + ".join(path.stem for path in names if path)
-
-
 def with_recorded_models(options: Resolved, *names: str) -> Resolved:
     """Take what fetch-models noted for those of these options that nobody has set.
 
@@ -59,20 +50,6 @@ def _recorded_for(options: Resolved, *names: str) -> dict[str, Path]:
         for name, path in taken.items():
             say(f"{name} is not set: taking {path}, which was noted earlier")
     return taken
-
-
-def with_tokenizer(options: Resolved) -> Resolved:
-    """Name the T5 tokenizer's folder, having fetched what it lacks unless that is switched off.
-
-    Raises:
-        ConfigError: No folder is known and none may be made, or its files are damaged.
-        FetchError: No source had the files.
-    """
-    from anima_pipe.hub.tokenizer import complete_t5_tokenizer
-
-    settings = tokenizer_settings(options)
-    complete_t5_tokenizer(settings.folder, settings.sources)
-    return completed(options, {"t5_tokenizer_dir": settings.folder})
 
 
 def tokenizer_settings(options: Resolved, *, force: bool = False) -> FetchTokenizerSettings:

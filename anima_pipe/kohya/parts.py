@@ -6,9 +6,7 @@ Only what the user set is checked, for it takes importing torch; nothing is load
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stdout
 from importlib.util import find_spec
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -26,9 +24,6 @@ if TYPE_CHECKING:
 
 KIND_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {"networks.lokr": {"lokr_factor": -1}}
 """Where a network starts from other settings than its kind's."""
-
-LONG_RUN: Final = 10**9
-"""Optimizer steps of a run that is long enough for all parts of any schedule."""
 
 
 class AdapterChoice(NamedTuple):
@@ -103,43 +98,25 @@ def _check_adapter(options: Resolved) -> None:
 
 def _check_schedule(options: Resolved) -> None:
     from anima_pipe.kohya.schedule import schedule_config
-    from anima_pipe.optimizing.schedules import create_schedule
+    from anima_pipe.optimizing.checks import check_schedule
 
     if refuses_warmup(options) or options.value("lr_scheduler") == "adafactor":
         # What may be wrong with these is the rules' to say.
         return
     config = schedule_config(options)
     try:
-        optimizer = _optimizer_of_nothing(options)
+        optimizer = _check_optimizer(options)
     except ConfigError:
         # And this the optimizer's check's.
         return
-    create_schedule(optimizer, config, LONG_RUN)
+    check_schedule(config, optimizer)
 
 
-def _check_optimizer(options: Resolved) -> None:
-    _optimizer_of_nothing(options)
-
-
-def _optimizer_of_nothing(options: Resolved) -> Optimizer:
-    """Return the run's optimizer, of a tensor that nobody trains.
-
-    Raises:
-        ConfigError: There is none such, or its arguments do not fit it.
-    """
-    import torch
-
+def _check_optimizer(options: Resolved) -> Optimizer:
     from anima_pipe.kohya.optimizer import optimizer_config
-    from anima_pipe.optimizing.optimizers import ParameterGroup, create_optimizer
+    from anima_pipe.optimizing.checks import check_optimizer
 
-    group = ParameterGroup(
-        name="linear",
-        parameters=[torch.nn.Parameter(torch.zeros(2, 2))],
-        learning_rate=options.value("learning_rate"),
-    )
-    # Prodigy prints what kind of decay it has.
-    with redirect_stdout(StringIO()):
-        return create_optimizer([group], optimizer_config(options))
+    return check_optimizer(optimizer_config(options), options.value("learning_rate"))
 
 
 def _is_installed(options: Resolved) -> bool:

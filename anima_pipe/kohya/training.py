@@ -11,10 +11,12 @@ from pathlib import Path
 from anima_pipe.adapters.peft import adapter_file_in
 from anima_pipe.errors import ConfigError
 from anima_pipe.hooks.validation import ValidationConfig
+from anima_pipe.hub.sources import Source
 from anima_pipe.kohya.caching import cache_settings, latent_settings, text_settings
 from anima_pipe.kohya.datasets import dataset_configs
 from anima_pipe.kohya.logs import log_settings
 from anima_pipe.kohya.metadata import metadata_settings
+from anima_pipe.kohya.model_files import completed, tokenizer_settings
 from anima_pipe.kohya.objective import objective_config, warn_of_idle_offsets
 from anima_pipe.kohya.optimizer import optimizer_config
 from anima_pipe.kohya.outputs import (
@@ -73,8 +75,11 @@ def train_settings(options: Resolved) -> TrainSettings:
         ConfigError: Something required is not set, or a setting cannot be honoured.
         DataError: A folder of the dataset is missing.
     """
+    tokenizer = tokenizer_settings(options) if options.value("auto_cache") else None
+    if tokenizer:
+        options = completed(options, {"t5_tokenizer_dir": tokenizer.folder})
     states = state_settings(options)
-    data = _data(options)
+    data = _data(options, tokenizer.sources if tokenizer else ())
     objective = objective_config(options)
     warn_of_idle_offsets(options, data.datasets)
     return TrainSettings(
@@ -107,17 +112,15 @@ def train_settings(options: Resolved) -> TrainSettings:
     )
 
 
-def _data(options: Resolved) -> DataSettings:
-    fills_gaps = options.value("auto_cache")
-    if fills_gaps:
-        options.require("t5_tokenizer_dir")
+def _data(options: Resolved, tokenizer_sources: tuple[Source, ...]) -> DataSettings:
     knows_text = options.value("qwen3") and options.value("t5_tokenizer_dir")
     return DataSettings(
         datasets=tuple(dataset_configs(options)),
         cache=cache_settings(options),
         latents=latent_settings(options) if options.value("vae") else None,
         text=text_settings(options) if knows_text else None,
-        auto_cache=fills_gaps,
+        tokenizer_sources=tokenizer_sources,
+        auto_cache=options.value("auto_cache"),
         caption_variants=options.value("caption_variants"),
         crop_variants=options.value("crop_variants"),
         rehash=options.value("rehash"),

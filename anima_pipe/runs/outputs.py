@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from anima_pipe.drawing.painter import LazyVae, Painter, encoded_prompts
+from anima_pipe.drawing.painter import LazyVae, Painter, base_name, encoded_prompts
 from anima_pipe.hooks.previews import PreviewConfig, Previews
 from anima_pipe.hooks.saving import SaveConfig
 from anima_pipe.hooks.train_state import StateConfig
@@ -66,7 +66,7 @@ def prepare_previews(settings: TrainSettings, training: Training) -> Previews | 
     config = PreviewConfig(
         folder=save.folder / "sample",
         name=save.name,
-        model=settings.model.name,
+        model=base_name(settings.model.transformer, settings.model.llm_adapter),
         resumed=settings.states.resume is not None,
         at_first=previews.at_first,
         every_n_steps=previews.every_n_steps,

@@ -19,6 +19,7 @@ from anima_pipe.adapters.files import fitting_deltas
 from anima_pipe.adapters.sharded import shard
 from anima_pipe.dataset.batches import Batches
 from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
+from anima_pipe.hub.tokenizer import complete_t5_tokenizer
 from anima_pipe.model import (
     BLOCK_LAYERS,
     AnimaTransformer,
@@ -40,9 +41,16 @@ if TYPE_CHECKING:
 def check_model_files(settings: TrainSettings) -> None:
     """Find out in seconds, not after hours of encoding, that a file is missing or does not fit.
 
+    What the T5 tokenizer lacks is fetched, where the settings say from where.
+
     Raises:
-        CheckpointError: It is, or does not.
+        CheckpointError: A file is missing, or does not fit.
+        ConfigError: The T5 tokenizer's files are, or do not.
+        FetchError: No source had them.
     """
+    data = settings.data
+    if data.auto_cache and data.text:
+        complete_t5_tokenizer(data.text.t5_tokenizer_dir, data.tokenizer_sources)
     model, start = settings.model, settings.adapter.network_weights
     config = read_transformer_config(model.transformer, model.llm_adapter)
     with torch.device("meta"):
@@ -50,10 +58,10 @@ def check_model_files(settings: TrainSettings) -> None:
     merged = [path for path, _ in model.base_weights]
     for adapter in ([start] if start else []) + merged:
         fitting_deltas(adapter, skeleton, allow_unmatched=model.allow_unmatched)
-    if latents := settings.data.latents:
-        vae_fingerprint(latents.vae)
-    if text := settings.data.text:
-        text_fingerprint(text.qwen, text.t5_tokenizer_dir)
+    if data.latents:
+        vae_fingerprint(data.latents.vae)
+    if data.text:
+        text_fingerprint(data.text.qwen, data.text.t5_tokenizer_dir)
 
 
 def load_base(

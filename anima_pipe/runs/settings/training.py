@@ -21,6 +21,7 @@ from anima_pipe.hooks.alarms import AlarmConfig
 from anima_pipe.hooks.board import BoardConfig
 from anima_pipe.hooks.saving import SaveConfig
 from anima_pipe.hooks.validation import ValidationConfig
+from anima_pipe.hub.sources import Source
 from anima_pipe.objective.flow_loss import ObjectiveConfig
 from anima_pipe.optimizing.optimizers import OptimizerConfig
 from anima_pipe.optimizing.schedules import ScheduleConfig
@@ -39,6 +40,8 @@ class DataSettings:
     """How latents are made; None: whatever the only latent cache holds is trained on."""
     text: TextSettings | None = None
     """How captions are encoded; None: whatever the only text cache holds is trained on."""
+    tokenizer_sources: tuple[Source, ...] = ()
+    """Where missing files of the T5 tokenizer are fetched from, in order; none: nowhere."""
     auto_cache: bool = True
     """Whether what the caches lack is encoded first, which takes both of the above; else it is an
     error."""
@@ -82,11 +85,6 @@ class ModelSettings:
     def dtype(self) -> torch.dtype:
         """What its weights are kept in, and what is fed to them."""
         return torch_dtype(self.mixed_precision)
-
-    @property
-    def name(self) -> str:
-        """What pictures say that they were drawn with: the names of its files."""
-        return " + ".join(path.stem for path in (self.transformer, self.llm_adapter) if path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
