@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from commands import (
     assert_one_error,
     options,
     run_apart,
+    write_dataset,
 )
+from torch.multiprocessing import spawn
 
 from anima_pipe.shards.keys import text_key
 
@@ -125,3 +128,37 @@ def test_an_alarm_of_the_first_process_ends_both_with_the_state_saved(
     assert ended.code != 0
     assert "of the memory is in use" in ended.said
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["fox-step00000002-state"]
+
+
+def train_on_own_data(number: int, folder: Path, cache_dir: Path) -> None:
+    """Be one of two processes, each with a folder of pictures of its own; note what it came to."""
+    place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": (folder / "port").read_text()}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**place, **meeting}.items():
+            patch.setenv(name, str(value))
+        given = {"dataset_config": folder / f"{number}.toml", "cache_dir": cache_dir}
+        ended = anima_pipe("train", **given, output_dir=folder, auto_cache=False)
+    (folder / f"{number}.txt").write_text(ended.said)
+
+
+@pytest.mark.slow
+def test_processes_that_see_different_pictures_train_none(
+    cached: Cached, pictures: Path, tmp_path: Path
+):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        (tmp_path / "port").write_text(str(probe.getsockname()[1]))
+    for number in (0, 1):
+        folder = Path(shutil.copytree(pictures, tmp_path / f"pictures{number}"))
+        write_dataset(tmp_path / f"{number}.toml", folder)
+    lost = min(folder.glob("*.png"))
+    lost.unlink()
+
+    spawn(train_on_own_data, (tmp_path, Path(str(cached["cache_dir"]))), nprocs=2)
+
+    for number in (0, 1):
+        said = (tmp_path / f"{number}.txt").read_text()
+        assert "the 2 processes of this run would train on different data" in said
+        assert f"not all of them have {lost.name}" in said
+    assert not list(tmp_path.glob("*.safetensors"))

@@ -311,3 +311,28 @@ def test_a_plan_of_one_sample_repeats_it(folder):
     plan = planned(dataset(folder))
     alone = replace(plan, samples=plan.samples[:1])
     assert [len(batch) for batch in alone.epoch(0)] == [1]
+
+
+def test_a_plan_is_known_by_what_is_trained_whatever_it_is_called_and_wherever_it_is():
+    samples = tuple(
+        PlannedSample(
+            name=f"{number}.png",
+            folder=Path("pictures"),
+            latents=(f"latent{number}", f"mirrored{number}"),
+            texts=(f"text{number}",),
+            group=(0, 64, 96),
+            batch_size=2,
+            repeats=number + 1,
+            dropout_rate=0.1,
+            dropout_every_n_epochs=0,
+            masks=(f"mask{number}",),
+        )
+        for number in range(3)
+    )
+
+    # States have it: another number for the same plan, and none of them could be gone on from.
+    assert Plan(samples=samples, seed=1).digest() == "6a275fd2fd9af67a"
+    moved = tuple(replace(sample, name="fox.png", folder=Path("moved")) for sample in samples)
+    assert Plan(samples=moved, seed=1).digest() == "6a275fd2fd9af67a"
+    for other in (samples[:2], samples[::-1], (replace(samples[0], repeats=7), *samples[1:])):
+        assert Plan(samples=other, seed=1).digest() != "6a275fd2fd9af67a"

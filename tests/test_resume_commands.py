@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import MODEL, ROOT, TRAINING, anima_pipe, assert_one_error, options, run_apart
+from commands import (
+    MODEL,
+    ROOT,
+    TRAINING,
+    anima_pipe,
+    assert_one_error,
+    options,
+    run_apart,
+    write_dataset,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file
 from worker_tasks import SOURCES
@@ -141,6 +150,17 @@ def test_a_state_of_other_options_is_refused_by_their_names(cached, whole, tmp_p
     allowed = anima_pipe("train", **given, resume_allow=["learning_rate"]).ok()
     assert "resumed" in allowed.said
     assert (tmp_path / "fox.safetensors").read_bytes() != whole
+
+
+def test_a_state_is_gone_on_from_where_the_pictures_lie_elsewhere(
+    cached, whole, pictures, tmp_path
+):
+    anima_pipe("train", **arguments(cached, tmp_path, max_train_steps=2)).ok()
+    moved = Path(shutil.copytree(pictures, tmp_path / "moved" / pictures.name))
+    dataset = write_dataset(tmp_path / "moved.toml", moved)
+    given = arguments(cached, tmp_path, dataset_config=dataset, resume="latest")
+    assert "resumed" in anima_pipe("train", **given).ok().said
+    assert (tmp_path / "fox.safetensors").read_bytes() == whole
 
 
 @pytest.mark.parametrize("name", ["max_train_epochs", "max_train_steps"])

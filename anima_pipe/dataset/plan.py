@@ -15,7 +15,14 @@ from dataclasses import dataclass, field
 from anima_pipe.dataset.picture_captions import caption_lines
 from anima_pipe.dataset.samples import Sample
 from anima_pipe.dataset.survey import Survey
-from anima_pipe.dataset.visits import EMPTY_CAPTION, PlannedSample, Visit, draw_visit, plain_visit
+from anima_pipe.dataset.visits import (
+    EMPTY_CAPTION,
+    PlannedSample,
+    Visit,
+    draw_visit,
+    plain_visit,
+    samples_digest,
+)
 from anima_pipe.errors import CacheError, DataError
 from anima_pipe.records import T5_LIMIT
 from anima_pipe.runtime import counted, derive_seed
@@ -60,6 +67,13 @@ class Plan:
                 batches.append(tuple(draw_visit(sample, epoch, rng) for sample in chunk))
         rng.shuffle(batches)
         return batches
+
+    def digest(self) -> str:
+        """Return a hash of what is visited, how often, how and in which order, in hexadecimal.
+
+        Where the pictures are and what they are called is no part of it, nor what is held out.
+        """
+        return samples_digest(self.samples)
 
     def validation_batches(self, seed: int) -> list[tuple[Visit, ...]]:
         """Return the batches of validation, always the same ones.

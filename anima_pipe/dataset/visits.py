@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from bisect import bisect
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class PlannedSample:
 
     name: str
     """Of the picture's file."""
-    folder: Path = Path()
+    folder: Path = field(default=Path(), repr=False)
     """That the file is in; one object for all pictures in it."""
     latents: tuple[str, ...]
     """Keys of its crops and orientations; one is drawn per visit."""
@@ -144,3 +145,11 @@ def plain_visit(sample: PlannedSample) -> Visit:
         sigma_offset=0.0,
         mask=sample.masks[0] if sample.masks else None,
     )
+
+
+def samples_digest(samples: Iterable[PlannedSample]) -> str:
+    """Return a hash of samples in their order, whatever they are called, in hexadecimal."""
+    digest = hashlib.blake2b(digest_size=8)
+    for sample in samples:
+        digest.update(repr(replace(sample, name="")).encode())
+    return digest.hexdigest()

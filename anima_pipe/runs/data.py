@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import and_, or_
 from typing import TYPE_CHECKING
 
 from anima_pipe.dataset.batches import Batches
 from anima_pipe.dataset.pictures import find_pictures
 from anima_pipe.dataset.plan import Plan, make_plan
 from anima_pipe.dataset.survey import Survey, survey_pictures
+from anima_pipe.dataset.visits import samples_digest
+from anima_pipe.errors import DataError
 from anima_pipe.fill import fill_latents, fill_masks, fill_text
 from anima_pipe.records import T5_LIMIT, PreviewPrompt
 from anima_pipe.runs.reports import (
+    NAMED,
     report_fill,
     report_long,
     report_surveyed_captions,
@@ -20,7 +26,7 @@ from anima_pipe.runs.reports import (
 from anima_pipe.runs.settings.training import DataSettings, TrainSettings
 from anima_pipe.shards import Cache, open_cache
 from anima_pipe.source.prompts import prompt_texts
-from anima_pipe.trainer import first_process_first
+from anima_pipe.trainer import first_process_first, gathered
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -74,8 +80,31 @@ def prepare_data(settings: TrainSettings, seed: int, accelerator: Accelerator) -
     held = (cache.latents.keys(), cache.text.keys(), cache.masks.keys())
     long_texts = cache.text.longer_than(T5_LIMIT, "t5_ids")
     plan = make_plan(survey, *held, seed=seed, long_texts=long_texts)
+    _refuse_different_plans(plan, accelerator)
     return PreparedData(
         survey=survey, cache=cache, batches=_batches(settings, plan, cache, accelerator)
+    )
+
+
+def _refuse_different_plans(plan: Plan, accelerator: Accelerator) -> None:
+    """Make sure that all processes take their batches from one plan.
+
+    Raises:
+        DataError: They see different pictures or captions: some would be trained on twice, others
+            never.
+    """
+    own = plan.digest(), samples_digest(plan.held_out)
+    if len(set(gathered(accelerator, own))) == 1:
+        return
+    names = [sample.name for sample in (*plan.samples, *plan.held_out)]
+    seen = [Counter(theirs) for theirs in gathered(accelerator, names)]
+    everywhere, anywhere = reduce(and_, seen), reduce(or_, seen)
+    missing = sorted(anywhere - everywhere)
+    first = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
+    raise DataError(
+        f"the {len(seen)} processes of this run would train on different data: "
+        + (f"not all of them have {first}" if missing else "pictures or captions differ"),
+        "let all of them read the same files, or equal copies, and start again",
     )
 
 

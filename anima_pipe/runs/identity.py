@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from anima_pipe import __version__
 from anima_pipe.dataset.batches import Batches
-from anima_pipe.dataset.plan import Plan
 from anima_pipe.encoders.fingerprints import file_digest
 from anima_pipe.hooks.train_state import ANY_LENGTH, LENGTH
 from anima_pipe.optimizing.optimizers import find_optimizer
@@ -62,7 +60,7 @@ def made_with(
         # A state holds the tensors; which alphas they are scaled by, that file says.
         "network_weights": file_digest(start)[:DIGEST_LETTERS] if start else None,
         "scale_weight_norms": adapter.scale_weight_norms,
-        "dataset": _plan_digest(batches.plan),
+        "dataset": batches.plan.digest(),
         "network_module": adapter.kind,
         **_each("network_args", adapter.arguments),
         "optimizer_type": settings.optimizer.optimizer_type.lower(),
@@ -139,11 +137,3 @@ def _versions(optimizer: str) -> dict[str, object]:
         with suppress(PackageNotFoundError):
             versions[package] = version(package).partition("+")[0]
     return {**versions, "anima-pipe": __version__}
-
-
-def _plan_digest(plan: Plan) -> str:
-    """Return a hash of what is visited how often and how; file names are not part of it."""
-    digest = hashlib.blake2b(digest_size=DIGEST_LETTERS // 2)
-    for sample in plan.samples:
-        digest.update(repr(replace(sample, name="")).encode())
-    return digest.hexdigest()

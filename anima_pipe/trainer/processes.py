@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,7 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     broadcast,
+    gather_object,
 )
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,6 +27,8 @@ from torch.optim import Optimizer
 from anima_pipe.adapters.sharded import sharded_tensors
 from anima_pipe.errors import ConfigError
 from anima_pipe.runtime import launched_rank, warn
+
+T = TypeVar("T")
 
 TIMEOUT: Final = timedelta(minutes=30)
 """How long a process waits for another in a run: one may draw previews, or save."""
@@ -187,3 +190,8 @@ def sum_over_processes(accelerator: Accelerator, values: torch.Tensor) -> torch.
     total = accelerator.reduce(values, "sum")
     assert isinstance(total, torch.Tensor)
     return total
+
+
+def gathered(accelerator: Accelerator, value: T) -> list[T]:
+    """Return what each process has to say, in their order; all of them call this."""
+    return gather_object([value]) if accelerator.num_processes > 1 else [value]
