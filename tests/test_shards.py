@@ -318,7 +318,7 @@ def test_a_cache_of_100_000_samples_opens_from_its_sidecars_in_little_memory(tmp
             tar_bytes=rows * 2**18,
             keys=[f"{number * rows + row:032x}" for row in range(rows)],
             payloads=MemberColumns(*(array("q", range(rows)) for _ in range(3))),
-            payload_folds=array("q", range(rows)),
+            payload_hashes=array("Q", range(rows)),
             metadata=MemberColumns(*(array("q", range(rows)) for _ in range(3))),
         )
         shapes = [(16, 64 + 8 * (row % 9), 96) for row in range(rows)]

@@ -1,12 +1,15 @@
 """Damage is found, named and mended by the next caching run; sidecars can always be rebuilt."""
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from anima_pipe.errors import CacheError
-from anima_pipe.shards import LatentWriter, open_cache
+from anima_pipe.shards import LatentWriter, MaskWriter, open_cache
+from anima_pipe.shards.checksum import with_checksum
 from anima_pipe.shards.contents import tidy
 
 FINGERPRINT = "3fa1c2" + 58 * "0"
@@ -70,6 +73,57 @@ def test_a_flipped_byte_is_found_when_its_sample_is_read(tmp_path, damaged):
         CacheError, match=rf"key2 in .*{damaged.name} is damaged.*\n.*cache-latents"
     ):
         store["key2"]
+
+
+def exchange_pages(tar: Path, key: str) -> None:
+    """Let two pages of a sample's tensors change places."""
+    content = bytearray(tar.read_bytes())
+    start = content.index(f"{key}.safetensors".encode()) + 1024
+    one, other = slice(start, start + 4096), slice(start + 4096, start + 8192)
+    assert content[one] != content[other]
+    content[one], content[other] = content[other], content[one]
+    tar.write_bytes(content)
+
+
+def lose_the_quick_hashes(tar: Path) -> None:
+    """Make a sidecar one from before there were any."""
+    sidecar = json.loads(sidecar_of(tar).read_text())
+    del sidecar["checksum"], sidecar["safetensors"]["xxh3"]
+    sidecar_of(tar).write_bytes(with_checksum(json.dumps(sidecar).encode()))
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_pages_that_changed_places_are_found_when_their_sample_is_read(tmp_path, is_old):
+    with LatentWriter(tmp_path, FINGERPRINT, "fp32", "vae.safetensors") as writer:
+        for number, key in enumerate(KEYS):
+            writer.add(key, torch.arange(16.0 * 16 * 16).reshape(16, 16, 16) + number, {})
+    tar = newest_tar(tmp_path)
+    exchange_pages(tar, "key2")
+    if is_old:
+        lose_the_quick_hashes(tar)
+
+    store = open_cache(tmp_path).latents
+
+    assert store["key1"][0, 0, 0] == 1
+    with pytest.raises(CacheError, match=r"key2 in .* is damaged"):
+        store["key2"]
+
+
+def test_zeroed_pages_of_a_mask_that_is_white_all_over_are_found(tmp_path):
+    with MaskWriter(tmp_path) as writer:
+        for key in KEYS:
+            writer.add(key, torch.ones(128, 128), {})
+    (tar,) = tmp_path.glob("*/*.tar")
+    content = bytearray(tar.read_bytes())
+    start = content.index(b"key2.safetensors") + 2048
+    content[start : start + 8192] = bytes(8192)
+    tar.write_bytes(content)
+
+    masks = open_cache(tmp_path).masks
+
+    assert masks["key1"].min() == 1
+    with pytest.raises(CacheError, match=r"key2 in .* is damaged"):
+        masks["key2"]
 
 
 def test_every_single_flipped_byte_of_a_sample_is_found(tmp_path, tar):

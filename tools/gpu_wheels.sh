@@ -14,7 +14,7 @@ most_bytes=$((40 * 1024 * 1024))
 
 # The library's own needs that such images lack, and what these need themselves.
 wanted=(
-    braceexpand cffi cryptography modelscope-hub pycparser schedulefree webdataset
+    braceexpand cffi cryptography modelscope-hub pycparser schedulefree webdataset xxhash
     # Optimizers.
     came-pytorch lion-pytorch prodigyopt
     # Those that are measured against.

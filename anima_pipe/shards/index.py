@@ -4,7 +4,7 @@ It holds columns, one entry per sample, so that a cache of 100,000 samples opens
 
     {"version": 1, "tar": "w-000000.tar", "tar_bytes": 268000256,
      "keys": ["0f3a...", ...],
-     "safetensors": {"offset": [...], "length": [...], "crc32": [...], "fold32": [...]},
+     "safetensors": {"offset": [...], "length": [...], "crc32": [...], "xxh3": [...]},
      "json":        {"offset": [...], "length": [...], "crc32": [...]},
      "tensors": {"latent": {"dtype": ["F16", ...], "shape": [[16, 96, 64], ...], "offset": [...]}},
      "damaged": [], "checksum": "0f3a51c2"}
@@ -33,8 +33,8 @@ from anima_pipe.shards.sample import (
     METADATA,
     PAYLOAD,
     TensorPlace,
-    fold32,
     is_intact,
+    quick_hash,
     tensor_places,
 )
 from anima_pipe.shards.tar import BLOCK, Span, read_members
@@ -118,8 +118,8 @@ class ShardIndex:
     tar_bytes: int = 0
     keys: list[str] = field(default_factory=list[str])
     payloads: MemberColumns = field(default_factory=MemberColumns)
-    payload_folds: array[int] = field(default_factory=_integers)
-    """The payloads' quick checksums, see `fold32`."""
+    payload_hashes: array[int] = field(default_factory=lambda: array("Q"))
+    """The payloads' `quick_hash`; empty in sidecars of before there was one."""
     metadata: MemberColumns = field(default_factory=MemberColumns)
     tensors: dict[str, TensorColumns] = field(default_factory=dict[str, TensorColumns])
     damaged: list[str] = field(default_factory=list[str])
@@ -144,12 +144,12 @@ class ShardIndex:
             columns[name].add(place, spans[PAYLOAD].offset)
         self.keys.append(key)
         self.payloads.add(spans[PAYLOAD], members[PAYLOAD])
-        self.payload_folds.append(fold32(members[PAYLOAD]))
+        self.payload_hashes.append(quick_hash(members[PAYLOAD]))
         self.metadata.add(spans[METADATA], members[METADATA])
 
     def cut(self, samples: int) -> None:
         """Leave the first so many samples, whatever of another one has been appended."""
-        del self.keys[samples:], self.payload_folds[samples:]
+        del self.keys[samples:], self.payload_hashes[samples:]
         for columns in (self.payloads, self.metadata, *self.tensors.values()):
             columns.cut(samples)
 
@@ -169,12 +169,14 @@ class ShardIndex:
         )
 
     def seems_whole(self, row: int, shard: memoryview) -> bool:
-        """Tell the same by the quick checksum of the tensors, which a first read can afford."""
+        """Tell the same by the quick hash of the tensors, which a first read can afford."""
+        if not self.payload_hashes:
+            return self.is_whole(row, shard)
         start = self.payloads.offset[row]
         payload = shard[start : start + self.payloads.length[row]]
         return (
             self._is_named(row, shard)
-            and fold32(payload) == self.payload_folds[row]
+            and quick_hash(payload) == self.payload_hashes[row]
             and self.metadata.is_whole(row, shard)
         )
 
@@ -294,7 +296,7 @@ def _columns(index: ShardIndex) -> dict[str, object]:
         "tar": index.tar,
         "tar_bytes": index.tar_bytes,
         "keys": index.keys,
-        PAYLOAD: {**_member_columns(index.payloads), "fold32": index.payload_folds},
+        PAYLOAD: {**_member_columns(index.payloads), "xxh3": index.payload_hashes},
         METADATA: _member_columns(index.metadata),
         "tensors": {
             name: {
@@ -322,7 +324,7 @@ def _from_json(fields: dict[str, Any]) -> ShardIndex:
         tar_bytes=fields["tar_bytes"],
         keys=list(fields["keys"]),
         payloads=_read_member_columns(fields[PAYLOAD]),
-        payload_folds=array("q", fields[PAYLOAD]["fold32"]),
+        payload_hashes=array("Q", fields[PAYLOAD].get("xxh3", ())),
         metadata=_read_member_columns(fields[METADATA]),
         tensors={name: _read_tensor_columns(lists) for name, lists in fields["tensors"].items()},
         damaged=list(fields["damaged"]),
@@ -330,7 +332,8 @@ def _from_json(fields: dict[str, Any]) -> ShardIndex:
     tensors = index.tensors.values()
     columns = [c for m in (index.payloads, index.metadata) for c in (m.offset, m.length, m.crc32)]
     columns += [column for t in tensors for column in (t.dtype, t.shape, t.offset)]
-    columns.append(index.payload_folds)
+    if index.payload_hashes:
+        columns.append(index.payload_hashes)
     if any(len(column) != len(index.keys) for column in columns):
         raise ValueError("columns of unequal length")
     return index

@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+import xxhash
+
 PAYLOAD: Final = "safetensors"
 METADATA: Final = "json"
 CHECKSUM: Final = "crc32"
 
 BYTES_PER_VALUE: Final = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4}
 """The dtypes that samples hold, by safetensors' names."""
-
-_FOLD_BYTES: Final = 4096
 
 _LENGTH_BYTES: Final = 8
 """A safetensors file starts with the length of its header, little endian."""
@@ -71,19 +71,9 @@ def is_intact(content: bytes, payload: bytes) -> bool:
     return expected == _checksum(fields, payload)
 
 
-def fold32(content: bytes | memoryview) -> int:
-    """Return a checksum that reads memory as fast as it comes: 20 GB/s where crc32 does 3.
-
-    CRC-32 of the content folded by exclusive or to 4096 bytes, continued over what is left behind
-    the last whole 4096. It finds what one cause damages (a flipped bit, a zeroed or foreign page),
-    not what cancels itself out, such as two pages that changed places.
-    """
-    import numpy as np
-
-    whole = len(content) // _FOLD_BYTES * _FOLD_BYTES
-    pages = np.frombuffer(content[:whole], np.uint64).reshape(-1, _FOLD_BYTES // 8)
-    folded = np.bitwise_xor.reduce(pages, axis=0)
-    return zlib.crc32(content[whole:], zlib.crc32(folded))
+def quick_hash(content: bytes | memoryview) -> int:
+    """Return XXH3's 64 bits of the bytes: found as fast as memory is read, ten times as crc32."""
+    return xxhash.xxh3_64_intdigest(content)
 
 
 def tensor_places(payload: bytes) -> dict[str, TensorPlace]:
