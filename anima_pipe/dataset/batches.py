@@ -46,13 +46,13 @@ class Window:
     samples: int
     """Samples in it, over all processes."""
     batches: int = 1
-    """Batches of them."""
+    """Batches in it, over all processes."""
     micro_batches: tuple[MicroBatch, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batches:
-    """An endless, position-addressed supply of windows."""
+    """An endless supply of windows, which may begin at any optimizer step."""
 
     plan: Plan
     cache: Cache
@@ -62,7 +62,7 @@ class Batches:
     rank: int = 0
     """Number of this process, below `processes`."""
     max_train_steps: int = 0
-    """Optimizer steps of the run, which token warmups may be a share of."""
+    """Optimizer steps of the run; a token warmup may be given as a fraction of them."""
 
     @property
     def window_size(self) -> int:

@@ -106,7 +106,7 @@ class CachedDataset(Dataset[CachedSample]):
         plan: What is trained.
         cache: What holds it.
         accumulation: Batches per optimizer step, which a token warmup goes by.
-        max_train_steps: Optimizer steps of the run, which a token warmup may be a share of.
+        max_train_steps: Optimizer steps of the run; a token warmup may be a fraction of them.
         skipped: Pictures that cannot be used.
     """
 

@@ -31,11 +31,11 @@ class PlannedSample:
     chances: tuple[float, ...] = ()
     """How often each of them is drawn, 1 in all; empty: all alike."""
     warmup: tuple[tuple[str, ...], ...] = ()
-    """Keys of those in each of the equal parts of a token warmup; empty without one."""
+    """Keys of the texts for each of the equal parts of a token warmup; empty without one."""
     warmup_chances: tuple[tuple[float, ...], ...] = ()
     """How often each of those is drawn; empty: all alike."""
     warmup_length: float = 0
-    """Of the token warmup: steps, or a share of the run below 1."""
+    """Of the token warmup: in steps or, below 1, as a fraction of the run."""
     group: tuple[int, int, int]
     """Number of the dataset, and the bucket's width and height: what may share a batch."""
     batch_size: int
@@ -70,7 +70,7 @@ class Visit:
     mask: str | None
     """Key of what counts in the loss; None: everything."""
     warmup: tuple[str, ...] = ()
-    """Texts in its place in each part of a token warmup."""
+    """Keys of the texts that replace `text`, one for each part of a token warmup."""
     warmup_length: float = 0
     """See `PlannedSample`."""
 
@@ -80,7 +80,7 @@ class Visit:
         return self.folder / self.name
 
     def at_step(self, step: int, max_train_steps: int) -> Visit:
-        """Return it as it is at an optimizer step, counted from 0, of so many."""
+        """Return it with its text at an optimizer step (from 0), as a token warmup has it."""
         if not self.warmup:
             return self
         steps = warmup_steps(self.warmup_length, max_train_steps)

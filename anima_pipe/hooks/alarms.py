@@ -42,7 +42,7 @@ class AlarmConfig:
 
 
 End = Callable[[PipeError], None]
-"""Ends the run behind the next step, with an error."""
+"""Ends the run after the next step, with an error."""
 
 
 class LossAlarm:

@@ -114,9 +114,9 @@ class Previews:
 
 
 class DrawingAlong:
-    """The hook that takes part in previews that another process draws, and keeps nothing.
+    """The hook that runs the model along with the process that draws previews, and keeps nothing.
 
-    Where each process holds a part of the model, none of them can run it alone.
+    Where the model is sharded over the processes, none of them can run it alone.
 
     Args:
         previews: What the other one draws.

@@ -44,7 +44,7 @@ class SaveConfig:
 
 
 STEP: Final = r"-step(\d{8})"
-"""What stands in a name behind the run's, in a save by steps."""
+"""What follows the run's name in the name of a save by steps."""
 EPOCH: Final = r"-(\d{6})"
 """The same in a save by epochs."""
 

@@ -70,7 +70,7 @@ class EpochLoss:
         return self._total / self._batches if self._batches else math.nan
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the ring, and what is reckoned by it."""
+        """Return the ring of losses, and the sums kept over it."""
         return {
             "windows": self._windows,
             "losses": self._losses,

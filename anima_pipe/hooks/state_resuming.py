@@ -42,7 +42,7 @@ def resume(
 ) -> int:
     """Put a saved state into the parts of a run.
 
-    An average, a scaler or a count that the state's run did not have begins here.
+    An average, a scaler or a count that the state does not have starts afresh.
 
     Args:
         folder: The state folder.
@@ -88,7 +88,7 @@ def _refuse_difference(folder: Path, parts: RunParts, allowed: Collection[str]) 
 
 
 def _way_on(folder: Path, adapter: Adapter, needed: Collection[str]) -> str:
-    """Return what makes a run go on from a state of another one; `needed` is to be allowed."""
+    """Return the remedy where facts differ; `needed` are those that would have to be allowed."""
     if not _holds_tensors_of(folder / ADAPTER_FILE, adapter):
         return "put the old values back: the adapter in the state has other tensors than this one"
     allow = f"allow it: --resume_allow {' '.join(needed)}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class ProgressBar:
     """Steps, speed, time left and the mean loss over an epoch's length, on one line.
 
-    Its clock starts before the first step, behind the hooks that come before it.
+    Its clock starts before the first step, once the hooks before it have acted.
     """
 
     reads_weights = False

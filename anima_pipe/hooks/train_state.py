@@ -1,6 +1,6 @@
 """A saved state: all that a run needs to go on from a step as if it had never stopped, to the bit.
 
-That takes kernels that give the same bits each time, as a processor's do: see `deterministic`.
+To the bit only with deterministic kernels: a processor's are; for a GPU see `deterministic`.
 
 The order of samples and every random number are functions of the seed and the step, so no
 generator's state is part of it: the adapter, its average, the optimizer, the schedule, fp16's
@@ -59,7 +59,7 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunParts:
-    """What a state is taken from and given back to."""
+    """What a state is saved from and restored to."""
 
     adapter: Adapter
     stateful: Mapping[str, Stateful]
@@ -83,7 +83,7 @@ class StateConfig:
     keep_epochs: int | None = None
     """Of the states saved by epochs, so many are kept; None: all."""
     every_minutes: float | None = None
-    """Also so often; of the states saved for that alone, the newest is kept."""
+    """Save at least so often; of the states saved for this alone, only the newest is kept."""
     log_folder: Path | None = None
     """Where a resumed run finds its log again; None: there is none."""
 
@@ -134,8 +134,8 @@ def latest_state(folder: Path, name: str) -> Path:
     """Return the state of a run that is furthest.
 
     Raises:
-        ConfigError: There is none, or the run went on from it to its end and saved no state there:
-            what is wanted then is for the user to say.
+        ConfigError: There is none; or the run finished after it and saved no state at its end, so
+            that the user has to say what to go on from.
     """
     repair_folders(folder)
     own = re.compile(rf"{re.escape(name)}({STEP}|{EPOCH})?{SUFFIX}")

@@ -88,7 +88,7 @@ class HeldOut:
         """
         sums = torch.zeros(len(SIGMAS) + 1, device=model.device)
         with evaluating(model.module):
-            for visits, counts in self._shares():
+            for visits, counts in self._own_batches():
                 batch = read_batch(visits, self.cache)
                 for place, sigma in enumerate(SIGMAS):
                     noise = torch.stack([self._noise(visit, sigma) for visit in visits])
@@ -97,10 +97,11 @@ class HeldOut:
         *totals, count = self.sum_over_processes(sums).tolist()
         return [total / count for total in totals]
 
-    def _shares(self) -> Iterator[tuple[Sequence[Visit], bool]]:
-        """Yield this process's batches; where there is none left, another's that does not count.
+    def _own_batches(self) -> Iterator[tuple[Sequence[Visit], bool]]:
+        """Yield this process's batches, and whether each counts.
 
-        So every process calls the module equally often, as some ways to share a model need.
+        A process that has none left gets another's, which does not count: all processes must call
+        a sharded model equally often.
         """
         for start in range(0, len(self.batches), self.rank.processes):
             own = start + self.rank.number

@@ -35,7 +35,7 @@ class PlacedBatch:
 
 
 def placed(batch: Batch, draws: Draws, device: torch.device, dtype: torch.dtype) -> PlacedBatch:
-    """Bring a batch and its noise to the device, without waiting for it.
+    """Mix a batch with its noise on the device; the processor does not wait for it.
 
     Args:
         batch: On the CPU, in the cache's dtypes.

@@ -2,11 +2,12 @@
 
     from anima_pipe.runs import CacheLatentsSettings, cache_latents
 
-A run tells what it does through the logger "anima_pipe", and raises a `PipeError` where somebody
-can mend something: its `problem` and its `remedy` are apart.
+A run logs what it does to the logger "anima_pipe". What a user can mend is raised as a `PipeError`,
+whose `problem` and `remedy` are separate texts.
 
-A name is imported when it is asked for, so that nobody waits for torch who does not need it. No
-module here is called like a name that it exports: the package's attribute would be either.
+A name is imported on first use, so that nothing waits for torch that does not need it. No module
+here has the name of a function that the package exports: once it was imported, the package's
+attribute of that name would be the module.
 """
 
 from __future__ import annotations

@@ -48,16 +48,16 @@ class PreparedData:
 
 
 def prepare_data(settings: TrainSettings, seed: int, accelerator: Accelerator) -> PreparedData:
-    """Survey the dataset, fill what the caches lack, join the two, and share the batches out.
+    """Survey the dataset, cache what is missing, plan, and take this process's batches.
 
     Args:
         settings: Of the run.
-        seed: Of the plan's order and its chances.
+        seed: Of the order of the batches and of everything drawn.
         accelerator: Of the run; the first process fills the caches for all.
 
     Raises:
-        DataError: Nothing can be trained on, or, where that is strict, not all of it.
-        CacheError: The caches lack something, and are not to be filled.
+        DataError: No picture can be trained on; where `strict` is set, one of them cannot.
+        CacheError: Something is not cached, and `auto_cache` is off.
     """
     data = settings.data
     survey = survey_pictures(

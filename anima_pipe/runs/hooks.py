@@ -1,4 +1,4 @@
-"""What happens besides the steps of a run, and in which order."""
+"""The hooks of a run, and their order."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Averages:
-    """What is averaged over a run's steps: hooks of the run, and parts of its state."""
+    """Averages over a run's steps: each is a hook, and a part of the saved state."""
 
     weights: Ema | None
     losses: SmoothedLosses
 
 
 def make_averages(settings: TrainSettings, training: Training) -> Averages:
-    """Return the averages that a run keeps, empty."""
+    """Return the averages of a run, before its first step."""
     decay = settings.ema_decay
     return Averages(
         weights=Ema(training.adapter, decay) if decay is not None else None,
@@ -55,7 +55,7 @@ def make_averages(settings: TrainSettings, training: Training) -> Averages:
 def parts_in_state(
     settings: TrainSettings, training: Training, averages: Averages, tally: Tally
 ) -> RunParts:
-    """Return all that a run's saved state is taken from and given back to."""
+    """Return the parts of a run that its state is saved from and restored to."""
     stateful: dict[str, Stateful] = {
         "optimizer": training.rounding or training.optimizer,
         "schedule": training.schedule,
@@ -76,13 +76,13 @@ def open_log(
     accelerator: Accelerator,
     steps_done: int,
 ) -> RunLog:
-    """Return where numbers and pictures go, and start what shows them; it is the first process's.
+    """Open a run's log, and TensorBoard if wanted; only the first process has a log.
 
     Args:
         board: TensorBoard to be started; None: none.
         trackers: Of the run; None: it keeps no log.
         accelerator: Of the run.
-        steps_done: Where the run begins: what a log says of later steps is dropped.
+        steps_done: Of the run so far; what a log that is there says of later steps is dropped.
 
     Raises:
         OutputError: The file of numbers cannot be written.
@@ -108,19 +108,19 @@ def hooks_in_order(
 ) -> list[Hook]:
     """Return this process's hooks.
 
-    What is part of the state comes first, so that what is measured or saved in a step includes that
-    step, and a state is whole whatever goes wrong behind. What is said, drawn and saved is the
-    first process's business.
+    Averages come first: what is measured or saved after a step then includes that step, and a state
+    that is saved because a later hook failed is complete. Only the first process logs, draws and
+    saves.
 
     Args:
         settings: Of the run.
-        training: What they look at.
-        averages: Theirs comes first.
+        training: The parts of the run.
+        averages: From `make_averages`.
         states: Saves the run's state.
         previews: Draws; None: nothing is drawn.
         log: Where numbers and pictures go.
         stop: Made by an alarm that ends the run.
-        own: The caller's, on every process, behind all that measures, draws and saves.
+        own: The caller's, on every process; they come after all that measures, draws and saves.
 
     Raises:
         ConfigError: The style of the adapter's file cannot express the adapter.
@@ -152,7 +152,7 @@ def hooks_in_order(
 def _validations(
     settings: TrainSettings, training: Training, average: Ema | None, report: Report
 ) -> list[Validation]:
-    """Return what measures the loss on pictures held out: of the weights, and their average."""
+    """Return the validation of the weights, and that of their average if there is one."""
     plan, cache, accelerator = training.batches.plan, training.batches.cache, training.accelerator
     if settings.validation.max_batches == 0:
         return []
@@ -181,7 +181,7 @@ def _savers(config: SaveConfig, adapter: Adapter, average: Ema | None) -> list[S
 
 
 def _shown(previews: Previews | None, log: RunLog) -> list[Previews]:
-    """Return what draws, if anything does, and have its pictures logged."""
+    """Return the previews, if there are any, and have their pictures logged."""
     if previews is None:
         return []
     previews.show = log.pictures

@@ -1,4 +1,4 @@
-"""What a saved state was made with: everything that changes the mathematics of a run."""
+"""The facts that a state records of its run: everything that changes the mathematics."""
 
 from __future__ import annotations
 
@@ -86,29 +86,29 @@ def made_with(
 
 
 def changes_rates(names: Iterable[str]) -> bool:
-    """Tell whether the learning rates differ where what goes by these names does."""
+    """Tell whether runs that differ in these facts have different learning rates."""
     # network_args hold rates too: norm_lr, network_reg_lrs, loraplus_lr_ratio.
     known = {"learning_rate", "network_args", "max_train_steps", "lr_scheduler"}
     return any(name.partition(".")[0] in known or name.endswith("_lr") for name in names)
 
 
 def changes_arguments(names: Iterable[str]) -> bool:
-    """Tell whether the optimizer's arguments differ where what goes by these names does."""
+    """Tell whether runs that differ in these facts have different optimizer arguments."""
     return any(name.startswith("optimizer_args.") for name in names)
 
 
 def changes_optimizer(names: Iterable[str]) -> bool:
-    """Tell whether what an optimizer has learned of the run fits no longer."""
+    """Tell whether the optimizer's state is of no use to a run that differs in these facts."""
     return bool({"optimizer_type", "full_bf16"} & set(names))
 
 
 def _each(name: str, arguments: Mapping[str, object]) -> dict[str, object]:
-    """Return arguments, each under name.argument, so that the one that differs is told."""
+    """Return arguments by name.argument, so that an error can say which one differs."""
     return {f"{name}.{key}": value for key, value in sorted(arguments.items())}
 
 
 def _fields(name: str, settings: DataclassInstance) -> dict[str, object]:
-    """Return the fields of settings and of settings in them, each under name.field."""
+    """Return the fields of settings by name.field; those of nested settings too."""
     facts: dict[str, object] = {}
     for field in fields(settings):
         place, value = f"{name}.{field.name}", getattr(settings, field.name)
@@ -120,17 +120,17 @@ def _fields(name: str, settings: DataclassInstance) -> dict[str, object]:
 
 
 def _text_adapter(path: Path | None) -> dict[str, object]:
-    """Return whose weights the text adapter has where they are not those of the base."""
+    """Return the hash of the text adapter's own file; nothing where it is in the base's."""
     return {"llm_adapter_path": file_digest(path)[:DIGEST_LETTERS]} if path else {}
 
 
 def _encoder(identity: Identity | None) -> str:
-    """Return whose tensors a cache holds, and in which dtype they are stored."""
+    """Return which encoder filled a cache, and the dtype that the cache stores."""
     return f"{identity.fingerprint[:DIGEST_LETTERS]}-{identity.dtype}" if identity else "none"
 
 
 def _versions(optimizer: str) -> dict[str, object]:
-    """Return the versions of what computes."""
+    """Return the versions of the packages that compute."""
     packages = {"anima-pipe", "torch", find_optimizer(optimizer).package}
     versions: dict[str, object] = {}
     for package in sorted(packages):

@@ -21,7 +21,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def terminations_raised() -> Generator[None]:
-    """Make SIGTERM end the work in here as Ctrl-C does: in order, with helpers and files put away.
+    """Make SIGTERM act as Ctrl-C does: worker processes end, unfinished files are removed.
 
     Raises:
         Terminated: It came.
@@ -39,11 +39,11 @@ def terminations_raised() -> Generator[None]:
 
 @contextmanager
 def stopped_by_signals(stop: StopRequest) -> Generator[None]:
-    """Take the first Ctrl-C or SIGTERM as a request to stop; a second one of its kind acts at once.
+    """Make the first Ctrl-C or SIGTERM a request to stop; a second of the same signal acts at once.
 
-    One of the other kind does not: `accelerate launch` sends SIGTERM behind the user's Ctrl-C.
+    One of the other signal does not: `accelerate launch` sends SIGTERM after the user's Ctrl-C.
 
-    Outside of the main thread, where signals do not come, nothing is taken.
+    Outside the main thread, which gets no signals, this does nothing.
 
     Args:
         stop: Made when one of them comes.

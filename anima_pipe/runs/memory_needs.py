@@ -182,7 +182,7 @@ def savers(needs: MemoryNeeds) -> list[tuple[str, int]]:
 
 @contextmanager
 def memory_explained(needs: MemoryNeeds) -> Generator[None]:
-    """Turn the end of the memory into an error that says what was needed and what saves most.
+    """Turn an out-of-memory error into one that says what was needed and what would save most.
 
     Raises:
         NoMemoryError: The memory of the GPU or of the machine came to its end.

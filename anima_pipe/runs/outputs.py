@@ -36,7 +36,7 @@ def state_config(settings: TrainSettings, trackers: TrackerConfig | None) -> Sta
 
     Args:
         settings: Of the run; its save is from `save_config`.
-        trackers: Of the run, whose log one that goes on from its state goes on with.
+        trackers: Of the run; one that is resumed from its state goes on with their log.
     """
     save, states = settings.save, settings.states
     return StateConfig(

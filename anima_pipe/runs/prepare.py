@@ -1,4 +1,4 @@
-"""From the settings of a run to all that its trainer is made of."""
+"""From the settings of a run to the parts of its trainer: model, adapter, optimizer, schedule."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 def check_model_files(settings: TrainSettings) -> None:
     """Find out in seconds, not after hours of encoding, that a file is missing or does not fit.
 
-    What the T5 tokenizer lacks is fetched, where the settings say from where.
+    Missing files of the T5 tokenizer are fetched, if the settings name a source.
 
     Raises:
-        CheckpointError: A file is missing, or does not fit.
-        ConfigError: The T5 tokenizer's files are, or do not.
-        FetchError: No source had them.
+        CheckpointError: A file of a model or an adapter is missing, or does not fit.
+        ConfigError: A file of the T5 tokenizer is missing, or does not fit.
+        FetchError: No source had the tokenizer's files.
     """
     data = settings.data
     if data.auto_cache and data.text:
@@ -74,7 +74,7 @@ def load_base(
     Args:
         settings: Which one, and how it is kept.
         device: Where it is wanted.
-        sharded: Which of the processes that each keep a part of it this is; None: it stays whole.
+        sharded: This process, where the processes keep a part of it each; None: it stays whole.
 
     Raises:
         CheckpointError: A file is missing, of another model or damaged.
@@ -139,7 +139,7 @@ def rated_groups(settings: TrainSettings, adapter: Adapter) -> list[ParameterGro
 def prepare_optimizer(
     settings: TrainSettings, seed: int, adapter: Adapter
 ) -> tuple[Optimizer, StochasticRounding | None]:
-    """Return the optimizer, and what keeps the adapter in bf16 between its steps if it is to be."""
+    """Return the optimizer and, with full_bf16, what keeps the adapter in bf16 between steps."""
     if settings.adapter.full_bf16:
         adapter.start_from_rounded(torch.bfloat16)
     groups = rated_groups(settings, adapter)
@@ -155,10 +155,7 @@ def prepare_optimizer(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What trains and on what: all that a trainer is made of but for what happens beside the steps.
-
-    Its hooks, its saved states and its reports look at this.
-    """
+    """The parts of a run, all but its hooks; hooks, states and reports are made from it."""
 
     accelerator: Accelerator
     adapter: Adapter
@@ -167,7 +164,7 @@ class Training:
     optimizer: AcceleratedOptimizer
     """Prepared too."""
     rounding: StochasticRounding | None
-    """What keeps the adapter in bf16 between the optimizer's steps; None: it is not kept so."""
+    """Keeps the adapter in bf16 between optimizer steps; None: it stays in fp32."""
     schedule: LRScheduler
     batches: Batches
     """Of this process."""

@@ -1,4 +1,4 @@
-"""What the stages say of what they did and of what they left out."""
+"""What runs say of what they did and of what they left out."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def report_captions(notes: Mapping[CaptionNote, int], weighted: Iterable[str]) -
 
 
 def report_weighted(count: int, pictures: Iterable[str]) -> None:
-    """List pictures in whose captions there is what would be a weight in a prompt.
+    """List pictures whose captions hold a weight, such as (x:1.2), which only prompts can have.
 
     Args:
         count: How many there are.
@@ -185,7 +185,7 @@ def report_plan(training: Training, needs: object, tokenizer: Path | None) -> No
 
     Args:
         training: What will be trained, and on what.
-        needs: Memory, as a text.
+        needs: Of memory, shown as text.
         tokenizer: Folder of the T5 tokenizer that captions are encoded with; None: the cache's own.
     """
     config, batches, adapter = training.config, training.batches, training.adapter

@@ -17,11 +17,11 @@ from anima_pipe.runtime import say, warn
 
 
 def resume_if_asked(settings: TrainSettings, parts: RunParts, training: Training) -> int:
-    """Put the saved state in place where one was named; return the optimizer steps done.
+    """Restore the state that the settings name, if they do; return the optimizer steps done.
 
     Args:
-        settings: Of the run: which state, and what of it may differ.
-        parts: What the state is given back to.
+        settings: Which state, and which of its facts may differ.
+        parts: Of the run, which the state is restored to.
         training: Freshly prepared.
 
     Raises:
@@ -54,7 +54,7 @@ def resume_if_asked(settings: TrainSettings, parts: RunParts, training: Training
 
 
 def _way_to_a_longer_run(settings: TrainSettings, made_with: Mapping[str, str]) -> str:
-    """Return all that has to be said at once for a finished run to go on."""
+    """Return the options with which a finished run goes on."""
     length = "max_train_steps" if settings.length.max_train_epochs is None else "max_train_epochs"
     if made_with[LENGTH] == ANY_LENGTH:
         return f"raise {length} to train on"

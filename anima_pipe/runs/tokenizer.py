@@ -1,4 +1,4 @@
-"""A run that makes sure of the T5 tokenizer."""
+"""A run that fetches and checks the T5 tokenizer."""
 
 from __future__ import annotations
 

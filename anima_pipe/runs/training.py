@@ -87,14 +87,14 @@ def train(
 ) -> TrainSummary:
     """Train an adapter; what the caches lack is encoded first.
 
-    With the processes that `accelerate launch` started, if it did; all of them call this.
+    Under `accelerate launch`, every process calls this, and they train together.
 
     Args:
         settings: Of the run.
         hooks: The caller's own, on every process: see `hooks_in_order` for when they act.
         base: From `load_base` with the same model settings, on the device of the run, so that
             several trainings share it; it is left without the adapter. None: it is loaded.
-        stop: Made by the caller, it ends the run behind the next step, its state saved.
+        stop: The caller's; once it is made, the run ends after the next step, with its state saved.
 
     Raises:
         PipeError: With `problem` and `remedy`: a setting cannot be honoured, a file is missing or
@@ -137,7 +137,7 @@ def _seed(settings: TrainSettings, accelerator: Accelerator) -> int:
 def _adapted(
     model: AnimaTransformer, settings: TrainSettings, seed: int, *, shared: bool
 ) -> Generator[tuple[Adapter, TextConditionedTransformer]]:
-    """Lend the adapter on its model, and what is called to train it; take it off a shared one."""
+    """Yield the adapter, put on the model, and the module to train; take it off a shared one."""
     model.checkpoint_blocks(settings.model.gradient_checkpointing)
     adapter = prepare_adapter(settings, seed, model)
     module = TextConditionedTransformer(model)

@@ -1,4 +1,4 @@
-"""What `accelerate launch` asks of FSDP, and how much of that is to be had.
+"""What `accelerate launch` asks of FSDP, and which part of that is done here.
 
 An adapter trains on a frozen model, so of FSDP only the saving of memory is wanted: the frozen
 weights are sharded (`adapters.sharded`), and what trains stays whole on every process, as in
@@ -43,14 +43,14 @@ KEYS: Final = {"FSDP_TRANSFORMER_CLS_TO_WRAP": "fsdp_transformer_layer_cls_to_wr
 def take_fsdp_request(environment: MutableMapping[str, str] = os.environ) -> bool:
     """Tell whether the frozen weights are to be sharded, and take that out of the environment.
 
-    From then on accelerate sees data-parallel processes: the model is not its to wrap.
+    accelerate then sees plain data-parallel processes, and does not shard the model itself.
 
     Raises:
-        ConfigError: FSDP is asked for in a way that is not to be had.
+        ConfigError: FSDP is asked for in a way that is not supported.
     """
     if not _is_set(environment, ASKED_FOR):
         return False
-    _refuse_other_divisions(environment)
+    _refuse_other_strategies(environment)
     for variable, remedy in UNFIT.items():
         if _is_set(environment, variable):
             raise ConfigError(
@@ -70,8 +70,8 @@ def take_fsdp_request(environment: MutableMapping[str, str] = os.environ) -> boo
     return launched_rank().processes > 1
 
 
-def _refuse_other_divisions(environment: MutableMapping[str, str]) -> None:
-    """Refuse to keep more of the weights, or of gradients alone less, than a full division does."""
+def _refuse_other_strategies(environment: MutableMapping[str, str]) -> None:
+    """Refuse every strategy but that which shards the weights fully."""
     if environment.get("FSDP_VERSION", "1") == "1":
         variable, fit = "FSDP_SHARDING_STRATEGY", ("FULL_SHARD", "1")
     else:

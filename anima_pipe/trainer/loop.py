@@ -26,8 +26,8 @@ from anima_pipe.trainer.tally import Tally
 class Hook(Protocol):
     """Something that happens besides the steps: saving, previews, tracking.
 
-    Before it acts it is shown the weights that are worth saving, where the optimizer has others
-    while it trains; one that sets `reads_weights = False` does not look at them.
+    A schedule-free optimizer trains on other weights than those worth saving; these are in place
+    while a hook acts. A hook that does not look at weights sets `reads_weights = False`.
     """
 
     def due(self, moment: Moment, /) -> bool:
@@ -52,7 +52,7 @@ class Rescuing(Protocol):
     """A hook that saves what can be saved where the run breaks off by an error."""
 
     def rescue(self, moment: Moment) -> None:
-        """Save it; the error goes on its way behind this, so none may be raised here.
+        """Save it; the error is raised again afterwards, so none may be raised here.
 
         Args:
             moment: The last one; weights, optimizer and schedule are as they were then.
@@ -71,10 +71,10 @@ class Trainer:
         schedule: Of the learning rates; stepped once per optimizer step.
         batches: The supply of data, of this process.
         config: The numbers.
-        hooks: What else happens on this process, in this order. One that talks to the other
-            processes is a hook of all of them.
-        stop: Looked at before every step; where any process has made it, all end behind that step.
-        tally: Counts the steps, for those who look at it besides the trainer.
+        hooks: What else happens on this process, in this order. A hook that communicates with the
+            other processes must be there on all of them.
+        stop: Checked before every step; once any process has made it, all end after that step.
+        tally: Counts the steps; given by who reads the counts too.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Trainer:
         """Train on to the planned number of steps, or until stopped; return where that ended.
 
         Args:
-            steps_done: Optimizer steps that a resumed run has behind it.
+            steps_done: Optimizer steps done before the run was resumed.
 
         Raises:
             NonFiniteError: A loss or a gradient is not finite, and such steps are not skipped.
@@ -131,7 +131,7 @@ class Trainer:
                     hook.close()
 
     def _rescue(self) -> None:
-        """Have what can be saved saved, unless the run broke off amid a change."""
+        """Have the hooks save what they can, unless the error came in the middle of an update."""
         if self.moment is None or not self._is_whole:
             return
         for hook in self.hooks:
@@ -162,10 +162,9 @@ class Trainer:
         return moment
 
     def _read_ahead(self, windows: Prefetched, step: int) -> tuple[Window, float] | None:
-        """Return the window of a step to come, and how long it took; None: there is none.
+        """Prefetch the window of a step, and return it with the seconds it took; None: no more.
 
-        It is read before it is needed, so that where it cannot be, the step before still tells all
-        processes that the run ends.
+        If it cannot be read, the run ends after the step before it, which tells all processes.
         """
         if step >= self.config.max_train_steps:
             return None

@@ -1,4 +1,4 @@
-"""Waiting for data: how long it takes, and a word where it takes too long."""
+"""Prefetching: how long each window took to read, and a warning where one takes too long."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATIENCE_SECONDS: Final = 60.0
 
 
 class Prefetched:
-    """Windows, each with the seconds that it took to come.
+    """Windows, each with the seconds that reading it took.
 
     Args:
         windows: Where they come from.

@@ -100,7 +100,7 @@ class TrainStep:
 
         Raises:
             NonFiniteError: The loss or the gradient is not finite, and steps are not to be skipped,
-                or so many in a row were that there is no end to it.
+                or too many in a row were skipped.
         """
         measures = StepMeasures(self.accelerator.device)
         # All of them before the first pass: from there to the last gradient nothing is waited for.

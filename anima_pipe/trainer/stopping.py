@@ -1,13 +1,13 @@
-"""The wish that a run end before its planned end, whoever has it."""
+"""Asking a run to end before its planned end."""
 
 from __future__ import annotations
 
 
 class StopRequest:
-    """Asks a run to end behind the next step, on all processes and with its state saved.
+    """Asks a run to end after the next step, on all processes and with its state saved.
 
-    A signal, an alarm, data that cannot be read or a hook makes it on one process. The loop looks
-    at it before each step and passes it on with the step's measures, so that all processes end
+    A signal, an alarm, a hook or data that cannot be read makes it on one process. The loop checks
+    it before each step and sends it to the others with the step's measures, so that all end
     together: one that ended at once would leave the others waiting for it.
     """
 
