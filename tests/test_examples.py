@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from commands import ROOT
 from safetensors.torch import load_file
 
@@ -19,6 +20,7 @@ from anima_pipe.model import TextConditionedTransformer, load_transformer
 from anima_pipe.objective.flow_loss import LossConfig, ObjectiveConfig, draw
 from anima_pipe.objective.passes import pass_losses, placed
 from anima_pipe.runs import train
+from anima_pipe.trainer import accelerate_afresh
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
@@ -78,3 +80,19 @@ def test_two_trainings_share_a_model_that_is_loaded_once_and_stays_as_it_was(
     alone = replace(ran["run"], save=replace(ran["run"].save, name="alone"))
     train(alone)
     assert tensors(tmp_path / "alone.safetensors") == tensors(tmp_path / "lokr.safetensors")
+
+
+def test_a_training_leaves_torch_and_accelerate_as_the_caller_had_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with accelerate_afresh():
+        own = Accelerator(cpu=True, mixed_precision="bf16")
+        torch.manual_seed(5)
+        expected = torch.rand(3)
+        torch.manual_seed(5)
+
+        example(tmp_path, "two_trainings.py", monkeypatch)
+
+        assert torch.equal(torch.rand(3), expected)
+        assert own.mixed_precision == "bf16"
+        assert own.device == torch.device("cpu")

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from anima_pipe.adapters import Adapter
 from anima_pipe.adapters.sharded import sharded_tensors
 from anima_pipe.files import make_folder
@@ -34,6 +36,7 @@ from anima_pipe.runs.reports import report_plan
 from anima_pipe.runs.resuming import resume_if_asked
 from anima_pipe.runs.settings.training import TrainSettings
 from anima_pipe.runtime import (
+    Rank,
     claim_device,
     counted,
     launched_rank,
@@ -46,6 +49,7 @@ from anima_pipe.trainer import (
     StopRequest,
     Tally,
     TrackerConfig,
+    accelerate_afresh,
     agree_on_seed,
     deterministic_kernels,
     ending_training,
@@ -87,11 +91,12 @@ def train(
 ) -> TrainSummary:
     """Train an adapter; what the caches lack is encoded first.
 
-    Under `accelerate launch`, every process calls this, and they train together.
+    Under `accelerate launch`, every process calls this, and they train together. What accelerate
+    and torch's random generators knew before, they know again afterwards.
 
     Args:
         settings: Of the run.
-        hooks: The caller's own, on every process: see `hooks_in_order` for when they act.
+        hooks: The caller's own, on every process; `runs.hooks.hooks_in_order` says when they act.
         base: From `load_base` with the same model settings, on the device of the run, so that
             several trainings share it; it is left without the adapter. None: it is loaded.
         stop: The caller's; once it is made, the run ends after the next step, with its state saved.
@@ -102,27 +107,41 @@ def train(
     """
     started = time.monotonic()
     device = claim_device(settings.device)
-    sharded = launched_rank() if take_fsdp_request() else None
-    accelerator = start_accelerate(
-        settings.model.mixed_precision, settings.processes, cpu=device.type == "cpu"
-    )
-    if not accelerator.is_main_process:
-        speak_of_errors_only()
-    kernels = deterministic_kernels(wanted=settings.deterministic)
-    with kernels, ending_training(accelerator):
-        seed = _seed(settings, accelerator)
-        trackers = tracker_config(settings)
-        make_folder(settings.save.folder)
-        if trackers:
-            make_folder(trackers.folder.parent)
-        check_model_files(settings)
-        data = prepare_data(settings, seed, accelerator)
-        settings = replace(settings, save=save_config(settings, seed, data))
-        model = load_base(settings.model, accelerator.device, sharded) if base is None else base
-        with _adapted(model, settings, seed, shared=base is not None) as (adapter, module):
-            training = prepare_training(settings, seed, accelerator, adapter, module, data.batches)
-            summary = _run(settings, training, trackers, hooks, stop or StopRequest())
+    gpus = [device.index or 0] if device.type == "cuda" else []
+    with accelerate_afresh(), torch.random.fork_rng(gpus):
+        sharded = launched_rank() if take_fsdp_request() else None
+        accelerator = start_accelerate(
+            settings.model.mixed_precision, settings.processes, cpu=device.type == "cpu"
+        )
+        if not accelerator.is_main_process:
+            speak_of_errors_only()
+        kernels = deterministic_kernels(wanted=settings.deterministic)
+        with kernels, ending_training(accelerator):
+            summary = _train(settings, hooks, base, stop or StopRequest(), accelerator, sharded)
     return replace(summary, seconds=round(time.monotonic() - started, 3))
+
+
+def _train(
+    settings: TrainSettings,
+    hooks: Sequence[Hook],
+    base: AnimaTransformer | None,
+    stop: StopRequest,
+    accelerator: Accelerator,
+    sharded: Rank | None,
+) -> TrainSummary:
+    """Fill the caches, plan, load, and train."""
+    seed = _seed(settings, accelerator)
+    trackers = tracker_config(settings)
+    make_folder(settings.save.folder)
+    if trackers:
+        make_folder(trackers.folder.parent)
+    check_model_files(settings)
+    data = prepare_data(settings, seed, accelerator)
+    settings = replace(settings, save=save_config(settings, seed, data))
+    model = load_base(settings.model, accelerator.device, sharded) if base is None else base
+    with _adapted(model, settings, seed, shared=base is not None) as (adapter, module):
+        training = prepare_training(settings, seed, accelerator, adapter, module, data.batches)
+        return _run(settings, training, trackers, hooks, stop)
 
 
 def _seed(settings: TrainSettings, accelerator: Accelerator) -> int:

@@ -8,6 +8,7 @@ from anima_pipe.trainer.fsdp import take_fsdp_request
 from anima_pipe.trainer.loop import Closing, Hook, Rescuing, Trainer
 from anima_pipe.trainer.processes import (
     ProcessConfig,
+    accelerate_afresh,
     agree_on_seed,
     first_process_first,
     gathered,
@@ -32,6 +33,7 @@ __all__ = [
     "Trackers",
     "Trainer",
     "TrainerConfig",
+    "accelerate_afresh",
     "agree_on_seed",
     "deterministic_kernels",
     "draw_seed",

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import (
     AutocastKwargs,
     DistributedDataParallelKwargs,
@@ -29,6 +30,9 @@ from anima_pipe.errors import ConfigError
 from anima_pipe.runtime import launched_rank, warn
 
 T = TypeVar("T")
+
+STATES: Final = (PartialState, AcceleratorState, GradientState)
+"""What accelerate keeps for a process; it has no public name for it."""
 
 TIMEOUT: Final = timedelta(minutes=30)
 """How long a process waits for another in a run: one may draw previews, or save."""
@@ -61,6 +65,25 @@ class ProcessConfig:
     """Gradients lie in the buffers that are exchanged: one copy less of them."""
     static_graph: bool = False
     """Every step uses the same parameters in the same order; not so with module_dropout."""
+
+
+@contextmanager
+def accelerate_afresh() -> Generator[None]:
+    """Let a run have accelerate to itself, and put back what it knew before.
+
+    It keeps one state for a process: a caller's own Accelerator, or a run before this one, would
+    decide on its precision and its device.
+    """
+    kept = [state._shared_state for state in STATES]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    before = [dict(state) for state in kept]
+    for state in kept:
+        state.clear()
+    try:
+        yield
+    finally:
+        for state, own in zip(kept, before, strict=True):
+            state.clear()
+            state.update(own)
 
 
 def start_accelerate(

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 if TYPE_CHECKING:
@@ -81,10 +80,7 @@ class Trackers:
 
 @contextmanager
 def ending_training(accelerator: Accelerator) -> Generator[None]:
-    """Let trackers write what they hold back, and leave the other processes, whatever happens.
-
-    Another run in this process may then begin afresh.
-    """
+    """Let trackers write what they hold back, and leave the other processes, whatever happens."""
     try:
         yield
     except BaseException:
@@ -92,11 +88,7 @@ def ending_training(accelerator: Accelerator) -> Generator[None]:
         with suppress(Exception):
             accelerator.end_training()
         raise
-    else:
-        accelerator.end_training()
-    finally:
-        # What accelerate keeps for a process would be of the run before; it has no public name.
-        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    accelerator.end_training()
 
 
 def _tensorboard(config: TrackerConfig, steps_done: int) -> GeneralTracker:
