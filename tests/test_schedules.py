@@ -15,7 +15,8 @@ from transformers import optimization
 
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.resolve import resolve
-from anima_pipe.optimizing.schedules import ScheduleConfig, create_schedule
+from anima_pipe.kohya.table import optimizing as optimizing_table
+from anima_pipe.optimizing.schedules import SCHEDULES, ScheduleConfig, create_schedule
 
 STEPS = 40
 
@@ -292,3 +293,7 @@ def test_an_adafactor_that_keeps_to_the_rate_is_told_from_kohyas():
     assert "Kohya's default lets Adafactor find its own steps" in warning
     quiet = {"optimizer_type": "Adafactor", "optimizer_args": ["relative_step=False"]}
     assert resolve("train", quiet).warnings == ()
+
+
+def test_the_options_offer_every_learning_rate_schedule_that_there_is():
+    assert optimizing_table.SCHEDULES == SCHEDULES

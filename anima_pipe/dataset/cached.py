@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader, Dataset
 from anima_pipe.dataset.batches import Batches, pad_texts, stack_masks
 from anima_pipe.dataset.config import DatasetConfig
 from anima_pipe.dataset.pictures import find_pictures
-from anima_pipe.dataset.plan import Plan, make_plan
+from anima_pipe.dataset.plan import Plan, plan_from_cache
 from anima_pipe.dataset.survey import survey_pictures
 from anima_pipe.dataset.visits import Visit, plain_visit
 from anima_pipe.errors import DataError
-from anima_pipe.records import T5_LIMIT, Batch, Skipped, TextCondition
+from anima_pipe.records import Batch, Skipped, TextCondition
 from anima_pipe.shards.cache import Cache, open_cache
 from anima_pipe.shards.places import open_place
 from anima_pipe.shards.text import caption_of
@@ -166,16 +166,8 @@ class CachedDataset(Dataset[CachedSample]):
         )
         survey.uncaptioned()
         cache = open_cache(folder, latents, text)
-        plan = make_plan(
-            survey,
-            cache.latents.keys(),
-            cache.text.keys(),
-            cache.masks.keys(),
-            seed=seed,
-            long_texts=cache.text.longer_than(T5_LIMIT, "t5_ids"),
-        )
         return cls(
-            plan,
+            plan_from_cache(survey, cache, seed),
             cache,
             accumulation=accumulation,
             max_train_steps=max_train_steps,

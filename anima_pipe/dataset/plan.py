@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from anima_pipe.dataset.picture_captions import caption_lines
 from anima_pipe.dataset.samples import Sample
@@ -28,6 +29,9 @@ from anima_pipe.records import T5_LIMIT
 from anima_pipe.runtime import counted, derive_seed
 from anima_pipe.shards.keys import text_key
 from anima_pipe.source.variants import CaptionNote
+
+if TYPE_CHECKING:
+    from anima_pipe.shards import Cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +152,18 @@ def make_plan(
         long_texts=long_texts,
         left_out=tuple(_left_out(survey)),
         caption_notes=survey.caption_notes,
+    )
+
+
+def plan_from_cache(survey: Survey, cache: Cache, seed: int) -> Plan:
+    """Join the dataset's samples with all that a cache holds; errors are those of `make_plan`."""
+    return make_plan(
+        survey,
+        cache.latents.keys(),
+        cache.text.keys(),
+        cache.masks.keys(),
+        seed=seed,
+        long_texts=cache.text.longer_than(T5_LIMIT, "t5_ids"),
     )
 
 

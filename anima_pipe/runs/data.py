@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from anima_pipe.dataset.batches import Batches
 from anima_pipe.dataset.pictures import find_pictures
-from anima_pipe.dataset.plan import Plan, make_plan
+from anima_pipe.dataset.plan import Plan, plan_from_cache
 from anima_pipe.dataset.survey import Survey, survey_pictures
 from anima_pipe.dataset.visits import samples_digest
 from anima_pipe.errors import DataError
 from anima_pipe.fill import fill_latents, fill_masks, fill_text
-from anima_pipe.records import T5_LIMIT, PreviewPrompt
+from anima_pipe.records import PreviewPrompt
 from anima_pipe.runs.reports import (
     NAMED,
     report_fill,
@@ -77,9 +77,7 @@ def prepare_data(settings: TrainSettings, seed: int, accelerator: Accelerator) -
         data.latents.cache_name if data.latents else None,
         data.text.cache_name if data.text else None,
     )
-    held = (cache.latents.keys(), cache.text.keys(), cache.masks.keys())
-    long_texts = cache.text.longer_than(T5_LIMIT, "t5_ids")
-    plan = make_plan(survey, *held, seed=seed, long_texts=long_texts)
+    plan = plan_from_cache(survey, cache, seed)
     _refuse_different_plans(plan, accelerator)
     return PreparedData(
         survey=survey, cache=cache, batches=_batches(settings, plan, cache, accelerator)

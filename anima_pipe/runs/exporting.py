@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from anima_pipe.export.adapter import convert_adapter
-from anima_pipe.export.bake import bake_adapter
+from anima_pipe.export.adapter import Export, convert_adapter
+from anima_pipe.export.bake import Baked, bake_adapter
 from anima_pipe.runs.settings.exporting import BakeSettings, ExportSettings
 from anima_pipe.runtime import say
 
@@ -43,11 +43,17 @@ def export_adapter(settings: ExportSettings | BakeSettings) -> ExportSummary:
         ConfigError: The style cannot express something, or the output is the checkpoint itself.
         OutputError: The output cannot be written.
     """
-    return _baked(settings) if isinstance(settings, BakeSettings) else _exported(settings)
+    written = _baked(settings) if isinstance(settings, BakeSettings) else _exported(settings)
+    return ExportSummary(
+        output=str(written.path),
+        keys=written.keys,
+        verified=True,
+        largest_difference=written.largest_difference,
+    )
 
 
-def _exported(settings: ExportSettings) -> ExportSummary:
-    """Write the adapter's file."""
+def _exported(settings: ExportSettings) -> Export:
+    """Write the adapter's file, and say so."""
     export = convert_adapter(
         settings.adapter,
         settings.output,
@@ -62,16 +68,11 @@ def _exported(settings: ExportSettings) -> ExportSummary:
         f"exported  {export.path}: {export.keys} tensors, for {reader}; "
         f"largest difference from what was trained {export.largest_difference:.1e}"
     )
-    return ExportSummary(
-        output=str(export.path),
-        keys=export.keys,
-        verified=True,
-        largest_difference=export.largest_difference,
-    )
+    return export
 
 
-def _baked(settings: BakeSettings) -> ExportSummary:
-    """Write the checkpoint."""
+def _baked(settings: BakeSettings) -> Baked:
+    """Write the checkpoint, and say so."""
     baked = bake_adapter(
         settings.adapter,
         settings.checkpoint,
@@ -84,9 +85,4 @@ def _baked(settings: BakeSettings) -> ExportSummary:
         f"baked  {baked.path}: {baked.changed} of {baked.keys} tensors changed; largest difference "
         f"from what ComfyUI makes of them {baked.largest_difference:.1e}"
     )
-    return ExportSummary(
-        output=str(baked.path),
-        keys=baked.keys,
-        verified=True,
-        largest_difference=baked.largest_difference,
-    )
+    return baked
