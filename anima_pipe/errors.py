@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -50,6 +51,46 @@ class OutputError(PipeError):
 
 class FetchError(PipeError):
     """A file could not be had from any of its sources, each of which is named with its cause."""
+
+
+def check_number(name: str, value: float | None, *, least: float, most: float = math.inf) -> None:
+    """Check the number of a setting; None, for none, is right.
+
+    Args:
+        name: Of the setting.
+        value: What it is.
+        least: No less than this.
+        most: No more than this.
+
+    Raises:
+        ConfigError: It is not within these, or not finite.
+    """
+    if value is None or (math.isfinite(value) and least <= value <= most):
+        return
+    limits = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
+    raise ConfigError(f"{name} is {value:g}", f"set it to a number {limits}")
+
+
+def check_above_zero(name: str, value: float | None) -> None:
+    """Check the number of a setting that cannot be 0; None, for none, is right.
+
+    Raises:
+        ConfigError: It is 0 or below, or not finite.
+    """
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{name} is {value:g}", "set it to a number above 0, or to None for none")
+
+
+def check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    """Check a setting that is one of several words.
+
+    Raises:
+        ConfigError: It is none of them.
+    """
+    words = tuple(known)
+    if value not in words:
+        hint = did_you_mean(value, words)
+        raise ConfigError(f"{name} is {value!r}", f"{hint}use one of {', '.join(words)}")
 
 
 def did_you_mean(wrong: str, names: Iterable[str]) -> str:

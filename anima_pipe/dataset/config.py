@@ -9,12 +9,17 @@ from itertools import accumulate
 from pathlib import Path
 
 from anima_pipe.buckets import BucketRules
+from anima_pipe.errors import ConfigError, check_number
 from anima_pipe.source.captions import CaptionRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubsetConfig:
-    """One folder of pictures and the rules for it (Kohya's [[datasets.subsets]])."""
+    """One folder of pictures and the rules for it (Kohya's [[datasets.subsets]]).
+
+    Raises:
+        ConfigError: A number is out of its range.
+    """
 
     image_dir: Path
     num_repeats: int = 1
@@ -50,6 +55,12 @@ class SubsetConfig:
     validation_seed: int = 0
     """Decides which ones they are."""
 
+    def __post_init__(self) -> None:
+        check_number("num_repeats", self.num_repeats, least=1)
+        check_number("loss_weight", self.loss_weight, least=0)
+        check_number("validation_split", self.validation_split, least=0, most=1)
+        check_number("validation_seed", self.validation_seed, least=0)
+
     @property
     def without_chance(self) -> SubsetConfig:
         """The same, but each picture is always shown in the same way."""
@@ -61,13 +72,22 @@ class SubsetConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetConfig:
-    """Subsets that share a resolution and a batch size (Kohya's [[datasets]])."""
+    """Subsets that share a resolution and a batch size (Kohya's [[datasets]]).
+
+    Raises:
+        ConfigError: There are no subsets, or the batch size is below 1.
+    """
 
     subsets: tuple[SubsetConfig, ...]
     buckets: BucketRules
     batch_size: int = 1
     skip_image_resolution: tuple[int, int] | None = None
     """Pictures of no more than this area, in pixels, are left out."""
+
+    def __post_init__(self) -> None:
+        if not self.subsets:
+            raise ConfigError("a dataset has no subsets", "give it a subset with pictures")
+        check_number("batch_size", self.batch_size, least=1)
 
     def leaves_out(self, image_size: tuple[int, int]) -> bool:
         """Tell whether a picture of this (width, height) is too small to be trained on."""

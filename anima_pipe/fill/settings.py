@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
-from anima_pipe.errors import ConfigError
+from anima_pipe.errors import check_choice, check_number
 from anima_pipe.shards.folders import StoredDtype
 
 
@@ -29,10 +29,7 @@ class CacheSettings:
     """By torch's name; "auto": CUDA, or else Apple's GPU, or else the processor."""
 
     def __post_init__(self) -> None:
-        if self.dtype not in get_args(StoredDtype):
-            raise ConfigError(
-                f"cache_dtype is {self.dtype!r}", f"use one of {', '.join(get_args(StoredDtype))}"
-            )
+        check_choice("cache_dtype", self.dtype, get_args(StoredDtype))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +50,8 @@ class LatentSettings:
     turn."""
 
     def __post_init__(self) -> None:
-        _require_at_least(1, "vae_batch_size", self.batch_size)
-        _require_at_least(0, "max_data_loader_n_workers", self.workers)
+        check_number("vae_batch_size", self.batch_size, least=1)
+        check_number("max_data_loader_n_workers", self.workers, least=0)
 
     @property
     def cache_name(self) -> str:
@@ -80,15 +77,9 @@ class TextSettings:
     GPU, else 1."""
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None:
-            _require_at_least(1, "text_encoder_batch_size", self.batch_size)
+        check_number("text_encoder_batch_size", self.batch_size, least=1)
 
     @property
     def cache_name(self) -> str:
         """Which of the text caches in the folder is this encoder's; reads its files at first."""
         return f"{text_fingerprint(self.qwen, self.t5_tokenizer_dir)}-{self.cache.dtype}"
-
-
-def _require_at_least(smallest: int, option: str, number: int) -> None:
-    if number < smallest:
-        raise ConfigError(f"{option} is {number}", f"set it to at least {smallest}")

@@ -16,7 +16,7 @@ from typing import Final
 
 import torch
 
-from anima_pipe.errors import PipeError
+from anima_pipe.errors import PipeError, check_above_zero, check_number
 from anima_pipe.hooks.memory import memory_use
 from anima_pipe.progress import duration
 from anima_pipe.records import Moment
@@ -31,7 +31,11 @@ TIMED_STEPS: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlarmConfig:
-    """What is told, and whether it ends the run."""
+    """What is told, and whether it ends the run.
+
+    Raises:
+        ConfigError: A ratio or a share is none.
+    """
 
     stops: bool = False
     """End the run with an error, instead of a warning."""
@@ -39,6 +43,10 @@ class AlarmConfig:
     """Rise of the loss that is told; None: none."""
     memory_share: float | None = 0.95
     """Share of all memory in use that is told; None: none."""
+
+    def __post_init__(self) -> None:
+        check_above_zero("loss_ratio", self.loss_ratio)
+        check_number("memory_share", self.memory_share, least=0, most=1)
 
 
 End = Callable[[PipeError], None]

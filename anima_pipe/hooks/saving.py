@@ -13,16 +13,26 @@ import torch
 
 from anima_pipe.adapters import Adapter, save_adapter
 from anima_pipe.adapters.files import check_style
+from anima_pipe.adapters.styles import find_style
+from anima_pipe.errors import ConfigError, check_number
 from anima_pipe.folders import remove_folder
 from anima_pipe.records import Moment
+from anima_pipe.weights.writing import require_writable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveConfig:
-    """Where, how and when adapters are saved."""
+    """Where, how and when adapters are saved.
+
+    Raises:
+        ConfigError: The name is no part of a file's name, there is no such style, nothing is
+            written in the dtype, or a number is too small.
+    """
 
     folder: Path
+    """It need not exist (output_dir)."""
     name: str
+    """First part of the files' names (output_name)."""
     every_n_steps: int | None = None
     every_n_epochs: int | None = None
     dtype: torch.dtype | None = None
@@ -36,6 +46,19 @@ class SaveConfig:
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     tells_progress: bool = True
     """Whether the metadata says the step and the epoch of the save."""
+
+    def __post_init__(self) -> None:
+        if not self.name or Path(self.name).name != self.name:
+            raise ConfigError(
+                f"output_name is {self.name!r}, which no file can be called",
+                "give a name without folders",
+            )
+        find_style(self.style)
+        require_writable(self.dtype)
+        check_number("save_every_n_steps", self.every_n_steps, least=1)
+        check_number("save_every_n_epochs", self.every_n_epochs, least=1)
+        check_number("save_last_n_steps", self.keep_steps, least=0)
+        check_number("save_last_n_epochs", self.keep_epochs, least=0)
 
     @property
     def final_path(self) -> Path:

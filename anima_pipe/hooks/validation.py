@@ -16,6 +16,7 @@ import torch
 
 from anima_pipe.dataset.batches import read_batch
 from anima_pipe.dataset.plan import Plan, Visit
+from anima_pipe.errors import check_number
 from anima_pipe.model.evaluation import evaluating
 from anima_pipe.objective.flow_loss import Draws, LossConfig
 from anima_pipe.objective.noise import Noise
@@ -35,7 +36,11 @@ Report = Callable[[int, Mapping[str, float]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationConfig:
-    """When pictures that are held out are looked at, and how many of them."""
+    """When pictures that are held out are looked at, and how many of them.
+
+    Raises:
+        ConfigError: A number is too small.
+    """
 
     every_n_steps: int | None = None
     every_n_epochs: int | None = None
@@ -43,6 +48,12 @@ class ValidationConfig:
     """At most so many batches each time; None or 0: all."""
     seed: int = 0
     """Of the noise, and of which batches come first."""
+
+    def __post_init__(self) -> None:
+        check_number("validate_every_n_steps", self.every_n_steps, least=1)
+        check_number("validate_every_n_epochs", self.every_n_epochs, least=1)
+        check_number("max_validation_steps", self.max_batches, least=0)
+        check_number("validation_seed", self.seed, least=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

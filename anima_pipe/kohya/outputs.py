@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anima_pipe.errors import ConfigError
 from anima_pipe.hooks.saving import SaveConfig
 from anima_pipe.hooks.train_state import latest_state, state_made_with
 from anima_pipe.kohya.caching import preview_prompts
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.resume_names import allowed_facts
-from anima_pipe.optimizing.optimizers import find_optimizer
+from anima_pipe.optimizing.checks import refuse_two_averages
 from anima_pipe.runs.settings.training import PreviewSettings, StateSettings
 from anima_pipe.runtime import torch_dtype
 
@@ -81,12 +80,7 @@ def ema_decay(options: Resolved) -> float | None:
         ConfigError: The optimizer averages by itself.
     """
     decay: float | None = options.value("ema_decay")
-    kind: str = options.value("optimizer_type")
-    if decay is not None and find_optimizer(kind).averages:
-        raise ConfigError(
-            f"ema_decay beside {kind}, which averages by itself",
-            "remove ema_decay; what is saved is the optimizer's average",
-        )
+    refuse_two_averages(decay, options.value("optimizer_type"))
     return decay
 
 

@@ -166,17 +166,5 @@ def _adapter(options: Resolved) -> AdapterSettings:
         dim_from_weights=options.value("dim_from_weights"),
         part_rates=part_rates(options),
         scale_weight_norms=options.value("scale_weight_norms"),
-        full_bf16=_full_bf16(options),
+        full_bf16=options.value("full_bf16"),
     )
-
-
-def _full_bf16(options: Resolved) -> bool:
-    """Return whether the adapter is kept in bf16; Kohya too wants a base in bf16 then."""
-    wanted: bool = options.value("full_bf16")
-    precision: str = options.value("mixed_precision")
-    if wanted and precision != "bf16":
-        raise ConfigError(
-            f"full_bf16 is set, but mixed_precision is {precision}",
-            "set mixed_precision to bf16, or remove full_bf16",
-        )
-    return wanted

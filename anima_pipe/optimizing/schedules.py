@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from anima_pipe.errors import ConfigError, did_you_mean
+from anima_pipe.errors import ConfigError, check_number, did_you_mean
 from anima_pipe.optimizing.arguments import check_arguments, unfit
 from anima_pipe.runtime import finite_number
 
@@ -48,7 +48,11 @@ WITHOUT_WARMUP: Final = ("constant", "adafactor")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleConfig:
-    """How the learning rate moves over the run."""
+    """How the learning rate moves over the run.
+
+    Raises:
+        ConfigError: There is no such schedule, or a number is out of its range.
+    """
 
     lr_scheduler: str = "constant"
     lr_warmup_steps: float = 0
@@ -69,6 +73,10 @@ class ScheduleConfig:
     """Further arguments of the schedule's function or class."""
 
     def __post_init__(self) -> None:
+        for name in ("lr_warmup_steps", "lr_decay_steps", "lr_scheduler_num_cycles"):
+            check_number(name, getattr(self, name), least=0)
+        check_number("lr_scheduler_min_lr_ratio", self.lr_scheduler_min_lr_ratio, least=0, most=1)
+        check_number("lr_scheduler_timescale", self.lr_scheduler_timescale, least=1)
         if self.lr_scheduler_type:
             _find_class(self.lr_scheduler_type)
             return

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
+from anima_pipe.errors import ConfigError
 from anima_pipe.hooks.train_state import state_log
 from anima_pipe.runs.settings.training import TrainSettings
 from anima_pipe.trainer import TrackerConfig
@@ -15,10 +17,16 @@ def tracker_config(settings: TrainSettings) -> TrackerConfig | None:
 
     Raises:
         CheckpointError: What the run is to go on from is no state.
+        ConfigError: wandb is asked for and not installed.
     """
     logs = settings.logs
     if not logs.kinds:
         return None
+    if "wandb" in logs.kinds and find_spec("wandb") is None:
+        raise ConfigError(
+            "the log is to be wandb's, which is not installed",
+            "run `pip install wandb` in this environment, or log to tensorboard alone",
+        )
     return TrackerConfig(
         folder=_log_folder(settings),
         kinds=logs.kinds,

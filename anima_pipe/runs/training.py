@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from anima_pipe.adapters import Adapter
+from anima_pipe.adapters.files import check_style
 from anima_pipe.adapters.sharded import sharded_tensors
 from anima_pipe.files import make_folder
 from anima_pipe.hooks.previews import Previews
@@ -27,7 +28,9 @@ from anima_pipe.runs.memory_needs import MemoryNeeds, largest_batch, memory_expl
 from anima_pipe.runs.outputs import prepare_previews, save_config, state_config
 from anima_pipe.runs.prepare import (
     Training,
+    check_base,
     check_model_files,
+    check_parts,
     load_base,
     prepare_adapter,
     prepare_training,
@@ -132,10 +135,13 @@ def _train(
     """Fill the caches, plan, load, and train."""
     seed = _seed(settings, accelerator)
     trackers = tracker_config(settings)
+    check_parts(settings)
+    if base is not None:
+        check_base(base, settings.model, accelerator.device)
+    check_model_files(settings)
     make_folder(settings.save.folder)
     if trackers:
         make_folder(trackers.folder.parent)
-    check_model_files(settings)
     data = prepare_data(settings, seed, accelerator)
     settings = replace(settings, save=save_config(settings, seed, data))
     model = load_base(settings.model, accelerator.device, sharded) if base is None else base
@@ -156,12 +162,17 @@ def _seed(settings: TrainSettings, accelerator: Accelerator) -> int:
 def _adapted(
     model: AnimaTransformer, settings: TrainSettings, seed: int, *, shared: bool
 ) -> Generator[tuple[Adapter, TextConditionedTransformer]]:
-    """Yield the adapter, put on the model, and the module to train; take it off a shared one."""
+    """Yield the adapter, put on the model, and the module to train; take it off a shared one.
+
+    Raises:
+        ConfigError: The adapter cannot be made, or the style of its file cannot express it.
+    """
     model.checkpoint_blocks(settings.model.gradient_checkpointing)
     adapter = prepare_adapter(settings, seed, model)
     module = TextConditionedTransformer(model)
-    adapter.follow_sigmas(module)
     try:
+        check_style(adapter, settings.save.style)
+        adapter.follow_sigmas(module)
         yield adapter, module
     finally:
         if shared:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save  # noqa: TID251 - the one place
 from torch import Tensor
 
-from anima_pipe.errors import CheckpointError
+from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.files import in_utf8, with_sorted_header, write_atomically
 from anima_pipe.weights.files import BYTES_PER_NUMBER, StoredTensor, listed
 
@@ -30,6 +30,10 @@ DTYPES: Final = {
     "F8_E5M2": torch.float8_e5m2,
 }
 """The kinds of numbers that may be infinite or none, by their names in safetensors."""
+
+WRITABLE: Final = (torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes in which trained tensors are written."""
+
 CHUNK_BYTES: Final = 16 * 2**20
 """How much is copied at once of a tensor that does not change."""
 
@@ -40,6 +44,18 @@ _REMEDY: Final = (
 _REMEDY_IN_FP16: Final = (
     "write it in bf16 or float: fp16 ends at 65,504; what these refuse too was damaged before"
 )
+
+
+def require_writable(dtype: torch.dtype | None) -> None:
+    """Check the dtype that tensors are to be written in; None: each in its own.
+
+    Raises:
+        ConfigError: Nothing is written in it.
+    """
+    if dtype is not None and dtype not in WRITABLE:
+        raise ConfigError(
+            f"save_precision is {dtype}", f"use one of {', '.join(map(str, WRITABLE))}"
+        )
 
 
 def write_tensors(

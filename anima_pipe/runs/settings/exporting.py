@@ -11,10 +11,7 @@ from pathlib import Path
 import torch
 
 from anima_pipe.adapters.styles import find_style
-from anima_pipe.errors import ConfigError
-
-WRITABLE = (torch.float32, torch.bfloat16, torch.float16)
-"""Dtypes in which tensors are written."""
+from anima_pipe.weights.writing import require_writable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +37,7 @@ class ExportSettings:
 
     def __post_init__(self) -> None:
         find_style(self.style)
-        _require_writable(self.dtype)
+        require_writable(self.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +62,4 @@ class BakeSettings:
     """Whether what of the file matches nothing in the model is left out, with a warning."""
 
     def __post_init__(self) -> None:
-        _require_writable(self.dtype)
-
-
-def _require_writable(dtype: torch.dtype | None) -> None:
-    if dtype is not None and dtype not in WRITABLE:
-        raise ConfigError(
-            f"save_precision is {dtype}", f"use one of {', '.join(map(str, WRITABLE))}"
-        )
+        require_writable(self.dtype)

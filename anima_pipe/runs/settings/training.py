@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 import torch
 
+from anima_pipe.adapters.adapter import read_settings
 from anima_pipe.adapters.rules import PartRate
 from anima_pipe.dataset.config import DatasetConfig
-from anima_pipe.errors import ConfigError
+from anima_pipe.errors import ConfigError, check_above_zero, check_choice, check_number
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
 from anima_pipe.hooks.alarms import AlarmConfig
 from anima_pipe.hooks.board import BoardConfig
@@ -23,16 +24,30 @@ from anima_pipe.hooks.saving import SaveConfig
 from anima_pipe.hooks.validation import ValidationConfig
 from anima_pipe.hub.sources import Source
 from anima_pipe.objective.flow_loss import ObjectiveConfig
-from anima_pipe.optimizing.optimizers import OptimizerConfig
+from anima_pipe.optimizing.checks import refuse_schedule_beside_average, refuse_two_averages
+from anima_pipe.optimizing.optimizers import OptimizerConfig, find_optimizer
 from anima_pipe.optimizing.schedules import ScheduleConfig
 from anima_pipe.records import PreviewPrompt
 from anima_pipe.runtime import torch_dtype
 from anima_pipe.trainer import ProcessConfig
+from anima_pipe.trainer.trackers import MAKERS
+
+Precision = Literal["no", "bf16", "fp16"]
+
+OnNonFinite = Literal["stop", "skip"]
+
+LARGEST_DECAY: Final = 0.999999
+"""Of an average: nearer to 1, fp32 loses what a step adds to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSettings:
-    """What is trained on, and the caches it comes from."""
+    """What is trained on, and the caches it comes from.
+
+    Raises:
+        ConfigError: There are no datasets, the caches cannot be filled as they are to be, or a
+            number is too small.
+    """
 
     datasets: tuple[DatasetConfig, ...]
     cache: CacheSettings
@@ -55,6 +70,10 @@ class DataSettings:
     """Whether a picture or caption that cannot be used ends the run; else it is left out."""
 
     def __post_init__(self) -> None:
+        if not self.datasets:
+            raise ConfigError("datasets is empty", "give at least one DatasetConfig")
+        check_number("caption_variants", self.caption_variants, least=1)
+        check_number("crop_variants", self.crop_variants, least=1)
         if self.auto_cache and (self.latents is None or self.text is None):
             raise ConfigError(
                 "auto_cache fills the caches, but how latents and texts are made is not said",
@@ -64,13 +83,17 @@ class DataSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
-    """The frozen model: its files, and how it is kept."""
+    """The frozen model: its files, and how it is kept.
+
+    Raises:
+        ConfigError: There is no such precision.
+    """
 
     transformer: Path
     """In ComfyUI's or diffusers' names."""
     llm_adapter: Path | None = None
     """The text adapter's own file; None: it is in the transformer's."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Precision = "no"
     """What it is kept and computed in; "no" is fp32. The adapter trains in fp32 all the same."""
     fp8_base: bool = False
     """Whether the weights of its blocks are kept in 8 bits."""
@@ -81,6 +104,9 @@ class ModelSettings:
     allow_unmatched: bool = False
     """Whether what of these files, and of network_weights, matches nothing is left out."""
 
+    def __post_init__(self) -> None:
+        check_choice("mixed_precision", self.mixed_precision, get_args(Precision))
+
     @property
     def dtype(self) -> torch.dtype:
         """What its weights are kept in, and what is fed to them."""
@@ -89,7 +115,11 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSettings:
-    """What is trained."""
+    """What is trained.
+
+    Raises:
+        ConfigError: There is no such kind, it does not take an argument, or a number is none.
+    """
 
     kind: str = "lora"
     """One of `adapters.registry.KINDS`."""
@@ -110,6 +140,12 @@ class AdapterSettings:
     full_bf16: bool = False
     """Whether its matrices are kept in bf16, rounded by chance; beside mixed_precision bf16."""
 
+    def __post_init__(self) -> None:
+        check_number("network_dim", self.network_dim, least=1)
+        check_above_zero("network_alpha", self.network_alpha)
+        check_above_zero("scale_weight_norms", self.scale_weight_norms)
+        read_settings(self.kind, self.network_dim, self.network_alpha, self.network_args)
+
     @property
     def arguments(self) -> dict[str, Any]:
         """All that `create_adapter` takes by these names."""
@@ -119,7 +155,11 @@ class AdapterSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthSettings:
-    """How long a run is."""
+    """How long a run is.
+
+    Raises:
+        ConfigError: A number is below 1.
+    """
 
     max_train_steps: int = 1600
     """Optimizer steps."""
@@ -127,6 +167,11 @@ class LengthSettings:
     """Wins over steps."""
     gradient_accumulation_steps: int = 1
     """Batches of a process in an optimizer step."""
+
+    def __post_init__(self) -> None:
+        check_number("max_train_steps", self.max_train_steps, least=1)
+        check_number("max_train_epochs", self.max_train_epochs, least=1)
+        check_number("gradient_accumulation_steps", self.gradient_accumulation_steps, least=1)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the optimizer steps of the run."""
@@ -136,7 +181,11 @@ class LengthSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreviewSettings:
-    """What is drawn while training and when; at the end of the run it always is."""
+    """What is drawn while training and when; at the end of the run it always is.
+
+    Raises:
+        ConfigError: There is nothing to draw, or a number is below 1.
+    """
 
     prompts: tuple[PreviewPrompt, ...]
     """At least one."""
@@ -145,10 +194,20 @@ class PreviewSettings:
     every_n_steps: int | None = None
     every_n_epochs: int | None = None
 
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise ConfigError("previews have no prompts", "give at least one PreviewPrompt")
+        check_number("sample_every_n_steps", self.every_n_steps, least=1)
+        check_number("sample_every_n_epochs", self.every_n_epochs, least=1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateSettings:
-    """When a run's state is saved, beside the adapter, and which one it goes on from."""
+    """When a run's state is saved, beside the adapter, and which one it goes on from.
+
+    Raises:
+        ConfigError: A number is too small.
+    """
 
     with_saves: bool = False
     """Whenever the adapter is saved before the end."""
@@ -164,10 +223,19 @@ class StateSettings:
     resume_allow: tuple[str, ...] = ()
     """Facts of the state that may differ; "objective" stands for all of its parts."""
 
+    def __post_init__(self) -> None:
+        check_above_zero("save_state_every_minutes", self.every_minutes)
+        check_number("save_last_n_steps_state", self.keep_steps, least=0)
+        check_number("save_last_n_epochs_state", self.keep_epochs, least=0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
-    """What a run logs, shows and warns of."""
+    """What a run logs, shows and warns of.
+
+    Raises:
+        ConfigError: There is no tracker of a kind.
+    """
 
     kinds: tuple[str, ...] = ("tensorboard",)
     """"tensorboard", "wandb"; with any of them there is a metrics.jsonl too. None: no log."""
@@ -191,6 +259,10 @@ class LogSettings:
     """Whether memory is logged."""
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
 
+    def __post_init__(self) -> None:
+        for kind in self.kinds:
+            check_choice("log_with", kind, MAKERS)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetadataSettings:
@@ -208,7 +280,12 @@ class MetadataSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """Everything that a training run needs to know."""
+    """Everything that a training run needs to know.
+
+    Raises:
+        ConfigError: A number is out of its range, there is no such optimizer, or two settings do
+            not go together.
+    """
 
     data: DataSettings
     model: ModelSettings
@@ -223,7 +300,7 @@ class TrainSettings:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     max_grad_norm: float | None = 1.0
     """Gradients are scaled down to this norm; None: never."""
-    on_nonfinite: Literal["stop", "skip"] = "stop"
+    on_nonfinite: OnNonFinite = "stop"
     """What to do where a step's loss or gradient is not finite."""
     ema_decay: float | None = None
     """Of the adapter's average that is saved beside it; None: no average."""
@@ -241,3 +318,20 @@ class TrainSettings:
     deterministic: bool = False
     """Take kernels that give the same bits each time, on a GPU too; they are slower there."""
     processes: ProcessConfig = field(default_factory=ProcessConfig)
+
+    def __post_init__(self) -> None:
+        check_number("learning_rate", self.learning_rate, least=0)
+        check_above_zero("max_grad_norm", self.max_grad_norm)
+        check_choice("on_nonfinite", self.on_nonfinite, get_args(OnNonFinite))
+        check_number("ema_decay", self.ema_decay, least=0, most=LARGEST_DECAY)
+        check_number("save_n_epoch_ratio", self.save_n_epoch_ratio, least=1)
+        check_number("seed", self.seed, least=0)
+        find_optimizer(self.optimizer.optimizer_type)
+        refuse_two_averages(self.ema_decay, self.optimizer.optimizer_type)
+        refuse_schedule_beside_average(self.optimizer.optimizer_type, self.schedule)
+        # Kohya too wants a base in bf16 then.
+        if self.adapter.full_bf16 and self.model.mixed_precision != "bf16":
+            raise ConfigError(
+                f"full_bf16 is set, but mixed_precision is {self.model.mixed_precision}",
+                "set mixed_precision to bf16, or remove full_bf16",
+            )
