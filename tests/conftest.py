@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from commands import anima_pipe, demo_pictures, write_dataset
+from commands import BUCKETS, anima_pipe, demo_pictures, write_dataset
 from fake_hubs import Hubs
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck
+from hypothesis import settings as examples
 from released_files import publishing_hubs, write_release
+
+from anima_pipe import demo, runs
 
 if TYPE_CHECKING:
     from s3_server import FaultyServer
 
 
 # How long an example takes says something of the machine's other work, and nothing of the code.
-settings.register_profile("any_load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any_load")
+examples.register_profile("any_load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+examples.load_profile("any_load")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,6 +52,34 @@ def cached(dataset: Path) -> dict[str, object]:
     anima_pipe("cache-latents", **names).ok()
     anima_pipe("encode-text", **names).ok()
     return names
+
+
+@pytest.fixture(scope="session")
+def settings(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> runs.TrainSettings:
+    """Ask for three steps on the processor, with caches that are complete; nothing is run in it."""
+    folder = tmp_path_factory.mktemp("training")
+    rules = {name: value for name, value in BUCKETS.items() if name != "batch_size"}
+    buckets = runs.BucketRules(**{**rules, "resolution": (128, 128)})
+    subset = runs.SubsetConfig(image_dir=pictures)
+    datasets = (runs.DatasetConfig(subsets=(subset,), buckets=buckets, batch_size=2),)
+    cache = runs.CacheSettings(folder=folder / "cache", device="cpu")
+    latents = runs.LatentSettings(cache=cache, vae=demo.DEMO_VAE, workers=0)
+    text = runs.TextSettings(
+        cache=cache, qwen=demo.DEMO_QWEN, t5_tokenizer_dir=demo.DEMO_T5_TOKENIZER
+    )
+    runs.cache_latents(runs.CacheLatentsSettings(datasets=datasets, latents=latents))
+    runs.encode_text(runs.EncodeTextSettings(datasets=datasets, text=text))
+    return runs.TrainSettings(
+        data=runs.DataSettings(datasets=datasets, cache=cache, latents=latents, text=text),
+        model=runs.ModelSettings(transformer=demo.DEMO_TRANSFORMER),
+        adapter=runs.AdapterSettings(network_dim=4),
+        save=runs.SaveConfig(folder=folder / "nothing", name="fox"),
+        learning_rate=2e-3,
+        length=runs.LengthSettings(max_train_steps=3),
+        logs=runs.LogSettings(kinds=()),
+        seed=1,
+        device="cpu",
+    )
 
 
 @pytest.fixture

@@ -6,23 +6,19 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
 
 import pytest
 import torch
-from commands import BUCKETS, MODEL, anima_pipe, files_in, run_apart
-from safetensors import safe_open
+from commands import anima_pipe, files_in, run_apart
 from safetensors.torch import load_file
+from training_calls import into, metadata, refused, trained
 
 from anima_pipe import runs
-from anima_pipe.demo import DEMO_QWEN, DEMO_T5_TOKENIZER, DEMO_TRANSFORMER, DEMO_VAE
 from anima_pipe.errors import ConfigError, PipeError
-from anima_pipe.kohya.resolve import resolve
-from anima_pipe.kohya.training import train_settings
-from anima_pipe.runs.settings import FIELDS
 
 STEPS: Final = 3
 
@@ -62,72 +58,6 @@ print(json.dumps({"output": summary.output, "modules": sorted(sys.modules)}))
 
 COMMAND_LINE: Final = ("click", "stages", "anima_pipe.cli", "anima_pipe.kohya")
 
-OTHER_DEFAULTS: Final = {
-    "AdapterSettings.network_dim": "Kohya's 4 is too few; 16 is usual for this model",
-    "AdapterSettings.network_alpha": "None, the rank: another rank trains no faster for that alone",
-    "AlarmConfig.stops": "a flag in place of the words warn and raise",
-    "BucketRules.enable_bucket": "pictures of another shape keep it, unless told otherwise",
-    "SigmaConfig.highest": "1, where an option that is not given leaves that open",
-}
-"""Fields with another default than the option that says the same, and why."""
-
-OTHER_BY_COMMAND: Final = {
-    "data.tokenizer_sources": "whoever types a command means it, a library fetches nothing unasked",
-    "adapter.network_dim": OTHER_DEFAULTS["AdapterSettings.network_dim"],
-    "adapter.network_alpha": OTHER_DEFAULTS["AdapterSettings.network_alpha"],
-    "adapter.network_args": "an option's default is written out; it is that of the argument",
-    "logs.told": "the options, for people to read",
-    "metadata.facts": "what Kohya's files say of its options",
-    "metadata.spec": "the title, which the run knows too",
-}
-"""What differs in a run of which nothing is said; why."""
-
-
-# Settings
-
-
-@pytest.fixture(scope="module")
-def settings(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> runs.TrainSettings:
-    """Ask for three steps on the processor, with caches that are complete; nothing is run in it."""
-    folder = tmp_path_factory.mktemp("training")
-    rules = {name: value for name, value in BUCKETS.items() if name != "batch_size"}
-    buckets = runs.BucketRules(**{**rules, "resolution": (128, 128)})
-    subset = runs.SubsetConfig(image_dir=pictures)
-    datasets = (runs.DatasetConfig(subsets=(subset,), buckets=buckets, batch_size=2),)
-    cache = runs.CacheSettings(folder=folder / "cache", device="cpu")
-    latents = runs.LatentSettings(cache=cache, vae=DEMO_VAE, workers=0)
-    text = runs.TextSettings(cache=cache, qwen=DEMO_QWEN, t5_tokenizer_dir=DEMO_T5_TOKENIZER)
-    runs.cache_latents(runs.CacheLatentsSettings(datasets=datasets, latents=latents))
-    runs.encode_text(runs.EncodeTextSettings(datasets=datasets, text=text))
-    return runs.TrainSettings(
-        data=runs.DataSettings(datasets=datasets, cache=cache, latents=latents, text=text),
-        model=runs.ModelSettings(transformer=DEMO_TRANSFORMER),
-        adapter=runs.AdapterSettings(network_dim=4),
-        save=runs.SaveConfig(folder=folder / "nothing", name="fox"),
-        learning_rate=2e-3,
-        length=runs.LengthSettings(max_train_steps=STEPS),
-        logs=runs.LogSettings(kinds=()),
-        seed=1,
-        device="cpu",
-    )
-
-
-def into(folder: Path, settings: runs.TrainSettings, **changes: Any) -> runs.TrainSettings:
-    """Return settings that write into a folder, otherwise changed too."""
-    changed = replace(settings, **changes)
-    return replace(changed, save=replace(changed.save, folder=folder))
-
-
-def trained(summary: runs.TrainSummary) -> bytes:
-    """Return the file that a run ended with."""
-    assert summary.output is not None
-    return Path(summary.output).read_bytes()
-
-
-def metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, "pt") as file:
-        return file.metadata()
-
 
 # Beside the command line
 
@@ -153,76 +83,6 @@ def test_a_training_by_call_knows_no_command_line_and_trains_what_the_command_do
     both = (facts.keys() & others.keys()) - {"ss_session_id"}
     assert {name: facts[name] for name in both} == {name: others[name] for name in both}
     assert {"ss_seed", "ss_network_alpha", "ss_optimizer", "sshs_model_hash"} <= both
-
-
-def settings_classes() -> Iterator[type]:
-    """Yield the classes of settings that the library offers."""
-    for name in dir(runs):
-        if name.endswith(("Settings", "Config", "Rules")):
-            yield getattr(runs, name)
-
-
-def plain_default(field: Field[Any]) -> object:
-    """Return a field's default; MISSING: it has none, or settings of its own."""
-    if field.default is not MISSING:
-        return field.default
-    if field.default_factory is MISSING:
-        return MISSING
-    made = field.default_factory()
-    return MISSING if is_dataclass(made) else made
-
-
-def test_what_a_field_and_an_option_of_one_name_are_by_default_is_the_same() -> None:
-    options = resolve("train", {}).defaults
-    called = {place: name for name, place in FIELDS.items()}
-    compared, differing = set[str](), set[str]()
-    for of in settings_classes():
-        for field in fields(of):
-            place = f"{of.__name__}.{field.name}"
-            name, default = called.get(place, field.name), plain_default(field)
-            if name in options and default is not MISSING:
-                compared.add(name)
-                # An option that is not given is None, a field what changes nothing: 0, or empty.
-                nothing = not default and options[name] is None
-                if default != options[name] and not nothing:
-                    differing.add(place)
-
-    assert len(compared) > 30
-    assert differing == OTHER_DEFAULTS.keys()
-
-
-def differences(one: object, other: object, place: str = "") -> Iterator[str]:
-    """Yield the places within settings where two of them differ, by the fields' names."""
-    if not is_dataclass(one) or type(one) is not type(other):
-        if one != other:
-            yield place
-        return
-    for field in fields(one):
-        inner = f"{place}.{field.name}" if place else field.name
-        yield from differences(getattr(one, field.name), getattr(other, field.name), inner)
-
-
-def test_a_run_of_which_nothing_is_said_is_the_same_by_call_and_by_command(
-    settings: runs.TrainSettings, dataset: Path, tmp_path: Path
-) -> None:
-    names = {"dataset_config": dataset, "cache_dir": settings.data.cache.folder}
-    saves = {"output_dir": tmp_path, "output_name": "fox"}
-    by_command = train_settings(resolve("train", MODEL | names | saves))
-
-    cache = runs.CacheSettings(folder=settings.data.cache.folder)
-    by_call = runs.TrainSettings(
-        data=runs.DataSettings(
-            datasets=settings.data.datasets,
-            cache=cache,
-            latents=runs.LatentSettings(cache=cache, vae=DEMO_VAE),
-            text=runs.TextSettings(cache=cache, qwen=DEMO_QWEN, t5_tokenizer_dir=DEMO_T5_TOKENIZER),
-        ),
-        model=runs.ModelSettings(transformer=DEMO_TRANSFORMER),
-        save=runs.SaveConfig(folder=tmp_path, name="fox"),
-        learning_rate=2e-6,
-    )
-
-    assert {*differences(by_command, by_call)} == OTHER_BY_COMMAND.keys()
 
 
 # The caller's own hooks
@@ -470,124 +330,7 @@ def test_a_base_that_is_kept_otherwise_than_the_run_wants_is_refused(
     assert files_in(tmp_path) == set()
 
 
-# What cannot be
-
-
-def refused(make: Callable[[], object], *words: str) -> None:
-    """Check that something is refused by an error with these words in its problem."""
-    with pytest.raises(ConfigError) as raised:
-        make()
-    assert [word for word in words if word not in raised.value.problem] == []
-    assert raised.value.remedy
-    assert raised.value.remedy not in raised.value.problem
-
-
-@pytest.mark.parametrize(
-    ("part", "field", "value", "problem"),
-    [
-        ("data", "datasets", (), "datasets is empty"),
-        ("data", "latents", None, "auto_cache fills the caches"),
-        ("data", "text", None, "auto_cache fills the caches"),
-        ("data", "caption_variants", 0, "caption_variants is 0"),
-        ("data", "crop_variants", 0, "crop_variants is 0"),
-        ("model", "mixed_precision", "fp32", "mixed_precision is 'fp32'"),
-        ("adapter", "kind", "lora_anima", "unknown adapter kind 'lora_anima'"),
-        ("adapter", "network_dim", 0, "network_dim is 0"),
-        ("adapter", "network_alpha", -1.0, "network_alpha is -1"),
-        ("adapter", "network_args", {"dropuot": 0.1}, "dropuot"),
-        ("adapter", "scale_weight_norms", 0.0, "scale_weight_norms is 0"),
-        ("adapter", "full_bf16", True, "full_bf16 is set, but mixed_precision is no"),
-        ("length", "max_train_steps", -1, "max_train_steps is -1"),
-        ("length", "max_train_epochs", 0, "max_train_epochs is 0"),
-        ("length", "gradient_accumulation_steps", 0, "gradient_accumulation_steps is 0"),
-        ("save", "name", "", "output_name is ''"),
-        ("save", "name", "foxes/red", "output_name is 'foxes/red'"),
-        ("save", "style", "comfyui", "unknown adapter style 'comfyui'"),
-        ("save", "every_n_steps", 0, "save_every_n_steps is 0"),
-        ("save", "keep_epochs", -1, "save_last_n_epochs is -1"),
-        ("save", "dtype", torch.int8, "save_precision is torch.int8"),
-        ("states", "every_minutes", 0.0, "save_state_every_minutes is 0"),
-        ("states", "keep_steps", -1, "save_last_n_steps_state is -1"),
-        ("logs", "kinds", ("tensorbord",), "log_with is 'tensorbord'"),
-        ("validation", "every_n_epochs", 0, "validate_every_n_epochs is 0"),
-        ("validation", "max_batches", -1, "max_validation_steps is -1"),
-        ("schedule", "lr_scheduler", "cosinus", "unsupported lr_scheduler 'cosinus'"),
-        ("schedule", "lr_warmup_steps", -1, "lr_warmup_steps is -1"),
-        ("", "learning_rate", -1e-4, "learning_rate is -0.0001"),
-        ("", "learning_rate", float("nan"), "learning_rate is nan"),
-        ("", "max_grad_norm", 0.0, "max_grad_norm is 0"),
-        ("", "on_nonfinite", "ignore", "on_nonfinite is 'ignore'"),
-        ("", "ema_decay", 1.0, "ema_decay is 1"),
-        ("", "save_n_epoch_ratio", 0, "save_n_epoch_ratio is 0"),
-        ("", "seed", -1, "seed is -1"),
-    ],
-)
-def test_settings_that_no_run_can_have_are_refused_when_they_are_written(
-    settings: runs.TrainSettings, part: str, field: str, value: object, problem: str
-) -> None:
-    def write() -> object:
-        if not part:
-            return replace(settings, **cast("Any", {field: value}))
-        changed = replace(getattr(settings, part), **{field: value})
-        return replace(settings, **{part: changed})
-
-    refused(write, problem)
-
-
-def test_what_the_settings_hold_is_refused_by_the_same_words() -> None:
-    buckets = runs.BucketRules(resolution=(128, 128), min_bucket_reso=64)
-    subset = runs.SubsetConfig(image_dir=Path("pictures"))
-    refused(lambda: runs.DatasetConfig(subsets=(), buckets=buckets), "a dataset has no subsets")
-    refused(
-        lambda: runs.DatasetConfig(subsets=(subset,), buckets=buckets, batch_size=0),
-        "batch_size is 0",
-    )
-    refused(lambda: replace(subset, num_repeats=0), "num_repeats is 0")
-    refused(lambda: replace(subset, loss_weight=-1.0), "loss_weight is -1")
-    refused(lambda: replace(subset, validation_split=1.5), "validation_split is 1.5")
-    refused(lambda: runs.PreviewSettings(prompts=(), vae=DEMO_VAE), "previews have no prompts")
-    refused(lambda: runs.AlarmConfig(memory_share=95.0), "memory_share is 95")
-    refused(lambda: runs.AlarmConfig(loss_ratio=0.0), "loss_ratio is 0")
-
-
-SCHEDULE_FREE: Final = runs.OptimizerConfig(optimizer_type="AdamWScheduleFree")
-
-
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"optimizer": runs.OptimizerConfig(optimizer_type="AdamWW")}, "optimizer_type 'AdamWW'"),
-        ({"optimizer": SCHEDULE_FREE, "ema_decay": 0.9}, "ema_decay beside AdamWScheduleFree"),
-        (
-            {"optimizer": SCHEDULE_FREE, "schedule": runs.ScheduleConfig(lr_scheduler="cosine")},
-            "AdamWScheduleFree takes no schedule, but lr_scheduler is cosine",
-        ),
-        (
-            {"optimizer": runs.OptimizerConfig(optimizer_args={"betta": 1})},
-            "optimizer_args do not fit AdamW: there is no argument betta",
-        ),
-        ({"schedule": runs.ScheduleConfig(lr_scheduler="adafactor")}, "lr_scheduler adafactor"),
-        (
-            {"adapter": runs.AdapterSettings(network_args={"include_patterns": "[r'nowhere']"})},
-            "nowhere",
-        ),
-        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
-    ],
-)
-def test_settings_that_do_not_go_together_are_refused_before_anything_is_encoded(
-    settings: runs.TrainSettings, tmp_path: Path, changes: dict[str, Any], problem: str
-) -> None:
-    cache = runs.CacheSettings(folder=tmp_path / "cache", device="cpu")
-    assert settings.data.latents is not None
-    assert settings.data.text is not None
-    latents, text = (
-        replace(part, cache=cache) for part in (settings.data.latents, settings.data.text)
-    )
-    data = replace(settings.data, cache=cache, latents=latents, text=text)
-
-    refused(lambda: runs.train(into(tmp_path / "out", settings, data=data, **changes)), problem)
-
-    assert list(tmp_path.iterdir()) == []
+# Errors
 
 
 def test_an_error_before_the_first_step_leaves_no_file_of_the_run(
