@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final, Self
+
+from anima_pipe.runtime import LOGGER
 
 SECONDS_BETWEEN_LINES: Final = 30.0
 
@@ -38,14 +41,31 @@ class Progress(ABC):
 def progress_bar(total: int, unit: str, label: str | None = None, done: int = 0) -> Progress:
     """Return what shows progress: a bar where there is a terminal, else lines.
 
+    Where the program's messages are not shown, this is not either.
+
     Args:
         total: How many there are.
         unit: What they are.
         label: What is being done, ahead of a bar.
         done: How many of them were done before; what is left is reckoned by the others' speed.
     """
+    if not LOGGER.isEnabledFor(logging.INFO):
+        return NoProgress()
     kind = ProgressBar if sys.stderr.isatty() else ProgressLines
     return kind(total, unit, label, done)
+
+
+class NoProgress(Progress):
+    """Shows nothing."""
+
+    def update(self, n: int = 1) -> None:
+        """Count nothing."""
+
+    def tell(self, **notes: object) -> None:
+        """Keep nothing."""
+
+    def close(self) -> None:
+        """Leave nothing behind."""
 
 
 class ProgressBar(Progress):

@@ -19,7 +19,7 @@ from anima_pipe.demo import DEMO_TRANSFORMER
 from anima_pipe.model import TextConditionedTransformer, load_transformer
 from anima_pipe.objective.flow_loss import LossConfig, ObjectiveConfig, draw
 from anima_pipe.objective.passes import pass_losses, placed
-from anima_pipe.runs import train
+from anima_pipe.runs import Moment, Training, train
 from anima_pipe.trainer import accelerate_afresh
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -96,3 +96,32 @@ def test_a_training_leaves_torch_and_accelerate_as_the_caller_had_them(
         assert torch.equal(torch.rand(3), expected)
         assert own.mixed_precision == "bf16"
         assert own.device == torch.device("cpu")
+
+
+def test_hooks_are_made_of_what_is_trained_where_a_function_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Moving:
+        """Notes how large the adapter's factors are."""
+
+        def __init__(self, training: Training) -> None:
+            self.training, self.sizes = training, list[float]()
+
+        def due(self, moment: Moment) -> bool:
+            return moment.is_last or not moment.after_step
+
+        def at(self, _moment: Moment) -> None:
+            self.sizes.append(sum(p.norm().item() for p in self.training.adapter.parameters()))
+
+    ran = example(tmp_path, "two_trainings.py", monkeypatch)
+    made: list[Moving] = []
+
+    def hooks(training: Training) -> list[Moving]:
+        made.append(Moving(training))
+        return made
+
+    train(ran["run"], hooks)
+
+    before, after = made[0].sizes
+    assert after > before
+    assert made[0].training.batches.plan.samples

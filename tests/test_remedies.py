@@ -90,14 +90,18 @@ def test_every_option_that_messages_name_is_there(known_options: set[str]):
     assert not unknown
 
 
-OF_COMMANDS = {"gpu_ids", "merge", "drop", "energy", "whole", "rank", "cache", "no"}
-"""What remedies name that is no setting of a run: words of launchers and of tools for adapters."""
+OF_COMMANDS = {
+    *("gpu_ids", "merge", "drop", "energy", "whole", "rank", "cache", "no"),
+    *("models_dir", "models", "comfyui"),
+}
+"""What remedies name that is no setting of a run: words of launchers, of tools for adapters
+and of fetch-models."""
 
 
 def settings_classes() -> dict[str, type]:
     """Return the dataclasses of settings that the library offers, and those within them."""
-    found = [getattr(runs, name) for name in dir(runs)]
-    waiting = [each for each in found if is_dataclass(each) and isinstance(each, type)]
+    kinds = ("Settings", "Config", "Rules", "Prompt")
+    waiting = [getattr(runs, name) for name in dir(runs) if name.endswith(kinds)]
     classes: dict[str, type] = {}
     while waiting:
         each = waiting.pop()
@@ -130,7 +134,7 @@ def test_an_option_that_a_runs_error_names_is_a_field_of_its_settings():
     named = {
         (str(path.relative_to(ROOT)), word)
         for path in SOURCES
-        if path.parts[-2] not in ("kohya", "cli", "table", "hub", "demo", "stages")
+        if path.parts[-2] not in ("kohya", "cli", "table", "demo", "stages")
         for remedy in remedies(path)
         for word in re.findall(r"[a-z][a-z0-9_]+", remedy)
         if ("_" in word and find_option(word)) or f"--{word}" in remedy

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from anima_pipe.fill import TextSettings as TextSettings
     from anima_pipe.hooks.alarms import AlarmConfig as AlarmConfig
     from anima_pipe.hooks.saving import SaveConfig as SaveConfig
+    from anima_pipe.hooks.train_state import latest_state as latest_state
     from anima_pipe.hooks.validation import ValidationConfig as ValidationConfig
     from anima_pipe.objective.flow_loss import LossConfig as LossConfig
     from anima_pipe.objective.flow_loss import ObjectiveConfig as ObjectiveConfig
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from anima_pipe.runs.exporting import export_adapter as export_adapter
     from anima_pipe.runs.latents import LatentSummary as LatentSummary
     from anima_pipe.runs.latents import cache_latents as cache_latents
+    from anima_pipe.runs.prepare import Training as Training
     from anima_pipe.runs.prepare import load_base as load_base
     from anima_pipe.runs.settings.caching import CacheLatentsSettings as CacheLatentsSettings
     from anima_pipe.runs.settings.caching import EncodeTextSettings as EncodeTextSettings
@@ -78,6 +80,7 @@ NAMES: Final = {
     ),
     "anima_pipe.hooks.alarms": ("AlarmConfig",),
     "anima_pipe.hooks.saving": ("SaveConfig",),
+    "anima_pipe.hooks.train_state": ("latest_state",),
     "anima_pipe.hooks.validation": ("ValidationConfig",),
     "anima_pipe.objective.flow_loss": (
         "LossConfig",
@@ -98,7 +101,7 @@ NAMES: Final = {
         "LatentSummary",
         "cache_latents",
     ),
-    "anima_pipe.runs.prepare": ("load_base",),
+    "anima_pipe.runs.prepare": ("Training", "load_base"),
     "anima_pipe.runs.settings.caching": (
         "CacheLatentsSettings",
         "EncodeTextSettings",

@@ -71,7 +71,6 @@ def _run_facts(
     """Return what is known of a run, however it was asked for."""
     model, adapter = settings.model, settings.adapter
     per_epoch = batches.windows_per_epoch()
-    total_steps = settings.length.total_steps(per_epoch)
     alpha = adapter.network_alpha
     return {
         "ss_base_model_version": BASE_VERSION,
@@ -88,9 +87,9 @@ def _run_facts(
         "ss_gradient_accumulation_steps": settings.length.gradient_accumulation_steps,
         "ss_max_grad_norm": settings.max_grad_norm,
         "ss_seed": seed,
-        "ss_max_train_steps": total_steps,
+        "ss_max_train_steps": settings.length.total_steps(per_epoch),
         "ss_num_batches_per_epoch": batches.plan.batches_per_epoch(),
-        "ss_num_epochs": -(-total_steps // per_epoch),
+        "ss_num_epochs": settings.length.total_epochs(per_epoch),
         "ss_total_batch_size": survey.datasets[0].batch_size * batches.window_size,
         **dataset_facts(survey),
         **model_facts("sd_model", model.transformer),

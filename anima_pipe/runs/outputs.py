@@ -25,8 +25,7 @@ def save_config(settings: TrainSettings, seed: int, data: PreparedData) -> SaveC
     per_epoch = data.batches.windows_per_epoch()
     every_n_epochs, ratio = settings.save.every_n_epochs, settings.save_n_epoch_ratio
     if ratio is not None:
-        epochs = -(-settings.length.total_steps(per_epoch) // per_epoch)
-        every_n_epochs = max(1, epochs // ratio)
+        every_n_epochs = max(1, settings.length.total_epochs(per_epoch) // ratio)
     metadata = run_metadata(settings, seed, data.survey, data.batches)
     return replace(settings.save, every_n_epochs=every_n_epochs, metadata=metadata)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -64,6 +64,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+Hooks: TypeAlias = Sequence[Hook] | Callable[[Training], Sequence[Hook]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSummary:
     """What a run came to."""
@@ -87,7 +90,7 @@ class TrainSummary:
 
 def train(
     settings: TrainSettings,
-    hooks: Sequence[Hook] = (),
+    hooks: Hooks = (),
     *,
     base: AnimaTransformer | None = None,
     stop: StopRequest | None = None,
@@ -99,7 +102,8 @@ def train(
 
     Args:
         settings: Of the run.
-        hooks: The caller's own, on every process; `runs.hooks.hooks_in_order` says when they act.
+        hooks: The caller's own, on every process, or what makes them of the run's model, adapter
+            and batches; `runs.hooks.hooks_in_order` says when they act.
         base: From `load_base` with the same model settings, on the device of the run, so that
             several trainings share it; it is left without the adapter. None: it is loaded.
         stop: The caller's; once it is made, the run ends after the next step, with its state saved.
@@ -126,7 +130,7 @@ def train(
 
 def _train(
     settings: TrainSettings,
-    hooks: Sequence[Hook],
+    hooks: Hooks,
     base: AnimaTransformer | None,
     stop: StopRequest,
     accelerator: Accelerator,
@@ -183,7 +187,7 @@ def _run(
     settings: TrainSettings,
     training: Training,
     trackers: TrackerConfig | None,
-    own_hooks: Sequence[Hook],
+    own: Hooks,
     stop: StopRequest,
 ) -> TrainSummary:
     """Go on from a state if one is named, tell what will be trained, and train it."""
@@ -196,6 +200,7 @@ def _run(
     steps_done = resume_if_asked(settings, parts, training)
     states = StateSaver(parts, state_config(settings, trackers))
     log = open_log(settings.logs.board, trackers, training.accelerator, steps_done)
+    own_hooks = own(training) if callable(own) else own
     hooks = hooks_in_order(settings, training, averages, states, previews, log, stop, own_hooks)
     trainer = training.trainer(hooks, stop, tally)
     with stopped_by_signals(stop), memory_explained(needs):

@@ -8,7 +8,8 @@ class StopRequest:
 
     A signal, an alarm, a hook or data that cannot be read makes it on one process. The loop checks
     it before each step and sends it to the others with the step's measures, so that all end
-    together: one that ended at once would leave the others waiting for it.
+    together: one that ended at once would leave the others waiting for it. It is of one run: once
+    made, it stays made.
     """
 
     def __init__(self) -> None:

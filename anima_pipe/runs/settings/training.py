@@ -178,6 +178,10 @@ class LengthSettings:
         epochs = self.max_train_epochs
         return self.max_train_steps if epochs is None else epochs * steps_per_epoch
 
+    def total_epochs(self, steps_per_epoch: int) -> int:
+        """Return the epochs of the run, the last of which it may not finish."""
+        return -(-self.total_steps(steps_per_epoch) // steps_per_epoch)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreviewSettings:
@@ -219,7 +223,7 @@ class StateSettings:
     keep_epochs: int | None = None
     """Of the states saved by epochs, so many are kept; None: all."""
     resume: Path | None = None
-    """The folder of a state to go on from."""
+    """The folder of a state to go on from, such as `latest_state(folder, name)`."""
     resume_allow: tuple[str, ...] = ()
     """Facts of the state that may differ; "objective" stands for all of its parts."""
 
