@@ -109,7 +109,7 @@ def lengths(warmup: float, count: int, start: int = 0, *, dropout: float = 0.0) 
         dropout_every_n_epochs=0,
     )
     plan = Plan(samples=(sample,), seed=1)
-    assert any(line.startswith("tag warmup  of 1 images, over ") for line in describe(plan))
+    assert any(line.startswith("tag warmup  of 1 image, over ") for line in describe(plan))
     supply = Batches(plan=plan, cache=_Texts(), max_train_steps=40)  # pyright: ignore[reportArgumentType]
     windows = itertools.islice(supply.starting_at(start), count)
     return [int(window.micro_batches[0].batch.text.qwen_mask.sum()) for window in windows]

@@ -181,7 +181,7 @@ def describe(plan: Plan) -> list[str]:
         + (f", {crops} random crops" if crops else ""),
         *([f"repeats     {_repeats(training)}"] if training else []),
         *_special_lines(plan),
-        f"captions    {len(texts)} variants"
+        f"captions    {counted(len(texts), 'variant')}"
         + (f", {long} over {T5_LIMIT} T5 tokens" if long else ""),
         *caption_lines(plan.caption_notes),
         f"batches     {plan.batches_per_epoch()} per epoch",
@@ -205,7 +205,7 @@ def _repeats(samples: Sequence[PlannedSample]) -> str:
     counts = sorted(Counter(sample.repeats for sample in samples).items())
     if len(counts) == 1:
         return f"{counts[0][0]} of each image"
-    return ", ".join(f"{repeats} ({images} images)" for repeats, images in counts)
+    return ", ".join(f"{repeats} ({counted(images, 'image')})" for repeats, images in counts)
 
 
 def _visits(samples: Sequence[PlannedSample]) -> str:
@@ -217,7 +217,7 @@ def _special_lines(plan: Plan) -> Iterator[str]:
     if plan.left_out:
         yield f"left out    {', '.join(plan.left_out)}"
     if plan.held_out:
-        yield f"held out    {len(plan.held_out)} images, for validation"
+        yield f"held out    {counted(len(plan.held_out), 'image')}, for validation"
     if regularising := [sample for sample in plan.samples if sample.is_reg]:
         yield f"reg images  {_visits(regularising)}"
     for title, usual, values in (
@@ -226,14 +226,14 @@ def _special_lines(plan: Plan) -> Iterator[str]:
     ):
         if set(values) != {usual}:
             counts = sorted(Counter(values).items())
-            shares = (f"{value:g} ({count} images)" for value, count in counts)
+            shares = (f"{value:g} ({counted(count, 'image')})" for value, count in counts)
             yield f"{title} {', '.join(shares)}"
     if growing := [sample for sample in plan.samples if sample.warmup]:
         lengths = sorted({sample.warmup_length for sample in growing})
         shown = ", ".join(f"{n:.0%} of the run" if n < 1 else f"{n:g} steps" for n in lengths)
-        yield f"tag warmup  of {len(growing)} images, over {shown}"
+        yield f"tag warmup  of {counted(len(growing), 'image')}, over {shown}"
     if masked := sum(bool(sample.masks) for sample in plan.samples):
-        yield f"masks       of {masked} images"
+        yield f"masks       of {counted(masked, 'image')}"
 
 
 def _planned(sample: Sample, survey: Survey) -> PlannedSample:

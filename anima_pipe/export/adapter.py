@@ -64,9 +64,11 @@ def convert_adapter(
 
     Raises:
         CheckpointError: The source cannot be read, or the target fails its verification.
-        ConfigError: The style cannot express something.
+        ConfigError: The style cannot express something, or the target is the source itself.
         OutputError: The target cannot be written.
     """
+    if Path(target).resolve() == Path(source).resolve():
+        raise ConfigError(f"{target} is the adapter itself", "give another --output")
     file = read_adapter_file(source, allow_unmatched=allow_unmatched)
     deltas = deltas_of(file, anima_paths())
     expected = file_modules(file)

@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Final
 
 from anima_pipe import __version__
-from anima_pipe.adapters.headers import ARCHITECTURE, BASE_VERSION, SPEC_VERSION, model_facts
+from anima_pipe.adapters.headers import (
+    ARCHITECTURE,
+    BASE_VERSION,
+    NETWORK_MODULES,
+    SPEC_VERSION,
+    model_facts,
+)
 from anima_pipe.dataset.batches import Batches
 from anima_pipe.dataset.survey import Survey
 from anima_pipe.errors import ConfigError
@@ -74,7 +80,7 @@ def _run_facts(
     alpha = adapter.network_alpha
     return {
         "ss_base_model_version": BASE_VERSION,
-        "ss_network_module": f"networks.{adapter.kind}_anima",
+        "ss_network_module": NETWORK_MODULES.get(adapter.kind, f"networks.{adapter.kind}_anima"),
         "ss_network_dim": adapter.network_dim,
         "ss_network_alpha": float(adapter.network_dim) if alpha is None else alpha,
         "ss_network_args": json.dumps(dict(adapter.network_args), default=str),
