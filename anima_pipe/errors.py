@@ -65,10 +65,11 @@ def check_number(name: str, value: float | None, *, least: float, most: float = 
     Raises:
         ConfigError: It is not within these, or not finite.
     """
-    if value is None or (math.isfinite(value) and least <= value <= most):
+    # A comparison with NaN is false; whole numbers may be larger than any float.
+    if value is None or (least <= value <= most and value != math.inf):
         return
     limits = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
-    raise ConfigError(f"{name} is {value:g}", f"set it to a number {limits}")
+    raise ConfigError(f"{name} is {value}", f"set it to a number {limits}")
 
 
 def check_above_zero(name: str, value: float | None) -> None:
@@ -77,8 +78,8 @@ def check_above_zero(name: str, value: float | None) -> None:
     Raises:
         ConfigError: It is 0 or below, or not finite.
     """
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"{name} is {value:g}", "set it to a number above 0, or to None for none")
+    if value is not None and not 0 < value < math.inf:
+        raise ConfigError(f"{name} is {value}", "set it to a number above 0, or to None for none")
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:

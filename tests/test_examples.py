@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -90,11 +91,13 @@ def test_a_training_leaves_torch_and_accelerate_as_the_caller_had_them(
         torch.manual_seed(5)
         expected = torch.rand(3)
         torch.manual_seed(5)
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
 
         example(tmp_path, "two_trainings.py", monkeypatch)
 
         assert torch.equal(torch.rand(3), expected)
         assert own.mixed_precision == "bf16"
+        assert os.environ["ACCELERATE_USE_FSDP"] == "true"
         assert own.device == torch.device("cpu")
 
 

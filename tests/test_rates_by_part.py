@@ -116,6 +116,16 @@ def test_a_part_that_is_not_trained_takes_no_rate_but_zero(cached: Cached, tmp_p
     anima_pipe("train", output_dir=tmp_path, mod_lr=0, **cached).ok()
 
 
+@pytest.mark.parametrize("kind", ["Lion", "Prodigy"])
+def test_a_part_may_train_alone_under_an_optimizer_that_refuses_a_rate_of_zero(
+    kind: str, cached: Cached, tmp_path: Path
+):
+    alone = {"unet_lr": 0, "mlp_lr": 1e-4, "optimizer_type": kind}
+    given = {"output_dir": tmp_path, "max_train_steps": 1, **alone, **cached}
+    ended = anima_pipe("train", tmp_path / "summary.json", **given)
+    assert all(".mlp." in name for name in tensors_of(ended))
+
+
 def test_a_resumed_run_keeps_to_the_rates_of_its_parts(cached: Cached, tmp_path: Path):
     given = {"output_dir": tmp_path, "save_state": True, **cached}
     anima_pipe("train", **given, max_train_steps=1, mlp_lr=1e-3).ok()

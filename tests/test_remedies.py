@@ -144,10 +144,12 @@ def test_an_option_that_a_runs_error_names_is_a_field_of_its_settings():
 
 
 def remedies(path: Path) -> Iterator[str]:
-    """Yield the pieces of text in the remedies of a module's errors."""
+    """Yield what a module's errors name: the text of their remedies, and the settings checked."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and len(node.args) > 1:
             called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if called.startswith("check_") and isinstance(node.args[0], ast.Constant):
+                yield str(node.args[0].value)
             if called.endswith("Error"):
                 for piece in ast.walk(node.args[1]):
                     if isinstance(piece, ast.Constant) and isinstance(piece.value, str):

@@ -486,3 +486,25 @@ def test_what_changes_the_mathematics_is_named_and_can_be_allowed(cached, tmp_pa
     allowed = {name.partition(".")[0] for name in hinted}
     if "network_args" not in allowed:
         anima_pipe("train", **given, resume_allow=sorted(allowed)).ok()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"optimizer_type": "Lion", "optimizer_args": ["weight_decay=0.1"]},
+        {"optimizer_type": "Prodigy", "learning_rate": 1.0},
+        {"network_args": ["norm_lr=1e-4"]},
+    ],
+    ids=lambda changed: next(iter(changed.values())),
+)
+def test_what_the_remedy_says_is_enough_where_the_state_knows_nothing_of_it(
+    cached, tmp_path, changed
+):
+    given = arguments(cached, tmp_path, max_train_steps=2)
+    anima_pipe("train", **given).ok()
+    given |= {"max_train_steps": 3, "resume": "latest", **changed}
+    refused = anima_pipe("train", **given)
+    assert refused.code == 2
+    assert (
+        "resumed" in anima_pipe("train", **given, resume_allow=allowed_by(refused.said)).ok().said
+    )

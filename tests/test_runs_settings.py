@@ -22,13 +22,15 @@ OTHER_DEFAULTS: Final = {
     "AdapterSettings.network_dim": "Kohya's 4 is too few; 16 is usual for this model",
     "AdapterSettings.network_alpha": "None, the rank: another rank trains no faster for that alone",
     "AlarmConfig.stops": "a flag in place of the words warn and raise",
+    "DataSettings.tokenizer_sources": "a library fetches nothing unasked",
+    "LogSettings.kinds": "all of them, where an option's word stands for some",
     "BucketRules.enable_bucket": "pictures of another shape keep it, unless told otherwise",
     "SigmaConfig.highest": "1, where an option that is not given leaves that open",
 }
 """Fields with another default than the option that says the same, and why."""
 
 OTHER_BY_COMMAND: Final = {
-    "data.tokenizer_sources": "whoever types a command means it, a library fetches nothing unasked",
+    "data.tokenizer_sources": OTHER_DEFAULTS["DataSettings.tokenizer_sources"],
     "adapter.network_dim": OTHER_DEFAULTS["AdapterSettings.network_dim"],
     "adapter.network_alpha": OTHER_DEFAULTS["AdapterSettings.network_alpha"],
     "adapter.network_args": "an option's default is written out; it is that of the argument",
@@ -221,3 +223,11 @@ def test_settings_that_do_not_go_together_are_refused_before_anything_is_encoded
     refused(lambda: runs.train(into(tmp_path / "out", settings, data=data, **changes)), problem)
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_number_may_be_larger_than_any_float():
+    assert (
+        runs.SaveConfig(folder=Path(), name="fox", every_n_steps=10**400).every_n_steps == 10**400
+    )
+    with pytest.raises(runs.PipeError, match="save_every_n_steps is -1000"):
+        runs.SaveConfig(folder=Path(), name="fox", every_n_steps=-(10**400))

@@ -17,6 +17,7 @@ from anima_pipe.adapters.files import (
     warn_of_unread_norms,
 )
 from anima_pipe.adapters.headers import Origin, Source, derived_header
+from anima_pipe.adapters.peft import adapter_file_in
 from anima_pipe.adapters.reading import deltas_of, holding_all, read_adapter_file
 from anima_pipe.adapters.styles import find_style
 from anima_pipe.errors import ConfigError, OutputError
@@ -67,7 +68,7 @@ def convert_adapter(
         ConfigError: The style cannot express something, or the target is the source itself.
         OutputError: The target cannot be written.
     """
-    if Path(target).resolve() == Path(source).resolve():
+    if Path(target).resolve() == adapter_file_in(Path(source)).resolve():
         raise ConfigError(f"{target} is the adapter itself", "give another --output")
     file = read_adapter_file(source, allow_unmatched=allow_unmatched)
     deltas = deltas_of(file, anima_paths())

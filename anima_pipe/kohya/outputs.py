@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from anima_pipe.errors import ConfigError
 from anima_pipe.hooks.saving import SaveConfig
 from anima_pipe.hooks.train_state import latest_state, state_made_with
 from anima_pipe.kohya.caching import preview_prompts
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.resume_names import allowed_facts
 from anima_pipe.optimizing.checks import refuse_two_averages
+from anima_pipe.optimizing.optimizers import find_optimizer
 from anima_pipe.runs.settings.training import PreviewSettings, StateSettings
 from anima_pipe.runtime import torch_dtype
 
@@ -26,7 +28,7 @@ def state_settings(options: Resolved) -> StateSettings:
     resume: str | None = options.value("resume")
     latest = resume == "latest"
     found = latest_state(run_folder(options), output_name(options)) if latest else resume
-    facts = state_made_with(Path(found)) if found else {}
+    facts = [*state_made_with(Path(found)), *_of_this_run(options)] if found else []
     return StateSettings(
         with_saves=saves,
         at_end=saves or options.value("save_state_on_train_end"),
@@ -36,6 +38,14 @@ def state_settings(options: Resolved) -> StateSettings:
         resume=Path(found) if found else None,
         resume_allow=allowed_facts(options.value("resume_allow") or (), facts) if found else (),
     )
+
+
+def _of_this_run(options: Resolved) -> list[str]:
+    """Return the facts that a run may have and a state lack: the optimizer's package."""
+    try:
+        return [find_optimizer(options.value("optimizer_type")).package]
+    except ConfigError:
+        return []  # which is told where the optimizer is checked
 
 
 def output_name(options: Resolved) -> str:

@@ -45,18 +45,19 @@ _SUBJECTS_OF_GROUPS: Final = {
 """The same of whole groups, where no option is named above."""
 
 
-def allowed_facts(given: Iterable[str], in_state: Iterable[str]) -> tuple[str, ...]:
+def allowed_facts(given: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
     """Return the facts that may differ from a state's, given what resume_allow lists.
 
     Args:
-        given: Names of options, or a state's own; "objective" stands for "objective.shift" too.
-        in_state: The names of the state's facts.
+        given: Names of options, or a state's own; "objective" stands for "objective.shift" too. A
+            fact of an option, such as "optimizer_args.weight_decay", need not be among the known.
+        known: The names of the state's facts, and of those that only the run has.
 
     Raises:
         ConfigError: Nothing goes by one of the names.
     """
-    known = list(in_state)
-    return tuple(dict.fromkeys(fact for name in given for fact in _facts(name, known)))
+    names = list(known)
+    return tuple(dict.fromkeys(fact for name in given for fact in _facts(name, names)))
 
 
 def _facts(spelling: str, known: list[str]) -> tuple[str, ...]:
@@ -64,7 +65,8 @@ def _facts(spelling: str, known: list[str]) -> tuple[str, ...]:
     if option is not None:
         of_group = _SUBJECTS_OF_GROUPS.get(option.group, ())
         return (spelling, *_SUBJECTS.get(option.name, of_group))
-    if not any(is_of(name, spelling) for name in known):
+    of_option = find_option(spelling.partition(".")[0]) is not None
+    if not of_option and not any(is_of(name, spelling) for name in known):
         names = [*known, *(row.name for row in OPTIONS)]
         raise ConfigError(
             f"resume_allow {spelling}: no option and nothing in the state is called so",

@@ -9,7 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 
 from anima_pipe.adapters.peft import adapter_file_in
-from anima_pipe.errors import ConfigError
 from anima_pipe.hooks.validation import ValidationConfig
 from anima_pipe.hub.sources import Source
 from anima_pipe.kohya.caching import cache_settings, latent_settings, text_settings
@@ -36,30 +35,11 @@ from anima_pipe.runs.settings.training import (
     ModelSettings,
     TrainSettings,
 )
-from anima_pipe.runtime import launched_rank
 from anima_pipe.trainer.processes import TIMEOUT, ProcessConfig
 
 
 def process_config(options: Resolved) -> ProcessConfig:
-    """Return how several processes work together.
-
-    Raises:
-        ConfigError: The run is one that several processes cannot share.
-    """
-    processes = launched_rank().processes
-    if options.value("full_bf16") and processes > 1:
-        # Data-parallel training loses sight of weights whose dtype is another for a while.
-        raise ConfigError(
-            f"full_bf16 is set, but {processes} processes were started: it is for one",
-            "remove full_bf16; mixed_precision bf16 keeps the frozen weights in bf16 all the same",
-        )
-    accumulates = options.value("gradient_accumulation_steps") > 1
-    if options.value("ddp_static_graph") and accumulates and processes > 1:
-        raise ConfigError(
-            "ddp_static_graph is set, and so is gradient_accumulation_steps: not every backward "
-            "pass exchanges gradients",
-            "remove ddp_static_graph, or raise train_batch_size instead",
-        )
+    """Return how several processes work together."""
     minutes: int | None = options.value("ddp_timeout")
     return ProcessConfig(
         timeout=TIMEOUT if minutes is None else timedelta(minutes=minutes),

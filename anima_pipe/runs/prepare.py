@@ -15,111 +15,33 @@ from anima_pipe.adapters import Adapter, create_adapter, load_adapter
 from anima_pipe.adapters.adapter import merge_together
 from anima_pipe.adapters.continued import continue_adapter
 from anima_pipe.adapters.eight_bit import keep_in_eight_bits
-from anima_pipe.adapters.files import check_style, fitting_deltas
 from anima_pipe.adapters.sharded import shard
 from anima_pipe.dataset.batches import Batches
-from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
-from anima_pipe.errors import ConfigError
-from anima_pipe.hub.tokenizer import complete_t5_tokenizer
 from anima_pipe.model import (
     BLOCK_LAYERS,
     AnimaTransformer,
     load_transformer,
-    read_transformer_config,
 )
-from anima_pipe.optimizing.checks import check_optimizer, check_schedule
 from anima_pipe.optimizing.optimizers import ParameterGroup, create_optimizer, sizes_own_steps
 from anima_pipe.optimizing.rounding import StochasticRounding
 from anima_pipe.optimizing.schedules import create_schedule
 from anima_pipe.runs.settings.training import ModelSettings, TrainSettings
 from anima_pipe.runtime import Rank, warn
-from anima_pipe.trainer import Hook, StopRequest, Tally, Trainer, TrainerConfig, prepared
+from anima_pipe.trainer import (
+    Hook,
+    StopRequest,
+    Tally,
+    Trainer,
+    TrainerConfig,
+    prepared,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
 
 
-def check_parts(settings: TrainSettings) -> None:
-    """Find out in no time that optimizer and schedule can be made as they are configured.
-
-    Raises:
-        ConfigError: One of them cannot, or the optimizer's package is not installed.
-    """
-    optimizer = check_optimizer(settings.optimizer, settings.learning_rate)
-    check_schedule(settings.schedule, optimizer)
-
-
-def check_base(base: AnimaTransformer, settings: ModelSettings, device: torch.device) -> None:
-    """Check that a model from `load_base` is what a run would have loaded.
-
-    Args:
-        base: The model.
-        settings: Of the run.
-        device: Of the run.
-
-    Raises:
-        ConfigError: It is kept in another precision or lies on another device.
-    """
-    parameters = list(base.parameters())
-    if all(parameter.dtype != settings.dtype for parameter in parameters):
-        raise ConfigError(
-            f"the base is kept in {parameters[0].dtype}, but mixed_precision is "
-            f"{settings.mixed_precision}",
-            "give load_base the model settings of the run",
-        )
-    if parameters[0].device != torch.empty(0, device=device).device:
-        raise ConfigError(
-            f"the base lies on {parameters[0].device}, but the run is on {device}",
-            "give load_base the device of the run",
-        )
-
-
-def check_model_files(settings: TrainSettings) -> None:
-    """Find out in seconds, not after hours of encoding, that a file is missing or does not fit.
-
-    The same goes for an adapter that cannot be made or saved as it is asked for. Missing files of
-    the T5 tokenizer are fetched, if the settings name a source.
-
-    Raises:
-        CheckpointError: A file of a model or an adapter is missing, or does not fit.
-        ConfigError: A file of the T5 tokenizer is missing, or does not fit; or there is no such
-            adapter.
-        FetchError: No source had the tokenizer's files.
-    """
-    data = settings.data
-    if data.auto_cache and data.text:
-        complete_t5_tokenizer(data.text.t5_tokenizer_dir, data.tokenizer_sources)
-    model, start = settings.model, settings.adapter.network_weights
-    config = read_transformer_config(model.transformer, model.llm_adapter)
-    with torch.device("meta"):
-        skeleton = AnimaTransformer(config)
-    merged = [path for path, _ in model.base_weights]
-    for adapter in ([start] if start else []) + merged:
-        fitting_deltas(adapter, skeleton, allow_unmatched=model.allow_unmatched)
-    if start is None:
-        _check_adapter(settings, skeleton)
-    if data.latents:
-        vae_fingerprint(data.latents.vae)
-    if data.text:
-        text_fingerprint(data.text.qwen, data.text.t5_tokenizer_dir)
-
-
-def _check_adapter(settings: TrainSettings, skeleton: AnimaTransformer) -> None:
-    """Check on a model without weights that there is something to adapt, and that it can be saved.
-
-    Raises:
-        ConfigError: A pattern matches nothing, nothing is left to train, or the style of the
-            adapter's file cannot express it.
-    """
-    arguments = _adapter_arguments(settings)
-    # It starts from the weights.
-    arguments |= {"pissa": False} if arguments.get("pissa") else {}
-    adapter = create_adapter(settings.adapter.kind, skeleton, **arguments)
-    check_style(adapter, settings.save.style)
-
-
-def _adapter_arguments(settings: TrainSettings) -> dict[str, Any]:
+def adapter_arguments(settings: TrainSettings) -> dict[str, Any]:
     """Return what `create_adapter` takes besides kind, model and seed."""
     return {
         **settings.adapter.arguments,
@@ -167,7 +89,7 @@ def load_base(
 def prepare_adapter(settings: TrainSettings, seed: int, transformer: AnimaTransformer) -> Adapter:
     """Put the adapter on the transformer: a fresh one, or one that goes on from a file."""
     adapter, start = settings.adapter, settings.adapter.network_weights
-    arguments = _adapter_arguments(settings)
+    arguments = adapter_arguments(settings)
     if start is None:
         return create_adapter(adapter.kind, transformer, seed=seed, **arguments)
     continued, differences = continue_adapter(

@@ -20,6 +20,7 @@ from anima_pipe.hooks.tracking import loss_ends
 from anima_pipe.hooks.train_state import state_seed
 from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
 from anima_pipe.records import Moment
+from anima_pipe.runs.checks import check_base, check_model_files, check_parts, check_processes
 from anima_pipe.runs.data import prepare_data
 from anima_pipe.runs.hooks import hooks_in_order, make_averages, open_log, parts_in_state
 from anima_pipe.runs.interrupts import stopped_by_signals
@@ -28,9 +29,6 @@ from anima_pipe.runs.memory_needs import MemoryNeeds, largest_batch, memory_expl
 from anima_pipe.runs.outputs import prepare_previews, save_config, state_config
 from anima_pipe.runs.prepare import (
     Training,
-    check_base,
-    check_model_files,
-    check_parts,
     load_base,
     prepare_adapter,
     prepare_training,
@@ -97,8 +95,9 @@ def train(
 ) -> TrainSummary:
     """Train an adapter; what the caches lack is encoded first.
 
-    Under `accelerate launch`, every process calls this, and they train together. What accelerate
-    and torch's random generators knew before, they know again afterwards.
+    One at a time in a process. What accelerate and torch's random generators knew before, they know
+    again afterwards. Under `accelerate launch`, every process calls this, and they train together;
+    at the end they part, so that it is one run for each launch.
 
     Args:
         settings: Of the run.
@@ -114,8 +113,8 @@ def train(
     """
     started = time.monotonic()
     device = claim_device(settings.device)
-    gpus = [device.index or 0] if device.type == "cuda" else []
-    with accelerate_afresh(), torch.random.fork_rng(gpus):
+    check_processes(settings, launched_rank().processes, has_base=base is not None)
+    with accelerate_afresh(), torch.random.fork_rng(_gpus(device)):
         sharded = launched_rank() if take_fsdp_request() else None
         accelerator = start_accelerate(
             settings.model.mixed_precision, settings.processes, cpu=device.type == "cpu"
@@ -126,6 +125,13 @@ def train(
         with kernels, ending_training(accelerator):
             summary = _train(settings, hooks, base, stop or StopRequest(), accelerator, sharded)
     return replace(summary, seconds=round(time.monotonic() - started, 3))
+
+
+def _gpus(device: torch.device) -> list[int]:
+    """Return the numbers of the GPUs that a run on a device draws on."""
+    if device.type != "cuda":
+        return []
+    return [torch.cuda.current_device() if device == torch.device("cuda") else device.index]
 
 
 def _train(
@@ -199,8 +205,8 @@ def _run(
     report_plan(training, needs, text.t5_tokenizer_dir if text else None)
     steps_done = resume_if_asked(settings, parts, training)
     states = StateSaver(parts, state_config(settings, trackers))
-    log = open_log(settings.logs.board, trackers, training.accelerator, steps_done)
     own_hooks = own(training) if callable(own) else own
+    log = open_log(settings.logs.board, trackers, training.accelerator, steps_done)
     hooks = hooks_in_order(settings, training, averages, states, previews, log, stop, own_hooks)
     trainer = training.trainer(hooks, stop, tally)
     with stopped_by_signals(stop), memory_explained(needs):

@@ -4,7 +4,7 @@ The only importer of accelerate. It is handed everything it trains with and buil
 """
 
 from anima_pipe.trainer.determinism import deterministic_kernels
-from anima_pipe.trainer.fsdp import take_fsdp_request
+from anima_pipe.trainer.fsdp import asks_for_fsdp, take_fsdp_request
 from anima_pipe.trainer.loop import Closing, Hook, Rescuing, Trainer
 from anima_pipe.trainer.processes import (
     ProcessConfig,
@@ -35,6 +35,7 @@ __all__ = [
     "TrainerConfig",
     "accelerate_afresh",
     "agree_on_seed",
+    "asks_for_fsdp",
     "deterministic_kernels",
     "draw_seed",
     "ending_training",

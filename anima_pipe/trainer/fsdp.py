@@ -9,7 +9,7 @@ without it.
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Final
 
 from anima_pipe.errors import ConfigError
@@ -40,6 +40,11 @@ KEYS: Final = {"FSDP_TRANSFORMER_CLS_TO_WRAP": "fsdp_transformer_layer_cls_to_wr
 """Settings that are not called what their variable is called."""
 
 
+def asks_for_fsdp(environment: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether a launch asks for FSDP."""
+    return _is_set(environment, ASKED_FOR)
+
+
 def take_fsdp_request(environment: MutableMapping[str, str] = os.environ) -> bool:
     """Tell whether the frozen weights are to be sharded, and take that out of the environment.
 
@@ -48,7 +53,7 @@ def take_fsdp_request(environment: MutableMapping[str, str] = os.environ) -> boo
     Raises:
         ConfigError: FSDP is asked for in a way that is not supported.
     """
-    if not _is_set(environment, ASKED_FOR):
+    if not asks_for_fsdp(environment):
         return False
     _refuse_other_strategies(environment)
     for variable, remedy in UNFIT.items():
@@ -86,7 +91,7 @@ def _refuse_other_strategies(environment: MutableMapping[str, str]) -> None:
         )
 
 
-def _is_set(environment: MutableMapping[str, str], variable: str) -> bool:
+def _is_set(environment: Mapping[str, str], variable: str) -> bool:
     return environment.get(variable, "").lower() in ("true", "1")
 
 

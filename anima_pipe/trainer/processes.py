@@ -31,6 +31,9 @@ from anima_pipe.runtime import launched_rank, warn
 
 T = TypeVar("T")
 
+LAUNCHER: Final = "ACCELERATE_"
+"""How the variables begin by which `accelerate launch` says what is wanted."""
+
 STATES: Final = (PartialState, AcceleratorState, GradientState)
 """What accelerate keeps for a process; it has no public name for it."""
 
@@ -72,8 +75,9 @@ def accelerate_afresh() -> Generator[None]:
     """Let a run have accelerate to itself, and put back what it knew before.
 
     It keeps one state for a process: a caller's own Accelerator, or a run before this one, would
-    decide on its precision and its device.
+    decide on its precision and its device. What a run takes out of the environment comes back too.
     """
+    launched = {name: value for name, value in os.environ.items() if name.startswith(LAUNCHER)}
     kept = [state._shared_state for state in STATES]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     before = [dict(state) for state in kept]
     for state in kept:
@@ -84,6 +88,7 @@ def accelerate_afresh() -> Generator[None]:
         for state, own in zip(kept, before, strict=True):
             state.clear()
             state.update(own)
+        os.environ.update(launched)
 
 
 def start_accelerate(
