@@ -33,6 +33,14 @@ MODEL = {
 }
 """Options that name the tiny model's files."""
 
+LAUNCH_TWO = (
+    *(SCRIPTS / "accelerate", "launch", "--multi_gpu", "--num_processes", "2"),
+    # Any free port: other runs may be going on.
+    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+    *("--main_process_port", "0", ROOT / "anima_train_network.py"),
+)
+"""What starts a training by two processes; without GPUs they join on the processor."""
+
 TAKES = {
     "fetch-tokenizer": ("t5_tokenizer_dir",),
     "cache-latents": ("vae",),

@@ -18,7 +18,7 @@ from anima_pipe.demo import (
 )
 from anima_pipe.demo.build import build_bundle
 from anima_pipe.demo.draw import draw_picture, write_contact_sheet, write_pictures
-from anima_pipe.demo.layouts import TransformerSizes, transformer_shapes, vae_shapes
+from anima_pipe.demo.layouts import RELEASED, TransformerSizes, transformer_shapes, vae_shapes
 from anima_pipe.demo.pictures import PICTURES
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -116,18 +116,7 @@ def test_the_layouts_are_those_of_files_known_to_be_right():
 
 
 def test_the_layouts_have_the_released_models_parameter_counts():
-    released = TransformerSizes(
-        width=2048,
-        blocks=28,
-        head_width=128,
-        context_width=1024,
-        adaln_rank=256,
-        adapter_blocks=6,
-        adapter_head_width=64,
-        qwen_width=1024,
-        t5_rows=32128,
-    )
-    assert sum(map(np.prod, transformer_shapes(released).values())) == 2_091_068_928
+    assert sum(map(np.prod, transformer_shapes(RELEASED).values())) == 2_091_068_928
     assert sum(map(np.prod, vae_shapes(96).values())) == 126_892_531
 
 

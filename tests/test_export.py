@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from commands import anima_pipe
+from commands import anima_pipe, assert_one_error
 from diffusers.loaders import AnimaLoraLoaderMixin
 from diffusers_parity import (
     diffusers_condition,
@@ -189,3 +190,18 @@ def test_training_for_sd_scripts_with_norms_says_what_it_will_pass_over(
     assert "trained norms in style kohya" in with_norms
     assert "--no-train_norm" in with_norms
     assert "style kohya" not in without
+
+
+def test_an_export_does_not_take_its_sources_place(trained: Path, tmp_path: Path):
+    source = Path(shutil.copy(trained, tmp_path / "fox.safetensors"))
+    refused = anima_pipe("export-comfy", input=source, output=tmp_path / "." / source.name)
+    assert_one_error(refused, "is the adapter itself", "give another --output")
+    assert source.read_bytes() == trained.read_bytes()
+
+
+def test_what_a_baked_checkpoint_has_not_is_warned_of(trained: Path, tmp_path: Path):
+    idle = {"save_format": "kohya", "drop_norms": True}
+    merge = {"merge": demo.DEMO_TRANSFORMER, "output": tmp_path / "baked.safetensors"}
+    said = anima_pipe("export-comfy", input=trained, **merge, **idle).ok().said
+    for name in idle:
+        assert f"{name} (command line) has no effect beside merge" in said

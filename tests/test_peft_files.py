@@ -351,3 +351,12 @@ def test_names_of_another_model_are_called_so(tmp_path, module, whose):
 
     with pytest.raises(CheckpointError, match=f"they are names {whose}"):
         load_adapter(tmp_path / "a.safetensors", small_model())
+
+
+def test_a_conversion_does_not_take_the_place_of_the_file_in_its_folder(tmp_path):
+    saved_by_peft(tmp_path, next(iter(PEFT_CASES.values())))
+    file = tmp_path / "adapter_model.safetensors"
+    before = file.read_bytes()
+    with pytest.raises(ConfigError, match="is the adapter itself"):
+        convert_adapter(tmp_path, file)
+    assert file.read_bytes() == before

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 import pytest
 import torch
 from commands import MODEL
-from training_calls import into, refused
+from training_calls import assert_refused, into
 
 from anima_pipe import runs
 from anima_pipe.demo import DEMO_QWEN, DEMO_T5_TOKENIZER, DEMO_TRANSFORMER, DEMO_VAE
@@ -166,23 +166,27 @@ def test_settings_that_no_run_can_have_are_refused_when_they_are_written(
         changed = replace(getattr(settings, part), **{field: value})
         return replace(settings, **{part: changed})
 
-    refused(write, problem)
+    assert_refused(write, problem)
 
 
 def test_what_the_settings_hold_is_refused_by_the_same_words() -> None:
     buckets = runs.BucketRules(resolution=(128, 128), min_bucket_reso=64)
     subset = runs.SubsetConfig(image_dir=Path("pictures"))
-    refused(lambda: runs.DatasetConfig(subsets=(), buckets=buckets), "a dataset has no subsets")
-    refused(
+    assert_refused(
+        lambda: runs.DatasetConfig(subsets=(), buckets=buckets), "a dataset has no subsets"
+    )
+    assert_refused(
         lambda: runs.DatasetConfig(subsets=(subset,), buckets=buckets, batch_size=0),
         "batch_size is 0",
     )
-    refused(lambda: replace(subset, num_repeats=0), "num_repeats is 0")
-    refused(lambda: replace(subset, loss_weight=-1.0), "loss_weight is -1")
-    refused(lambda: replace(subset, validation_split=1.5), "validation_split is 1.5")
-    refused(lambda: runs.PreviewSettings(prompts=(), vae=DEMO_VAE), "previews have no prompts")
-    refused(lambda: runs.AlarmConfig(memory_share=95.0), "memory_share is 95")
-    refused(lambda: runs.AlarmConfig(loss_ratio=0.0), "loss_ratio is 0")
+    assert_refused(lambda: replace(subset, num_repeats=0), "num_repeats is 0")
+    assert_refused(lambda: replace(subset, loss_weight=-1.0), "loss_weight is -1")
+    assert_refused(lambda: replace(subset, validation_split=1.5), "validation_split is 1.5")
+    assert_refused(
+        lambda: runs.PreviewSettings(prompts=(), vae=DEMO_VAE), "previews have no prompts"
+    )
+    assert_refused(lambda: runs.AlarmConfig(memory_share=95.0), "memory_share is 95")
+    assert_refused(lambda: runs.AlarmConfig(loss_ratio=0.0), "loss_ratio is 0")
 
 
 SCHEDULE_FREE: Final = runs.OptimizerConfig(optimizer_type="AdamWScheduleFree")
@@ -220,7 +224,9 @@ def test_settings_that_do_not_go_together_are_refused_before_anything_is_encoded
     )
     data = replace(settings.data, cache=cache, latents=latents, text=text)
 
-    refused(lambda: runs.train(into(tmp_path / "out", settings, data=data, **changes)), problem)
+    assert_refused(
+        lambda: runs.train(into(tmp_path / "out", settings, data=data, **changes)), problem
+    )
 
     assert list(tmp_path.iterdir()) == []
 

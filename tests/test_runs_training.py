@@ -15,7 +15,7 @@ import pytest
 import torch
 from commands import anima_pipe, files_in, run_apart
 from safetensors.torch import load_file
-from training_calls import into, metadata, refused, trained
+from training_calls import assert_refused, into, metadata, trained
 
 from anima_pipe import runs
 from anima_pipe.errors import ConfigError, PipeError
@@ -330,6 +330,17 @@ def test_a_base_that_is_kept_otherwise_than_the_run_wants_is_refused(
     assert files_in(tmp_path) == set()
 
 
+def test_a_whole_base_is_refused_where_the_launch_shards_it(
+    settings: runs.TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = runs.load_base(settings.model, "cpu")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+
+    with pytest.raises(ConfigError, match="the base is given whole, but FSDP is asked for"):
+        runs.train(into(tmp_path, settings), base=base)
+
+
 # Errors
 
 
@@ -361,7 +372,7 @@ def test_an_adapter_that_the_files_style_cannot_hold_begins_no_log(
     adapter = runs.AdapterSettings(kind="lokr", network_dim=4)
     save = replace(settings.save, style="diffusers")
 
-    refused(
+    assert_refused(
         lambda: runs.train(into(tmp_path, settings, adapter=adapter, save=save, logs=logs)),
         "diffusers",
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import (
+    LAUNCH_TWO,
     MODEL,
     ROOT,
     SCRIPTS,
@@ -24,14 +25,6 @@ from commands import (
 )
 
 CONFIGS = ROOT / "configs" / "accelerate"
-
-LAUNCH = (
-    *(SCRIPTS / "accelerate", "launch", "--multi_gpu", "--num_processes", "2"),
-    # Any free port: other runs may be going on.
-    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-    *("--main_process_port", "0", ROOT / "anima_train_network.py"),
-)
-"""What starts two processes; without GPUs they join on the processor."""
 
 SHARDED = (
     *(SCRIPTS / "accelerate", "launch", "--config_file", CONFIGS / "fsdp.yaml"),
@@ -83,9 +76,9 @@ def both(
     }
     given = {**MODEL, **TRAINING, **shared, "device": "cpu", "output_dir": folder / "two"}
     summary = folder / "summary.json"
-    two = run_apart(*LAUNCH, *options(**given, summary_json=summary), summary=summary)
+    two = run_apart(*LAUNCH_TWO, *options(**given, summary_json=summary), summary=summary)
     resumed = {"output_dir": folder / "resumed", "resume": folder / "two" / STATE, **DDP}
-    again = run_apart(*LAUNCH, *options(**given | resumed))
+    again = run_apart(*LAUNCH_TWO, *options(**given | resumed))
     parts = {"output_dir": folder / "sharded"}
     sharded = run_apart(*SHARDED, *options(**given | parts))
     resumed = {"output_dir": folder / "gone-on", "resume": folder / "sharded" / STATE}
@@ -179,7 +172,7 @@ def test_two_processes_limit_norms_and_ranks_as_one_does(cached: dict[str, objec
     }
     given = {**MODEL, **TRAINING, **shared, "device": "cpu", "output_dir": tmp_path / "two"}
     summary = tmp_path / "summary.json"
-    two = run_apart(*LAUNCH, *options(**given, summary_json=summary), summary=summary).ok()
+    two = run_apart(*LAUNCH_TWO, *options(**given, summary_json=summary), summary=summary).ok()
     one = anima_pipe(
         "train",
         tmp_path / "one.json",
@@ -218,7 +211,7 @@ def test_two_processes_pass_over_a_step_that_one_of_them_cannot_take(
     }
     given = {**MODEL, **TRAINING, **shared, "device": "cpu", "output_dir": tmp_path / "two"}
     summary = tmp_path / "summary.json"
-    two = run_apart(*LAUNCH, *options(**given, summary_json=summary), summary=summary).ok()
+    two = run_apart(*LAUNCH_TWO, *options(**given, summary_json=summary), summary=summary).ok()
     one = anima_pipe(
         "train",
         tmp_path / "one.json",
@@ -255,7 +248,7 @@ def test_two_processes_measure_what_is_held_out_as_one_does(
     }
     two_folder, one_folder = tmp_path / "two", tmp_path / "one"
     two = {**MODEL, **TRAINING, **given, "device": "cpu", "output_dir": two_folder}
-    run_apart(*LAUNCH, *options(**two, logging_dir=two_folder / "logs")).ok()
+    run_apart(*LAUNCH_TWO, *options(**two, logging_dir=two_folder / "logs")).ok()
     anima_pipe(
         "train",
         tmp_path / "one.json",

@@ -31,7 +31,7 @@ def metadata(path: Path) -> dict[str, str]:
         return file.metadata()
 
 
-def refused(make: Callable[[], object], *words: str) -> None:
+def assert_refused(make: Callable[[], object], *words: str) -> None:
     """Check that something is refused by an error with these words in its problem."""
     with pytest.raises(ConfigError) as raised:
         make()

@@ -246,7 +246,7 @@ class TableRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterSettings:
+class ReadArguments:
     """What an adapter is to be like, read from options."""
 
     config: DeltaConfig
@@ -259,7 +259,7 @@ class AdapterSettings:
 
 def read_settings(
     kind: str, network_dim: int, network_alpha: float | None, network_args: Mapping[str, object]
-) -> AdapterSettings:
+) -> ReadArguments:
     """Return the settings that the arguments of `create_adapter` spell.
 
     Raises:
@@ -273,7 +273,7 @@ def read_settings(
     chosen = find_kind(kind)
     args = {chosen.other_names.get(name, name): value for name, value in network_args.items()}
     check_names(args, (TargetRules, RankRules, RateRules, TableRules, chosen.config), kind)
-    return AdapterSettings(
+    return ReadArguments(
         config=fill(chosen.config, {**args, "rank": network_dim, "alpha": network_alpha}),
         targets=fill(TargetRules, args),
         ranks=fill(RankRules, args).ranks(),

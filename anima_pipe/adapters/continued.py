@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from anima_pipe.adapters.adapter import Adapter, AdapterSettings, read_settings
+from anima_pipe.adapters.adapter import Adapter, ReadArguments, read_settings
 from anima_pipe.adapters.biases import train_biases
 from anima_pipe.adapters.delta import Adapted, Delta, effective_weights
 from anima_pipe.adapters.dora import weight_norm
@@ -91,7 +91,7 @@ def continue_adapter(
 
 
 def _under_settings(
-    model: nn.Module, place: str, delta: LinearDelta, settings: AdapterSettings
+    model: nn.Module, place: str, delta: LinearDelta, settings: ReadArguments
 ) -> LinearDelta:
     """Return a delta with what the settings decide; one of another class takes its place."""
     config = settings.config
@@ -148,7 +148,7 @@ def _kind_warnings(deltas: Mapping[str, Delta], kind: str, expected: type[Delta]
     return [f"it holds {', '.join(sorted(others))}, not {kind}, and trains as that"] * bool(others)
 
 
-def _rank_warnings(deltas: Mapping[str, Delta], settings: AdapterSettings) -> list[str]:
+def _rank_warnings(deltas: Mapping[str, Delta], settings: ReadArguments) -> list[str]:
     """Return what the file's ranks and alphas differ in from those asked for."""
     config = settings.config
     sizes = {(delta.rank, delta.alpha) for delta in deltas.values()}

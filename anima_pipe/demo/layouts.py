@@ -6,6 +6,7 @@ Written down here apart from the code that loads them, so that each can be check
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -26,6 +27,20 @@ class TransformerSizes:
     adapter_head_width: int
     qwen_width: int
     t5_rows: int
+
+
+RELEASED: Final = TransformerSizes(
+    width=2048,
+    blocks=28,
+    head_width=128,
+    context_width=1024,
+    adaln_rank=256,
+    adapter_blocks=6,
+    adapter_head_width=64,
+    qwen_width=1024,
+    t5_rows=32128,
+)
+"""Of the transformer that is released."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

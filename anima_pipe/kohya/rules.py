@@ -101,13 +101,11 @@ def rule_warnings(resolved: Resolved) -> Iterator[str]:
         yield f"{resolved.written['save_every_n_epochs']} has no effect beside save_n_epoch_ratio"
     if _names_class(resolved) and resolved.given("lr_scheduler"):
         yield f"{resolved.written['lr_scheduler']} has no effect beside lr_scheduler_type"
-    for name in ("train_data_dir", "reg_data_dir", "in_json"):
-        if resolved.given("dataset_config") and resolved.given(name):
-            yield f"{resolved.written[name]} has no effect beside dataset_config"
+    for name, other in IDLE_BESIDE:
+        if resolved.given(other) and resolved.given(name):
+            yield f"{resolved.written[name]} has no effect beside {other}"
     if resolved.written.get("resume_allow") and not resolved.value("resume"):
         yield f"{resolved.written['resume_allow']} has no effect without resume"
-    if resolved.given("reg_data_dir") and resolved.given("in_json"):
-        yield f"{resolved.written['reg_data_dir']} has no effect beside in_json"
 
 
 def unset_rate_warnings(resolved: Resolved) -> Iterator[str]:
@@ -141,6 +139,16 @@ def _adafactor_warnings(resolved: Resolved) -> Iterator[str]:
             "steps, as relative_step=True in optimizer_args does"
         )
 
+
+IDLE_BESIDE = (
+    ("train_data_dir", "dataset_config"),
+    ("reg_data_dir", "dataset_config"),
+    ("in_json", "dataset_config"),
+    ("reg_data_dir", "in_json"),
+    ("save_format", "merge"),
+    ("drop_norms", "merge"),
+)
+"""Options that say nothing where the second one is set, too."""
 
 WITHOUT_WARMUP = ("constant", "adafactor")
 """Values of lr_scheduler beside which Kohya takes no lr_warmup_steps."""

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from anima_pipe.demo.layouts import (
+    RELEASED,
     QwenSizes,
     Shapes,
     TransformerSizes,
@@ -19,20 +20,10 @@ from anima_pipe.demo.layouts import (
     transformer_shapes,
     vae_shapes,
 )
+from anima_pipe.demo.weights import qwen_sizes
 from anima_pipe.encoders.qwen_files import QWEN3_VOCABULARY
 from gpu.setting import Setting
 
-TRANSFORMER = TransformerSizes(
-    width=2048,
-    blocks=28,
-    head_width=128,
-    context_width=1024,
-    adaln_rank=256,
-    adapter_blocks=6,
-    adapter_head_width=64,
-    qwen_width=1024,
-    t5_rows=32128,
-)
 SMALL_TRANSFORMER = TransformerSizes(
     width=128,
     blocks=2,
@@ -53,15 +44,7 @@ QWEN = QwenSizes(
     num_key_value_heads=8,
     head_dim=128,
 )
-SMALL_QWEN = QwenSizes(
-    vocab_size=QWEN3_VOCABULARY,
-    hidden_size=64,
-    intermediate_size=192,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=32,
-)
+SMALL_QWEN = qwen_sizes(QWEN3_VOCABULARY)
 VAE_WIDTH, SMALL_VAE_WIDTH = 96, 8
 
 
@@ -84,7 +67,7 @@ def draw(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> dict[str, 
 
 def write_transformer(setting: Setting) -> Path:
     """Write a transformer as it is released, bf16 with the prefix `net.`; return its file."""
-    sizes = SMALL_TRANSFORMER if setting.small else TRANSFORMER
+    sizes = SMALL_TRANSFORMER if setting.small else RELEASED
     path = setting.scratch / "transformer.safetensors"
     drawn = draw(transformer_shapes(sizes), setting.device, torch.bfloat16)
     write_whole({f"net.{name}": tensor for name, tensor in drawn.items()}, path)

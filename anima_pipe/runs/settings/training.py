@@ -242,7 +242,7 @@ class LogSettings:
     """
 
     kinds: tuple[str, ...] = ("tensorboard",)
-    """"tensorboard", "wandb"; with any of them there is a metrics.jsonl too. None: no log."""
+    """"tensorboard", "wandb"; with any of them there is a metrics.jsonl too. (): no log."""
     folder: Path = Path("logs")
     """In which each run has a folder of its own."""
     prefix: str | None = None
