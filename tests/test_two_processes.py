@@ -23,6 +23,7 @@ from commands import (
     run_apart,
     tensors_of,
 )
+from last_threads import THREADS, gloo_threads
 
 CONFIGS = ROOT / "configs" / "accelerate"
 
@@ -78,11 +79,14 @@ def both(
     summary = folder / "summary.json"
     two = run_apart(*LAUNCH_TWO, *options(**given, summary_json=summary), summary=summary)
     resumed = {"output_dir": folder / "resumed", "resume": folder / "two" / STATE, **DDP}
-    again = run_apart(*LAUNCH_TWO, *options(**given | resumed))
+    (notes := folder / "notes").mkdir()
+    noting = (Path(__file__).with_name("last_threads.py"), notes / "whole")
+    again = run_apart(*LAUNCH_TWO[:-1], *noting, *options(**given | resumed))
     parts = {"output_dir": folder / "sharded"}
     sharded = run_apart(*SHARDED, *options(**given | parts))
     resumed = {"output_dir": folder / "gone-on", "resume": folder / "sharded" / STATE}
-    sharded_again = run_apart(*SHARDED, *options(**given | resumed))
+    noting = (Path(__file__).with_name("last_threads.py"), notes / "sharded")
+    sharded_again = run_apart(*SHARDED[:-1], *noting, *options(**given | resumed))
     one = anima_pipe(
         "train",
         folder / "one.json",
@@ -132,6 +136,13 @@ def test_two_processes_resume_to_the_bytes_of_two_that_never_stopped(both: Both)
     assert "resumed   at step 2" in both.again.said
     whole, resumed = (both.folder / name / "fox.safetensors" for name in ("two", "resumed"))
     assert resumed.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not THREADS.exists(), reason="only Linux tells of C++'s threads")
+def test_two_processes_end_without_threads_that_could_meet_a_python_taken_down(both: Both):
+    for kind in ("whole", "sharded"):
+        assert [gloo_threads(both.folder / "notes" / kind, rank) for rank in (0, 1)] == [[], []]
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -10,6 +12,10 @@ from datetime import timedelta
 from typing import Final, TypeVar
 
 import torch
+
+# Its functions' defaults are the group that there is when it is first imported, which DDP does:
+# after a run has joined its processes, it would keep the group, and gloo's threads, to the end.
+import torch.distributed.nn
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -136,6 +142,10 @@ def start_accelerate(
             f"{launched} processes were started, but on {accelerator.device} they cannot join",
             "start one process",
         )
+    if launched > 1:
+        # gloo's threads end with the last that holds the group, which a cycle may do. One that lets
+        # go of a tensor while Python is taken down would abort the process, and so the launch.
+        atexit.register(gc.collect)
     return accelerator
 
 
