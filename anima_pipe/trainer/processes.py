@@ -15,7 +15,7 @@ import torch
 
 # Its functions' defaults are the group that there is when it is first imported, which DDP does:
 # after a run has joined its processes, it would keep the group, and gloo's threads, to the end.
-import torch.distributed.nn
+import torch.distributed.nn  # pyright: ignore[reportUnusedImport]
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, GradientState, PartialState
