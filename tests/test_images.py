@@ -22,8 +22,8 @@ from picture_files import (
 from PIL import ExifTags, Image
 
 from anima_pipe.errors import DataError
-from anima_pipe.records import LatentRequest
-from anima_pipe.source.images import find_images, load_pixels, read_image_file
+from anima_pipe.records import ImageFile, LatentRequest
+from anima_pipe.source.images import find_images, load_pixels, load_small, read_image_file
 
 
 @pytest.fixture
@@ -108,6 +108,17 @@ class TestBadFiles:
     def test_a_picture_with_another_formats_extension_is_taken(self, tmp_path, photo):
         path = saved(tmp_path, photo, "really_jpeg.png", format="JPEG")
         assert pixels_of(path).shape == (80, 120, 3)
+
+    @pytest.mark.parametrize("kind", ["EPS", "PPM", "PCX", "ICO"])
+    def test_a_format_that_nobody_has_training_pictures_in_is_not_opened(
+        self, tmp_path, photo, kind
+    ):
+        path = saved(tmp_path, photo, "really_another.png", format=kind)
+        with pytest.raises(DataError, match=r"really_another\.png is not a picture"):
+            read_image_file(path)
+        as_one = ImageFile(path=path, size=SIZE, content="")
+        with pytest.raises(DataError, match=r"really_another\.png is not a picture"):
+            load_small(as_one, 64)
 
     @pytest.mark.parametrize("extension", ["jpg", "png", "webp", "gif", "bmp", "tif", "avif"])
     @pytest.mark.parametrize("kept", [0.95, 0.6])

@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,16 @@ EXTENSIONS = frozenset(
     )
 )
 """Kohya's, and more. Those that Pillow lacks a decoder for are reported, not passed over."""
+
+FORMATS = (
+    *("PNG", "JPEG", "WEBP", "BMP", "DIB", "AVIF", "JXL"),
+    *("GIF", "TIFF", "JPEG2000", "TGA", "HEIF"),
+)
+"""What these may hold, by Pillow's names, whatever a file is called.
+
+Of Pillow's other formats some start a program (an EPS is Ghostscript's) or follow paths of their
+own; nobody has training pictures in them.
+"""
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -98,7 +109,7 @@ def read_image_file(path: Path) -> ImageFile:
         if not file.tell():
             raise DataError(f"{path} is empty (0 bytes)", REMEDY)
         file.seek(0)
-        with _quiet_pillow(), Image.open(file) as picture:
+        with _quiet_pillow(), _opened(file) as picture:
             width, height = picture.size
             if _orientation(picture) >= FIRST_SIDEWAYS:
                 width, height = height, width
@@ -138,7 +149,7 @@ def load_small(image: ImageFile, longest: int) -> Image.Image:
         DataError: The file is damaged or cut short.
     """
     with _failing_as_data_error(image.path):
-        with _quiet_pillow(), Image.open(image.path) as picture:
+        with _quiet_pillow(), _opened(image.path) as picture:
             picture.draft("RGB", (longest, longest))
             upright = _upright(picture)
         small = to_rgb(upright)
@@ -165,6 +176,18 @@ def load_mask(request: MaskRequest) -> NDArray[np.float32]:
     return averaged[:, ::-1].copy() if request.flipped else averaged
 
 
+def _opened(file: Path | BufferedReader | BytesIO) -> Image.Image:
+    """Read a picture's header, if it is of one of the `FORMATS` that there is a decoder for."""
+    return Image.open(file, formats=_decoders())
+
+
+@cache
+def _decoders() -> tuple[str, ...]:
+    """Return which of the `FORMATS` this Pillow can read, packages that extend it included."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def _decoded(image: ImageFile) -> Image.Image:
     """Decode a file and turn it upright, having made sure that it is what the scan saw.
 
@@ -175,7 +198,7 @@ def _decoded(image: ImageFile) -> Image.Image:
     # A cache keeps pixels under the hash of the scan: they have to be of the same bytes.
     if _content_hash(BytesIO(encoded)) != image.content:
         raise DataError(f"{image.path} has changed since it was scanned", "run the stage again")
-    with _quiet_pillow(), Image.open(BytesIO(encoded)) as picture:
+    with _quiet_pillow(), _opened(BytesIO(encoded)) as picture:
         upright = _upright(picture)
     if upright.size != image.size:
         raise DataError(
@@ -231,7 +254,7 @@ def _failing_as_data_error(path: Path) -> Generator[None]:
         raise
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{path} is not a picture, or of a kind that Pillow cannot read", REMEDY
+            f"{path} is not a picture, or of a format that is not read here", REMEDY
         ) from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} has too many pixels: {error}", "scale it down") from error
