@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from commands import MODEL, Ended, assert_one_error, options, run_apart, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from picture_files import photo
+from picture_files import forget_inode_dates, photo
 from PIL import ExifTags, Image, ImageEnhance
 
 from anima_pipe.buckets import choose_bucket
@@ -217,7 +217,10 @@ def test_the_page_needs_nothing_from_elsewhere(inspect, dataset: Path, tmp_path:
     assert re.findall(r"https?:|url\(|@import", text) == []
 
 
-def test_what_a_cache_remembers_of_pictures_is_not_read_again(inspect, tmp_path: Path):
+def test_what_a_cache_remembers_of_pictures_is_not_read_again(
+    inspect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    forget_inode_dates(monkeypatch)
     folder, cache = tmp_path / "in", tmp_path / "cache"
     for number in range(2):
         path = save(folder, f"{number}.png", Image.new("RGB", (300, 300)))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from commands import anima_pipe, demo_pictures, files_in, write_dataset
+from picture_files import forget_inode_dates
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 from worker_tasks import workers_of
@@ -112,7 +113,10 @@ def test_caption_variants_of_each_caption_are_encoded(uncached: dict[str, object
     assert len(list(open_cache(Path(str(uncached["cache_dir"]))).text)) == 6 * 3 + 1
 
 
-def test_rehash_notices_a_picture_that_was_changed_behind_its_date(tmp_path: Path):
+def test_rehash_notices_a_picture_that_was_changed_behind_its_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    forget_inode_dates(monkeypatch)
     folder = demo_pictures(tmp_path / "pictures", every=18)
     given = {
         "dataset_config": write_dataset(tmp_path / "dataset.toml", folder),

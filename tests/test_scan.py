@@ -10,6 +10,7 @@ from PIL import Image
 
 from anima_pipe.errors import DataError
 from anima_pipe.records import ImageFile
+from anima_pipe.source.images import read_image_file
 from anima_pipe.source.scan import scan_images
 
 LONG_AGO = 1_000_000_000
@@ -34,8 +35,8 @@ def scan(pictures: list[Path], cache: Path, *, rehash: bool = False) -> list[Ima
     return found
 
 
-def replace_unnoticed(path: Path) -> None:
-    """Change a picture's bytes, but neither size, nor time, nor inode."""
+def put_other_bytes(path: Path) -> None:
+    """Change a picture's bytes, but neither size, nor date, nor inode, as `exiftool -P` does."""
     content = bytearray(path.read_bytes())
     content[-20] ^= 1
     status = path.stat()
@@ -48,19 +49,32 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def test_a_second_scan_finds_the_same_and_reads_nothing(pictures, cache):
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The pictures that were read, as they are."""
+    paths: list[Path] = []
+
+    def noting(path: Path) -> ImageFile:
+        paths.append(path)
+        return read_image_file(path)
+
+    monkeypatch.setattr("anima_pipe.source.scan.read_image_file", noting)
+    return paths
+
+
+def test_a_second_scan_finds_the_same_and_reads_nothing(pictures, cache, read):
     before = scan(pictures, cache)
-    for path in pictures:
-        replace_unnoticed(path)
+    assert sorted(read) == pictures
+    read.clear()
     assert scan(pictures, cache) == before
+    assert read == []
 
 
-def test_rehash_reads_every_picture(pictures, cache):
+def test_rehash_reads_every_picture(pictures, cache, read):
     before = scan(pictures, cache)
-    replace_unnoticed(pictures[2])
-    after = scan(pictures, cache, rehash=True)
-    assert [a.path for a, b in zip(after, before, strict=True) if a != b] == [pictures[2]]
-    assert scan(pictures, cache) == after
+    read.clear()
+    assert scan(pictures, cache, rehash=True) == before
+    assert sorted(read) == pictures
 
 
 def resize(path: Path) -> None:
@@ -70,7 +84,7 @@ def resize(path: Path) -> None:
 
 
 def touch(path: Path) -> None:
-    replace_unnoticed(path)
+    put_other_bytes(path)
     os.utime(path, (LONG_AGO + 1, LONG_AGO + 1))
 
 
@@ -78,8 +92,8 @@ def swap_in(path: Path) -> None:
     draw(path.with_name("new.png"), (9, 9, 9)).replace(path)
 
 
-@pytest.mark.parametrize("change", [resize, touch, swap_in])
-def test_another_size_time_or_inode_is_noticed(pictures, cache, change):
+@pytest.mark.parametrize("change", [resize, touch, swap_in, put_other_bytes])
+def test_a_change_is_noticed_whatever_it_leaves_as_it_was(pictures, cache, change):
     before = scan(pictures, cache)
     change(pictures[1])
     after = scan(pictures, cache)
@@ -89,25 +103,48 @@ def test_another_size_time_or_inode_is_noticed(pictures, cache, change):
 def test_a_picture_written_just_now_is_read_again(pictures, cache):
     pictures[0].touch()
     before = scan(pictures, cache)
-    replace_unnoticed(pictures[0])
+    put_other_bytes(pictures[0])
     assert scan(pictures, cache) != before
 
 
-def test_a_renamed_picture_is_not_read_again(pictures, cache):
+def test_a_renamed_picture_is_not_read_again(pictures, cache, read):
     before = scan(pictures, cache)
     renamed = pictures[0].rename(pictures[0].with_name("other.png"))
-    replace_unnoticed(renamed)
+    read.clear()
     for _ in range(2):  # the second time by its own name
         assert scan([renamed], cache)[0].content == before[0].content
+    assert read == []
 
 
-def test_a_picture_dated_in_the_future_is_remembered(pictures, cache):
+def test_a_picture_is_not_taken_for_a_renamed_one_that_is_still_there(pictures, cache, read):
+    scan(pictures, cache)
+    linked = pictures[0].with_name("linked.png")
+    linked.hardlink_to(pictures[0])
+    read.clear()
+    scan([linked], cache)
+    assert read == [linked]
+
+
+def test_another_folder_in_its_place_has_no_renamed_pictures(pictures, cache, read):
+    scan(pictures, cache)
+    folder = pictures[0].parent
+    folder.rename(folder.with_name("before"))
+    folder.mkdir()
+    # What two disks have in common by chance, one disk has by moving.
+    moved = Path(folder.with_name("before") / pictures[0].name).rename(folder / "moved.png")
+    read.clear()
+    scan([moved], cache)
+    assert read == [moved]
+
+
+def test_a_picture_dated_in_the_future_is_remembered(pictures, cache, read):
     os.utime(pictures[0], (time.time() + 9e6, time.time() + 9e6))
     with pytest.MonkeyPatch.context() as clock:
         clock.setattr(time, "time_ns", lambda: int((time.time() + 60) * 1e9))
         before = scan(pictures, cache)
-    replace_unnoticed(pictures[0])
+    read.clear()
     assert scan(pictures, cache) == before
+    assert read == []
 
 
 def memory_of(cache: Path) -> Path:
@@ -125,32 +162,33 @@ def test_pictures_that_are_gone_are_forgotten(pictures, cache):
     assert "other.png" in memory_of(cache).read_text()
 
 
-def test_a_scan_of_some_pictures_does_not_forget_the_others(pictures, cache):
+def test_a_scan_of_some_pictures_does_not_forget_the_others(pictures, cache, read):
     before = scan(pictures, cache)
     touch(pictures[0])
     scan(pictures[:2], cache)
-    for path in pictures[2:]:
-        replace_unnoticed(path)
+    read.clear()
     assert scan(pictures, cache)[1:] == before[1:]
+    assert read == []
 
 
-def test_what_was_seen_before_an_interrupt_is_remembered(pictures, cache):
+def test_what_was_seen_before_an_interrupt_is_remembered(pictures, cache, read):
     looked = scan_images(pictures, cache)
     before = next(looked)
     looked.close()
-    replace_unnoticed(pictures[0])
-    assert next(scan_images(pictures, cache)) == before
+    read.clear()
+    assert next(scan_images(pictures[:1], cache)) == before
+    assert read == []
 
 
-def test_pictures_of_several_folders_may_come_in_any_order(pictures, cache, tmp_path):
+def test_pictures_of_several_folders_may_come_in_any_order(pictures, cache, tmp_path, read):
     other = tmp_path / "other"
     other.mkdir()
     mixed = [p for path in pictures for p in (path, draw(other / path.name, (0, 0, 9)))]
     before = scan(mixed, cache)
     assert [image.path for image in before] == mixed
-    for path in mixed:
-        replace_unnoticed(path)
+    read.clear()
     assert scan(mixed, cache) == before
+    assert read == []
 
 
 def damages(content: bytes) -> Iterator[bytes]:

@@ -102,6 +102,16 @@ def test_a_file_replaced_by_one_of_the_same_size_and_age_is_noticed(tmp_path):
     assert vae_fingerprint(path) != before
 
 
+def test_new_bytes_in_a_file_with_its_old_date_are_noticed(tmp_path):
+    path = write_old(tmp_path / "vae.safetensors", b"a" * LARGE)
+    before = vae_fingerprint(path)
+    status = path.stat()
+    path.write_bytes(b"b" * LARGE)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_ino == status.st_ino
+    assert vae_fingerprint(path) != before
+
+
 def test_a_file_that_may_still_be_changing_is_not_remembered(tmp_path, memory):
     vae_fingerprint(write(tmp_path / "vae.safetensors", b"a" * LARGE))
     assert not memory.exists()

@@ -101,9 +101,12 @@ def _hashed(path: Path) -> str:
 
 
 def _stamp(path: Path) -> _Stamp:
-    """Return what changes whenever the file does: size, time of change and inode."""
+    """Return what changes whenever the file does: size, inode, and the dates of both.
+
+    The date of a file can be set back, that of its inode cannot.
+    """
     status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ino]
+    return [status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns]
 
 
 def _memory_file() -> Path:

@@ -1,9 +1,10 @@
 """What earlier scans found: one file per folder of pictures, `<cache_dir>/scan/<folder>.tsv`.
 
 It is a memory, not the truth: lost, damaged or out of date, it costs reading the pictures again.
-The first line holds a checksum of the others. Each of those is a picture, in the order of their
-names: the name in JSON, a tab, and what a scan saw, in numbers and a hash. So it is kept as the
-bytes that it is, and searched by bisection: as objects, pictures would take five times the room.
+The first line holds a checksum of the others, and which folder they are of. Each of those is a
+picture, in the order of their names: the name in JSON, a tab, and what a scan saw, in numbers and a
+hash. So it is kept as the bytes that it is, and searched by bisection: as objects, pictures would
+take five times the room.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import zlib
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -24,11 +26,18 @@ from typing import Final, TypeAlias
 from anima_pipe.errors import OutputError
 from anima_pipe.files import write_atomically
 
-SCAN_VERSION: Final = 2
+SCAN_VERSION: Final = 3
 """Raised when a picture's size or hash comes to be read otherwise: all are then read again."""
 
-Stamp: TypeAlias = tuple[int, int, int]
-"""Bytes, nanoseconds of the last change, inode: one of them changes whenever the file does."""
+Stamp: TypeAlias = tuple[int, int, int, int]
+"""Bytes, nanoseconds of the last change, inode, and nanoseconds of the inode's own last change.
+
+One of them changes whenever the file does: programs that put new bytes into a file and its old date
+back cannot set the last one.
+"""
+
+FACTS_OF_CONTENT: Final = 3
+"""The first ones of a stamp, which renaming leaves alone; it changes the inode's date."""
 
 
 def stamp_of(path: Path) -> Stamp | None:
@@ -37,7 +46,7 @@ def stamp_of(path: Path) -> Stamp | None:
         status = os.stat(path)  # noqa: PTH116 - Path.stat takes twice as long
     except OSError:
         return None
-    return status.st_size, status.st_mtime_ns, status.st_ino
+    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +65,10 @@ class Seen:
     @classmethod
     def parse(cls, facts: bytes) -> Seen:
         """Read what stands behind the name in a line."""
-        length, changed, inode, width, height, content = facts.decode().split(" ")
+        *stamp, width, height, content = facts.decode().split(" ")
+        length, changed, inode, inode_changed = map(int, stamp)
         return cls(
-            stamp=(int(length), int(changed), int(inode)),
+            stamp=(length, changed, inode, inode_changed),
             size=(int(width), int(height)),
             content=content,
         )
@@ -77,6 +87,7 @@ class ScanMemory:
         name = hashlib.blake2b(os.fsencode(folder.absolute()), digest_size=8).hexdigest()
         self._file = cache_dir / "scan" / f"{name}.tsv"
         self._folder = folder
+        self._identity = _identity(folder)
         self._content = _read_content(self._file)
         self._starts = array("Q", _starts(self._content))
         self._by_stamp: array[int] | None = None
@@ -85,12 +96,11 @@ class ScanMemory:
     def recall(self, name: str, stamp: Stamp | None) -> Seen | None:
         """Return what an earlier scan found, if the file is still the same or only renamed."""
         known = self._known(name)
-        if known and known.stamp == stamp:
-            return known
-        renamed = self._stamped(stamp) if stamp else None
-        if renamed:
+        if known is None and stamp and (other := self._renamed(stamp)):
+            renamed = replace(other, stamp=stamp)
             self.note(name, renamed)
-        return renamed
+            return renamed
+        return known if known and known.stamp == stamp else None
 
     def note(self, name: str, seen: Seen) -> None:
         """Remember a picture; several threads may do so."""
@@ -106,27 +116,41 @@ class ScanMemory:
             # A cache on a read-only disk can be trained from: it only takes longer to look again.
             with contextlib.suppress(OutputError):
                 body = b"".join(self._lines_to_keep())
-                write_atomically(self._file, _head(body) + body)
+                write_atomically(self._file, b"%b%b\n%b" % (_head(body), self._identity, body))
 
     def _known(self, name: str) -> Seen | None:
-        return self._search(self._starts, _written(name), _name_at)
+        start = self._search(self._starts, _written(name), _name_at)
+        return None if start is None else self._seen_at(start)
 
-    def _stamped(self, stamp: Stamp) -> Seen | None:
+    def _renamed(self, stamp: Stamp) -> Seen | None:
+        """Return the picture that had a file's bytes, date and inode under a name that is gone."""
         if self._by_stamp is None:  # only now: mostly nothing is renamed
-            starts = sorted(self._starts, key=lambda start: _stamp_at(self._content, start))
-            self._by_stamp = array("Q", starts)
-        return self._search(self._by_stamp, _joined(stamp), _stamp_at)
+            starts: Iterable[int] = self._starts
+            # Another folder in the same place, of another disk, has the same inodes.
+            starts = starts if self._is_of_this_folder() else ()
+            self._by_stamp = array("Q", sorted(starts, key=partial(_stamp_at, self._content)))
+        start = self._search(self._by_stamp, _joined(stamp[:FACTS_OF_CONTENT]), _stamp_at)
+        if start is None or stamp_of(self._folder / json.loads(_name_at(self._content, start))):
+            return None
+        return self._seen_at(start)
+
+    def _is_of_this_folder(self) -> bool:
+        head, _, _ = self._content.partition(b"\n")
+        return head.endswith(self._identity)
+
+    def _seen_at(self, start: int) -> Seen:
+        facts = self._content.index(b"\t", start) + 1
+        return Seen.parse(self._content[facts : self._content.index(b"\n", facts)])
 
     def _search(
         self, starts: Sequence[int], wanted: bytes, part_at: Callable[[bytes, int], bytes]
-    ) -> Seen | None:
-        """Return the picture of whose line a part is `wanted`, in lines sorted by that part."""
+    ) -> int | None:
+        """Return the start of the line of which a part is `wanted`, in lines sorted by it."""
         content = self._content
         place = bisect_left(starts, wanted, key=lambda start: part_at(content, start))
         if place == len(starts) or part_at(content, starts[place]) != wanted:
             return None
-        facts = content.index(b"\t", starts[place]) + 1
-        return Seen.parse(content[facts : content.index(b"\n", facts)])
+        return starts[place]
 
     def _lines_to_keep(self) -> Iterator[bytes]:
         """Yield the newest line of each picture that is there, in the order of their names."""
@@ -147,11 +171,20 @@ def _read_content(file: Path) -> bytes:
         return b""
     with memoryview(content) as whole:
         body = content.find(b"\n") + 1
-        return content if bytes(whole[:body]) == _head(whole[body:]) else b""
+        return content if bytes(whole[:body]).startswith(_head(whole[body:])) else b""
 
 
 def _head(body: bytes | memoryview) -> bytes:
-    return f"anima-pipe scan {SCAN_VERSION}, crc32 {zlib.crc32(body):08x}\n".encode()
+    """Return how the first line begins; the folder's identity stands behind it."""
+    return f"anima-pipe scan {SCAN_VERSION}, crc32 {zlib.crc32(body):08x}".encode()
+
+
+def _identity(folder: Path) -> bytes:
+    """Return what tells a folder from another one in its place."""
+    with contextlib.suppress(OSError):
+        status = folder.stat()
+        return b", folder %d %d" % (status.st_dev, status.st_ino)
+    return b""
 
 
 def _starts(content: bytes) -> Iterator[int]:
@@ -180,9 +213,9 @@ def _joined(facts: Iterable[object]) -> bytes:
 
 
 def _stamp_at(lines: bytes, start: int) -> bytes:
-    """Return the first three of a line's facts."""
+    """Return the part of a line's stamp that a picture keeps when it is renamed."""
     facts = lines.index(b"\t", start) + 1
     end = facts
-    for _ in range(3):
+    for _ in range(FACTS_OF_CONTENT):
         end = lines.index(b" ", end) + 1
     return lines[facts : end - 1]
