@@ -9,7 +9,7 @@ import skimage
 from PIL import Image
 
 from anima_pipe.records import BucketChoice, LatentRequest
-from anima_pipe.source import scan
+from anima_pipe.source import scan_memory
 from anima_pipe.source.images import load_pixels, read_image_file
 
 SIZE = (120, 80)
@@ -100,5 +100,5 @@ def decode_requests(folder, count, orientations=(False,)):
 
 def forget_inode_dates(patch):
     """Be on a disk that keeps no time of change for inodes."""
-    stamp_of = scan.stamp_of
-    patch.setattr(scan, "stamp_of", lambda path: (stamp := stamp_of(path)) and (*stamp[:3], 0))
+    stamp_of = scan_memory.stamp_of
+    patch.setattr(scan_memory, "stamp_of", lambda path: stamp_of(path)._replace(inode_changed=0))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from picture_files import forget_inode_dates
 from PIL import Image
 
 from anima_pipe.errors import DataError
@@ -70,11 +71,16 @@ def test_a_second_scan_finds_the_same_and_reads_nothing(pictures, cache, read):
     assert read == []
 
 
-def test_rehash_reads_every_picture(pictures, cache, read):
+def test_rehash_reads_every_picture(pictures, cache, read, monkeypatch):
+    forget_inode_dates(monkeypatch)
     before = scan(pictures, cache)
+    put_other_bytes(pictures[2])
+    assert scan(pictures, cache) == before
     read.clear()
-    assert scan(pictures, cache, rehash=True) == before
+    after = scan(pictures, cache, rehash=True)
     assert sorted(read) == pictures
+    assert [a.path for a, b in zip(after, before, strict=True) if a != b] == [pictures[2]]
+    assert scan(pictures, cache) == after
 
 
 def resize(path: Path) -> None:

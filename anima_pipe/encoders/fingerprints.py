@@ -11,14 +11,13 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from pathlib import Path
-from typing import TypeAlias
 
 from anima_pipe.encoders.qwen_files import find_qwen_files
 from anima_pipe.encoders.t5_tokens import REQUIRED_FILES
 from anima_pipe.errors import CheckpointError, ConfigError, OutputError
 from anima_pipe.files import write_atomically
+from anima_pipe.stamps import Stamp, is_settled, stamp_of
 
 VAE_ENCODING_VERSION = 1
 """Raise it when the same weights and pixels come to other latents."""
@@ -28,10 +27,6 @@ TEXT_ENCODING_VERSION = 1
 REMEMBERED_BYTES = 16 * 2**20
 """Smaller files are quicker to hash than to look up."""
 REMEMBERED_FILES = 256
-SETTLED_SECONDS = 2.0
-"""A file this young may change again within its time stamp, whose steps may be as coarse."""
-
-_Stamp: TypeAlias = list[int]
 
 
 def vae_fingerprint(path: str | Path) -> str:
@@ -76,16 +71,15 @@ def file_digest(path: Path) -> str:
         CheckpointError: It cannot be read.
     """
     try:
-        stamp = _stamp(path)
-        if stamp[0] < REMEMBERED_BYTES:
+        stamp = stamp_of(path)
+        if stamp.length < REMEMBERED_BYTES:
             return _hashed(path)
         place = str(path.resolve())
         remembered = _read_memory()
         if place in remembered and remembered[place][0] == stamp:
             return remembered[place][1]
         digest = _hashed(path)
-        settled = time.time_ns() - stamp[1] > SETTLED_SECONDS * 1e9
-        if settled and _stamp(path) == stamp:
+        if is_settled(stamp) and stamp_of(path) == stamp:
             # Read again: another process may have remembered something in the meantime.
             _write_memory(_read_memory() | {place: (stamp, digest)})
     except OSError as error:
@@ -100,33 +94,24 @@ def _hashed(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _stamp(path: Path) -> _Stamp:
-    """Return what changes whenever the file does: size, inode, and the dates of both.
-
-    The date of a file can be set back, that of its inode cannot.
-    """
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns]
-
-
 def _memory_file() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "anima-pipe" / "hashes.json"
 
 
-def _read_memory() -> dict[str, tuple[_Stamp, str]]:
+def _read_memory() -> dict[str, tuple[Stamp, str]]:
     """Return what is remembered, by path: nothing if the file is missing or damaged."""
     try:
         stored = json.loads(_memory_file().read_bytes())
         return {
-            str(place): ([int(number) for number in stamp], str(digest))
+            str(place): (Stamp(*map(int, stamp)), str(digest))
             for place, (stamp, digest) in stored.items()
         }
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def _write_memory(memory: dict[str, tuple[_Stamp, str]]) -> None:
+def _write_memory(memory: dict[str, tuple[Stamp, str]]) -> None:
     newest = dict(list(memory.items())[-REMEMBERED_FILES:])
     # A home that cannot be written costs some seconds per run, no more.
     with contextlib.suppress(OutputError):

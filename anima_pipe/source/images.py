@@ -38,8 +38,7 @@ FORMATS = (
 )
 """What these may hold, by Pillow's names, whatever a file is called.
 
-Of Pillow's other formats some start a program (an EPS is Ghostscript's) or follow paths of their
-own; nobody has training pictures in them.
+Nobody has training pictures in Pillow's other formats, and an EPS would start Ghostscript.
 """
 
 TURNS = {

@@ -5,7 +5,6 @@ What a scan finds is remembered, see `anima_pipe.source.scan_memory`.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +15,8 @@ from typing import Final
 from anima_pipe.errors import DataError
 from anima_pipe.records import ImageFile
 from anima_pipe.source.images import read_image_file
-from anima_pipe.source.scan_memory import ScanMemory, Seen, Stamp, stamp_of
+from anima_pipe.source.scan_memory import ScanMemory, Seen, stamp_if_there
+from anima_pipe.stamps import is_settled
 
 READING_THREADS: Final = 8
 """Threads that read and hash picture files; hashing releases the interpreter lock."""
@@ -26,9 +26,6 @@ PICTURES_PER_TASK: Final = 32
 
 TASKS_AHEAD: Final = 32
 """Looked at, or being looked at, before the caller takes what they found."""
-
-SETTLED_SECONDS: Final = 2.0
-"""A file this young may change again within its time stamp, whose steps may be as coarse."""
 
 
 def scan_images(
@@ -64,7 +61,7 @@ def _look_at_all(
 
 
 def _look(path: Path, memory: ScanMemory | None, rehash: bool) -> ImageFile | DataError:
-    before = stamp_of(path)
+    before = stamp_if_there(path)
     known = memory.recall(path.name, before) if memory and not rehash else None
     if known:
         return ImageFile(path=path, size=known.size, content=known.content)
@@ -72,18 +69,9 @@ def _look(path: Path, memory: ScanMemory | None, rehash: bool) -> ImageFile | Da
         image = read_image_file(path)
     except DataError as error:
         return error
-    if memory and before and _is_settled(path, before) and stamp_of(path) == before:
+    if memory and before and is_settled(before) and stamp_if_there(path) == before:
         memory.note(path.name, Seen(stamp=before, size=image.size, content=image.content))
     return image
-
-
-def _is_settled(path: Path, stamp: Stamp) -> bool:
-    now, changed = time.time_ns(), stamp[1]
-    if changed > now:
-        # Its date was set, or the clock of the disk is ahead, which this other date tells: it is
-        # the disk's own, and nobody can set it.
-        changed = path.stat().st_ctime_ns
-    return now - changed > SETTLED_SECONDS * 1e9
 
 
 def _tasks(

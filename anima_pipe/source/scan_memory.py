@@ -21,32 +21,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 from anima_pipe.errors import OutputError
 from anima_pipe.files import write_atomically
+from anima_pipe.stamps import Stamp, stamp_of
 
 SCAN_VERSION: Final = 3
-"""Raised when a picture's size or hash comes to be read otherwise: all are then read again."""
-
-Stamp: TypeAlias = tuple[int, int, int, int]
-"""Bytes, nanoseconds of the last change, inode, and nanoseconds of the inode's own last change.
-
-One of them changes whenever the file does: programs that put new bytes into a file and its old date
-back cannot set the last one.
-"""
+"""Raised when a picture comes to be read otherwise, or this file: all are then read again."""
 
 FACTS_OF_CONTENT: Final = 3
 """The first ones of a stamp, which renaming leaves alone; it changes the inode's date."""
 
 
-def stamp_of(path: Path) -> Stamp | None:
+def stamp_if_there(path: Path) -> Stamp | None:
     """Return a file's stamp; None if there is no such file, which reading it will say."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - Path.stat takes twice as long
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns
+    with contextlib.suppress(OSError):
+        return stamp_of(path)
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +58,7 @@ class Seen:
     def parse(cls, facts: bytes) -> Seen:
         """Read what stands behind the name in a line."""
         *stamp, width, height, content = facts.decode().split(" ")
-        length, changed, inode, inode_changed = map(int, stamp)
-        return cls(
-            stamp=(length, changed, inode, inode_changed),
-            size=(int(width), int(height)),
-            content=content,
-        )
+        return cls(stamp=Stamp(*map(int, stamp)), size=(int(width), int(height)), content=content)
 
 
 class ScanMemory:
@@ -125,14 +112,14 @@ class ScanMemory:
     def _renamed(self, stamp: Stamp) -> Seen | None:
         """Return the picture that had a file's bytes, date and inode under a name that is gone."""
         if self._by_stamp is None:  # only now: mostly nothing is renamed
-            starts: Iterable[int] = self._starts
-            # Another folder in the same place, of another disk, has the same inodes.
-            starts = starts if self._is_of_this_folder() else ()
+            # Another folder in the same place, of another disk, may have the same inodes.
+            starts = self._starts if self._is_of_this_folder() else ()
             self._by_stamp = array("Q", sorted(starts, key=partial(_stamp_at, self._content)))
         start = self._search(self._by_stamp, _joined(stamp[:FACTS_OF_CONTENT]), _stamp_at)
-        if start is None or stamp_of(self._folder / json.loads(_name_at(self._content, start))):
+        if start is None:
             return None
-        return self._seen_at(start)
+        former = self._folder / json.loads(_name_at(self._content, start))
+        return None if stamp_if_there(former) else self._seen_at(start)
 
     def _is_of_this_folder(self) -> bool:
         head, _, _ = self._content.partition(b"\n")
@@ -159,7 +146,7 @@ class ScanMemory:
         lines.sort(key=_name)  # stable: of two lines of a picture the newer stays behind
         for name, of_one in groupby(lines, key=_name):
             *_, newest = of_one
-            if stamp_of(self._folder / json.loads(name)):
+            if stamp_if_there(self._folder / json.loads(name)):
                 yield newest
 
 
