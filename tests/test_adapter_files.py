@@ -20,7 +20,8 @@ from anima_pipe.adapters.linear import LinearDelta
 from anima_pipe.errors import CheckpointError, ConfigError, OutputError
 from anima_pipe.export.adapter import convert_adapter
 from anima_pipe.export.comfy import apply_adapter
-from anima_pipe.hooks.saving import SaveConfig, Saver
+from anima_pipe.hooks.saving import SaveConfig
+from anima_pipe.runs.adapting import adapter_writer
 
 Q_PROJ = "blocks.0.self_attn.q_proj"
 
@@ -521,7 +522,7 @@ def test_what_sd_scripts_would_make_another_adapter_of_is_not_written_in_its_sty
     with pytest.raises(ConfigError, match=said):
         convert_adapter(source, tmp_path / "b.safetensors", "kohya", drop_norms=True)
     with pytest.raises(ConfigError, match=said):
-        Saver(adapter, SaveConfig(folder=tmp_path, name="fox", style="kohya"))
+        adapter_writer(adapter, SaveConfig(folder=tmp_path, name="fox", style="kohya"))
 
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from anima_pipe.adapters import Adapter, create_adapter, load_adapter, save_adapter
 from anima_pipe.adapters.adapter import merge_together
-from anima_pipe.runs.prepare import load_base
-from anima_pipe.runs.settings.training import ModelSettings
+from anima_pipe.runs.base import load_base
+from anima_pipe.runs.settings.trained import ModelSettings
 
 CPU = torch.device("cpu")
 

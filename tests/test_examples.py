@@ -114,7 +114,7 @@ def test_hooks_are_made_of_what_is_trained_where_a_function_is_given(
             return moment.is_last or not moment.after_step
 
         def at(self, _moment: Moment) -> None:
-            self.sizes.append(sum(p.norm().item() for p in self.training.adapter.parameters()))
+            self.sizes.append(sum(p.norm().item() for p in self.training.trained.parameters()))
 
     ran = example(tmp_path, "two_trainings.py", monkeypatch)
     made: list[Moving] = []

@@ -24,6 +24,7 @@ def released(*, pictures: int, checkpointed: bool, tokens: int = 4096, **needs: 
     """Return the needs of a run on the released model, of a LoRA of rank 32."""
     given = {"trained_numbers": 50_000_000, "trained_bytes": 200_000_000} | needs
     return MemoryNeeds(
+        called="adapter",
         config=TransformerConfig(),
         batch=BatchSize(pictures=pictures, tokens=tokens),
         keeping=Keeping(

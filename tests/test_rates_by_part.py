@@ -9,11 +9,11 @@ import torch
 from commands import anima_pipe, tensors_of
 
 from anima_pipe.adapters import create_adapter
-from anima_pipe.adapters.rules import PartRate
 from anima_pipe.demo import DEMO_TRANSFORMER
 from anima_pipe.errors import ConfigError
 from anima_pipe.model import load_transformer
 from anima_pipe.optimizing.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
+from anima_pipe.trained import PartRate
 
 Cached = dict[str, object]
 

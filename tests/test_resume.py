@@ -23,7 +23,6 @@ from anima_pipe.hooks.ema import Ema
 from anima_pipe.hooks.state_resuming import resume
 from anima_pipe.hooks.state_saving import StateSaver
 from anima_pipe.hooks.train_state import (
-    ADAPTER_FILE,
     DESCRIPTION,
     OPTIMIZER_FILE,
     RunParts,
@@ -108,7 +107,7 @@ class Run:
         accelerator = start_accelerate(precision, cpu=True)
         scaler = {"scaler": accelerator.scaler} if accelerator.scaler else {}
         self.parts = RunParts(
-            adapter=self.adapter,
+            trained=self.adapter,
             stateful={"optimizer": built, "schedule": schedule, **scaler},
             made_with={"seed": "5", "optimizer_type": optimizer},
         )
@@ -316,7 +315,7 @@ def _cut(name: str) -> Callable[[Path], object]:
     [
         damage(name)
         for damage in (_lose, _cut)
-        for name in (ADAPTER_FILE, OPTIMIZER_FILE, DESCRIPTION)
+        for name in (Adapter.state_file, OPTIMIZER_FILE, DESCRIPTION)
     ],
 )
 def test_a_damaged_state_is_named(cache, tmp_path, damage):

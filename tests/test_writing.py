@@ -23,6 +23,7 @@ from anima_pipe.hooks.train_state import RunParts
 from anima_pipe.optimizing.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
 from anima_pipe.optimizing.schedules import ScheduleConfig, create_schedule
 from anima_pipe.records import Moment, StepResult
+from anima_pipe.runs.adapting import adapter_writer
 
 KEY = "diffusion_model.blocks.1.mlp.layer1.lora_B.weight"
 MODULE = "blocks.1.mlp.layer1"
@@ -85,7 +86,7 @@ def parts_of(adapter: Adapter) -> RunParts:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     return RunParts(
-        adapter=adapter, stateful={"optimizer": optimizer, "schedule": schedule}, made_with={}
+        trained=adapter, stateful={"optimizer": optimizer, "schedule": schedule}, made_with={}
     )
 
 
@@ -97,7 +98,8 @@ def test_training_saves_no_adapter_with_a_number_that_is_not_finite(tmp_path, st
     adapter = create_adapter("lora", small_model(), train_norm=False)
     with torch.no_grad():
         dict(adapter.deltas[MODULE].trained())["lora_B.weight"][1, 2] = value
-    saver = Saver(adapter, SaveConfig(folder=tmp_path, name="fox", style=style))
+    config = SaveConfig(folder=tmp_path, name="fox", style=style)
+    saver = Saver(adapter_writer(adapter, config), config)
 
     with pytest.raises(CheckpointError, match=r"fox.safetensors is not written: .*mlp.layer1"):
         saver.at(END)
@@ -117,8 +119,9 @@ def test_a_number_too_large_for_fp16_is_refused_and_bf16_named(tmp_path):
 
 
 def in_the_weights(parts: RunParts) -> None:
+    assert isinstance(parts.trained, Adapter)
     with torch.no_grad():
-        dict(parts.adapter.deltas[MODULE].trained())["lora_A.weight"][0, 0] = math.nan
+        dict(parts.trained.deltas[MODULE].trained())["lora_A.weight"][0, 0] = math.nan
 
 
 def in_the_optimizer(parts: RunParts) -> None:

@@ -31,10 +31,11 @@ def metadata(path: Path) -> dict[str, str]:
         return file.metadata()
 
 
-def assert_refused(make: Callable[[], object], *words: str) -> None:
+def assert_refused(make: Callable[[], object], *words: str, remedy: str = "") -> None:
     """Check that something is refused by an error with these words in its problem."""
     with pytest.raises(ConfigError) as raised:
         make()
     assert [word for word in words if word not in raised.value.problem] == []
     assert raised.value.remedy
+    assert remedy in raised.value.remedy
     assert raised.value.remedy not in raised.value.problem

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,6 @@ from anima_pipe.adapters.merge import add_changes
 from anima_pipe.adapters.norm import NormDelta
 from anima_pipe.adapters.registry import find_kind, kind_name
 from anima_pipe.adapters.rules import (
-    Group,
-    PartRate,
     RankRules,
     RateRules,
     Rates,
@@ -28,22 +26,10 @@ from anima_pipe.adapters.rules import (
     refuse_idle,
 )
 from anima_pipe.adapters.settings import check_names, fill
+from anima_pipe.adapters.sharded import sharded_tensors
 from anima_pipe.adapters.targets import TargetRules, choose_targets
-from anima_pipe.errors import CheckpointError, ConfigError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableRow:
-    """What is trained on modules of one role, for the user to read."""
-
-    modules: str
-    """The path of the modules' parent, with * for the numbers of layers."""
-    kind: str
-    rank: int | None
-    count: int
-    parameters: int
-    rates: tuple[float, ...] = ()
-    """The learning rates that were given for them."""
+from anima_pipe.errors import ConfigError
+from anima_pipe.trained import Group, PartRate, TableRow, dtype_name, role, take_state
 
 
 class Adapter:
@@ -58,6 +44,9 @@ class Adapter:
         deltas: By module path, in the model's order.
         rates: Which of its tensors take a learning rate of their own, and which do not train.
     """
+
+    called: ClassVar[str] = "adapter"
+    state_file: ClassVar[str] = "adapter.safetensors"
 
     def __init__(
         self, model: nn.Module, deltas: Mapping[str, Delta], rates: Rates | None = None
@@ -104,20 +93,20 @@ class Adapter:
         roles: dict[tuple[str, str, int | None], list[nn.Parameter]] = {}
         counts: dict[tuple[str, str, int | None], int] = {}
         for path, delta in self.deltas.items():
-            place = path if self.verbose else _role(path)
-            role = place, kind_name(delta), delta.rank
-            roles.setdefault(role, []).extend(delta.trained().values())
-            counts[role] = counts.get(role, 0) + 1
+            place = path if self.verbose else role(path)
+            key = place, kind_name(delta), delta.rank
+            roles.setdefault(key, []).extend(delta.trained().values())
+            counts[key] = counts.get(key, 0) + 1
         return [
             TableRow(
-                modules=role[0],
-                kind=role[1],
-                rank=role[2],
-                count=counts[role],
+                modules=key[0],
+                kind=key[1],
+                rank=key[2],
+                count=counts[key],
                 parameters=sum(tensor.numel() for tensor in tensors),
                 rates=tuple(sorted({rates.get(t, 0.0) for t in tensors})) if rates else (),
             )
-            for role, tensors in roles.items()
+            for key, tensors in roles.items()
         ]
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -133,19 +122,7 @@ class Adapter:
         Raises:
             CheckpointError: The names or shapes are not those of this adapter.
         """
-        own = self.state_dict()
-        wrong = sorted(own.keys() ^ state.keys())
-        wrong += [
-            name for name in own.keys() & state.keys() if own[name].shape != state[name].shape
-        ]
-        if wrong:
-            raise CheckpointError(
-                f"{len(wrong)} tensors of the adapter are missing, unexpected or of another shape: "
-                f"{', '.join(wrong[:5])}",
-                "use the kind, rank and targets that the state was saved with",
-            )
-        for name, tensor in own.items():
-            tensor.copy_(state[name])
+        take_state(self.state_dict(), state, self.called)
 
     def follow_sigmas(self, module: nn.Module, place: int = 1) -> None:
         """Tell the deltas the noise levels of every pass, for kinds that depend on them.
@@ -184,6 +161,12 @@ class Adapter:
             if isinstance(delta, LinearDelta):
                 for tensor in (*delta.matrices().values(), *delta.frozen().values()):
                     tensor.copy_(tensor.to(dtype))
+
+    def precision_note(self, computed_in: torch.dtype) -> str:
+        """Say what the base and the adapter are kept in; see `Trained`."""
+        sharded = " sharded over the processes" if sharded_tensors(self.model) else ""
+        base, own = dtype_name(computed_in), dtype_name(self.dtype)
+        return f"base in {base}{sharded}, adapter in {own}"
 
     def set_strength(self, strength: float) -> None:
         """Multiply the changes by `strength`: 1 as trained, 0 off."""
@@ -230,11 +213,6 @@ def merge_together(adapters: Sequence[Adapter]) -> None:
             for name, change in delta.weight_changes(weights).items():
                 changes[name] = changes.get(name, torch.zeros(())) + change * delta.strength
         add_changes(root_module(adapters[0].model.get_submodule(path)), changes)
-
-
-def _role(path: str) -> str:
-    """Return the path of a module's parent, with * for the numbers of layers."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path.rpartition(".")[0] or path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

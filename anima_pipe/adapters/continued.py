@@ -20,9 +20,10 @@ from anima_pipe.adapters.linear import DeltaConfig, LinearDelta
 from anima_pipe.adapters.lora import LoraDelta
 from anima_pipe.adapters.pissa import PissaConfig
 from anima_pipe.adapters.registry import find_kind, kind_name
-from anima_pipe.adapters.rules import PartRate, Rates
+from anima_pipe.adapters.rules import Rates
 from anima_pipe.adapters.targets import choose_targets
 from anima_pipe.adapters.tlora import TloraConfig, TloraDelta
+from anima_pipe.trained import PartRate
 
 SHOWN = 3
 """Modules that a warning names."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
-
-from torch import nn
 
 from anima_pipe.adapters.delta import Delta
 from anima_pipe.adapters.linear import LinearDelta
 from anima_pipe.errors import ConfigError
 from anima_pipe.runtime import finite_number
+from anima_pipe.trained import Group, PartRate, part_of, refuse_idle_parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,17 +79,6 @@ class RateRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartRate:
-    """A part of the model that is trained at a learning rate of its own."""
-
-    name: str
-    pattern: str
-    """A regular expression that is the whole path of each module of the part."""
-    rate: float
-    """0 leaves the part alone: it has no tensors, or keeps those that it started from."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """The learning rates of a run: its own, its parts' and those that `RateRules` give.
 
@@ -115,8 +102,8 @@ class Rates:
             return f"reg_lr_{[*patterns].index(pattern)}", patterns[pattern]
         if group == "norm" and self.rules.norm_lr is not None:
             return "", self.rules.norm_lr
-        matching = (part for part in self.parts if re.fullmatch(part.pattern, path))
-        return next(((part.name, part.rate) for part in matching), None)
+        part = part_of(self.parts, path)
+        return (part.name, part.rate) if part else None
 
     def untrained(self, groups: Mapping[str, str]) -> set[str]:
         """Return which modules are left alone: their rate is 0.
@@ -144,34 +131,13 @@ class Rates:
         return untrained
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """Tensors that share a learning rate and a weight decay."""
-
-    name: str
-    parameters: list[nn.Parameter]
-    own_rate: float | None
-    """None: the run's."""
-    ratio: float
-    """Multiplies the rate."""
-    decays: bool
-    """Decay is for changes that are matrices: a norm's or a bias's is left to the gradient, and so
-    is what holds the base itself; see `Delta.undecayed`."""
-
-    FASTER: ClassVar[str] = " plus"
-    """What stands behind the name of the tensors that LoRA+ trains faster."""
-
-    def rate(self, run_rate: float) -> float:
-        """Return the learning rate, given the run's."""
-        return (run_rate if self.own_rate is None else self.own_rate) * self.ratio
-
-
 def group_parameters(deltas: Mapping[str, Delta], rates: Rates) -> list[Group]:
     """Sort the tensors that train by learning rate and decay.
 
     The groups are called "linear" and "norm", after them the name of the part or the number of the
     pattern that gave the rate, " dora" for DoRA's magnitudes, and " plus" for those that LoRA+
-    trains faster.
+    trains faster. Decay is for changes that are matrices: a norm's or a bias's is left to the
+    gradient, and so is what holds the base itself; see `Delta.undecayed`.
 
     Raises:
         ConfigError: A pattern is the path of no trained module, or a part that is to be trained
@@ -204,19 +170,10 @@ def _refuse_idle_rates(deltas: Mapping[str, Delta], rates: Rates) -> None:
     """Refuse rates above 0 of what is not there; those of 0 have seen to it themselves."""
     rules = rates.rules
     refuse_idle("network_reg_lrs", [p for p, rate in rules.rates().items() if rate], deltas)
-    _refuse_idle_parts(rates.parts, deltas)
+    refuse_idle_parts(rates.parts, deltas)
     trains_norms = any(delta.group == "norm" for delta in deltas.values())
     if rules.norm_lr is not None and rules.norm_lr > 0 and not trains_norms:
         raise ConfigError(f"norm_lr is {rules.norm_lr}, but no norm is trained", "remove norm_lr")
-
-
-def _refuse_idle_parts(parts: Sequence[PartRate], paths: Collection[str]) -> None:
-    for part in parts:
-        if part.rate > 0 and not any(re.fullmatch(part.pattern, path) for path in paths):
-            raise ConfigError(
-                f"{part.name}_lr is {part.rate:g}, but nothing of that part is trained",
-                f"remove {part.name}_lr, or take the part in with network_args",
-            )
 
 
 def first_match(patterns: Iterable[str], path: str) -> str | None:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -29,13 +28,12 @@ from anima_pipe.runtime import warn
 from anima_pipe.weights.files import BYTES_PER_NUMBER, StoredTensor, read_header
 from anima_pipe.weights.writing import (
     DTYPES,
+    STORED_NAMES,
     append_copy,
     append_tensor,
     size_in,
     write_header,
 )
-
-STORED_NAMES: Final = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

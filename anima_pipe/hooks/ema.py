@@ -1,4 +1,4 @@
-"""An exponential moving average of the adapter, saved beside it."""
+"""An exponential moving average of what trains, saved beside it."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any
 
 import torch
 
-from anima_pipe.adapters import Adapter
 from anima_pipe.errors import ConfigError
 from anima_pipe.records import Moment
+from anima_pipe.trained import Trained
 
 
 class Ema:
     """The hook that keeps the average: after every step, a + (1 - decay) (weights - a).
 
     Over the first steps the decay is lower, (1 + n) / (10 + n) in step n, so that the start, where
-    the adapter changes nothing, does not weigh on a short run's average.
+    nothing is learned yet, does not weigh on a short run's average.
 
     Args:
-        adapter: What is averaged.
+        trained: What is averaged.
         decay: In [0, 1); 0.99 to 0.9999 by the length of the run.
     """
 
     reads_weights = False
 
-    def __init__(self, adapter: Adapter, decay: float) -> None:
+    def __init__(self, trained: Trained, decay: float) -> None:
         if not 0 <= decay < 1:
             raise ConfigError(f"ema_decay is {decay}", "use 0.99 to 0.9999, and less than 1")
-        self.adapter = adapter
+        self.trained = trained
         self.decay = decay
         # In fp32 even of weights in bf16: what a step adds to an average is small.
-        self.averages = {name: value.float() for name, value in _copied(adapter).items()}
+        self.averages = {name: value.float() for name, value in _copied(trained).items()}
 
     def due(self, moment: Moment) -> bool:
         """Tell whether a step changed the weights."""
@@ -41,18 +41,18 @@ class Ema:
     def at(self, moment: Moment) -> None:
         """Take in the weights after a step."""
         decay = min(self.decay, (1 + moment.step) / (10 + moment.step))
-        for name, value in self.adapter.state_dict().items():
+        for name, value in self.trained.state_dict().items():
             self.averages[name].lerp_(value.float(), 1 - decay)
 
     @contextmanager
     def in_place(self) -> Generator[None]:
         """Put the average in the place of the weights for a while."""
-        trained = _copied(self.adapter)
-        self.adapter.load_state_dict(self.averages)
+        kept = _copied(self.trained)
+        self.trained.load_state_dict(self.averages)
         try:
             yield
         finally:
-            self.adapter.load_state_dict(trained)
+            self.trained.load_state_dict(kept)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averages by the tensors' names."""
@@ -64,5 +64,5 @@ class Ema:
             average.copy_(state_dict[name])
 
 
-def _copied(adapter: Adapter) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in adapter.state_dict().items()}
+def _copied(trained: Trained) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trained.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Writes the adapter while it trains, under the names that Kohya gives."""
+"""Writes what trains while it trains, under the names that Kohya gives."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import torch
 
-from anima_pipe.adapters import Adapter, save_adapter
-from anima_pipe.adapters.files import check_style
 from anima_pipe.adapters.styles import find_style
 from anima_pipe.errors import ConfigError, check_number
 from anima_pipe.folders import remove_folder
 from anima_pipe.records import Moment
 from anima_pipe.weights.writing import require_writable
 
+Write: TypeAlias = Callable[[Path, Mapping[str, str]], object]
+"""Writes what trains, as it is now, to a file whose header is to say so much more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveConfig:
-    """Where, how and when adapters are saved.
+    """Where, how and when what trains is saved.
 
     Raises:
         ConfigError: The name is no part of a file's name, there is no such style, nothing is
@@ -38,7 +39,7 @@ class SaveConfig:
     dtype: torch.dtype | None = None
     """Of the tensors in the file; None: as they are trained."""
     style: str = "comfy"
-    """Names of the tensors: comfy, diffusers or kohya."""
+    """Names of an adapter's tensors: comfy, diffusers or kohya."""
     keep_steps: int | None = None
     """Of the files saved by steps, those of the last so many steps are kept; None: all."""
     keep_epochs: int | None = None
@@ -73,27 +74,23 @@ EPOCH: Final = r"-(\d{6})"
 
 
 class Saver:
-    """The hook that saves the adapter when it is due, and at the end.
+    """The hook that saves what trains when it is due, and at the end.
 
     Args:
-        adapter: What is saved.
-        config: Where, how and when.
+        write: Writes a file of it.
+        config: Where and when.
         weights: Puts other weights in place while the file is written, such as an average.
-
-    Raises:
-        ConfigError: The style cannot express the adapter.
     """
 
     reads_weights = True
 
     def __init__(
         self,
-        adapter: Adapter,
+        write: Write,
         config: SaveConfig,
         weights: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        check_style(adapter, config.style)
-        self.adapter = adapter
+        self.write = write
         self.config = config
         self.weights = weights
 
@@ -117,13 +114,7 @@ class Saver:
         place = {"ss_steps": str(moment.step), "ss_epoch": str(moment.epoch)}
         metadata = {**self.config.metadata, **(place if self.config.tells_progress else {})}
         with self.weights():
-            save_adapter(
-                self.adapter,
-                path,
-                style=self.config.style,
-                dtype=self.config.dtype,
-                metadata=metadata,
-            )
+            self.write(path, metadata)
 
 
 class Rotation(Protocol):

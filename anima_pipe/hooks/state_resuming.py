@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,16 +12,13 @@ from safetensors.torch import load_file
 
 from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.hooks.train_state import (
-    ADAPTER_FILE,
     LENGTH,
     OPTIMIZER_FILE,
     RunParts,
     read_description,
     state_made_with,
 )
-
-if TYPE_CHECKING:
-    from anima_pipe.adapters import Adapter
+from anima_pipe.trained import Trained
 
 ALWAYS_THERE: Final = ("optimizer", "schedule")
 """Parts that every run has."""
@@ -60,8 +57,8 @@ def resume(
     description = read_description(folder)
     _refuse_difference(folder, parts, allowed)
     try:
-        parts.adapter.load_state_dict(load_file(folder / ADAPTER_FILE))
-        weights = parts.adapter.state_dict()
+        parts.trained.load_state_dict(load_file(folder / parts.trained.state_file))
+        weights = parts.trained.state_dict()
         # Where it was saved says nothing of where the parts are; each takes its own to its device.
         saved = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
         states = {"ema": weights, **saved}
@@ -83,23 +80,25 @@ def _refuse_difference(folder: Path, parts: RunParts, allowed: Collection[str]) 
         listed = "; ".join(f"{n}: {saved.get(n)} then, {now.get(n)} now" for n in differing)
         raise ConfigError(
             f"state {folder} was made with something else: {listed}",
-            _way_on(folder, parts.adapter, all_differing),
+            _way_on(folder, parts.trained, all_differing),
         )
 
 
-def _way_on(folder: Path, adapter: Adapter, needed: Collection[str]) -> str:
+def _way_on(folder: Path, trained: Trained, needed: Collection[str]) -> str:
     """Return the remedy where facts differ; `needed` are those that would have to be allowed."""
-    if not _holds_tensors_of(folder / ADAPTER_FILE, adapter):
-        return "put the old values back: the adapter in the state has other tensors than this one"
+    if not _holds_tensors_of(folder / trained.state_file, trained):
+        return f"put the old values back: the state has other tensors than this {trained.called}"
     allow = f"allow it: --resume_allow {' '.join(needed)}"
     description = read_description(folder)
     is_finished = description["made_with"].get(LENGTH) == str(description["current_step"])
     return allow if is_finished else f"put the old values back, or {allow}"
 
 
-def _holds_tensors_of(path: Path, adapter: Adapter) -> bool:
-    """Tell whether a file has the tensors of an adapter, by name and shape."""
-    own = {name: [*tensor.shape] for name, tensor in adapter.state_dict().items()}
+def _holds_tensors_of(path: Path, trained: Trained) -> bool:
+    """Tell whether a file has the tensors of what trains, by name and shape."""
+    if not path.exists():
+        return False
+    own = {name: [*tensor.shape] for name, tensor in trained.state_dict().items()}
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()

@@ -17,7 +17,6 @@ from anima_pipe.errors import OutputError, PipeError
 from anima_pipe.folders import published_folder, remove_folder
 from anima_pipe.hooks.saving import STEP, remove_old
 from anima_pipe.hooks.train_state import (
-    ADAPTER_FILE,
     DESCRIPTION,
     FORMAT_VERSION,
     OPTIMIZER_FILE,
@@ -29,7 +28,7 @@ from anima_pipe.hooks.train_state import (
 )
 from anima_pipe.records import Moment
 from anima_pipe.runtime import say, warn
-from anima_pipe.weights.writing import refuse_not_finite, serialized
+from anima_pipe.weights.writing import refuse_not_finite, stream_tensors
 
 
 class StateSaver:
@@ -120,8 +119,8 @@ def save_state(
         OutputError: It cannot be written.
     """
     with published_folder(folder) as unfinished:
-        tensors = {n: t.cpu().contiguous() for n, t in parts.adapter.state_dict().items()}
-        (unfinished / ADAPTER_FILE).write_bytes(serialized(tensors, None, folder / ADAPTER_FILE))
+        file = parts.trained.state_file
+        stream_tensors(unfinished / file, parts.trained.state_dict(), folder / file)
         states = {name: part.state_dict() for name, part in parts.stateful.items()}
         refuse_not_finite(dict(_tensors_in(states)), folder / OPTIMIZER_FILE)
         # By way of memory: what a full disk does to torch.save names neither disk nor file.

@@ -3,10 +3,11 @@
 To the bit only with deterministic kernels: a processor's are; for a GPU see `deterministic`.
 
 The order of samples and every random number are functions of the seed and the step, so no
-generator's state is part of it: the adapter, its average, the optimizer, the schedule, fp16's
+generator's state is part of it: what trains, its average, the optimizer, the schedule, fp16's
 scaler, the smoothed losses and the step are all there is. A state folder holds
 
-    adapter.safetensors   the trained tensors, as they train, by their names in an adapter file
+    adapter.safetensors   the trained tensors, as they train, by their names in an adapter file;
+                          model.safetensors where the model itself trains, by its names
     optimizer.pt          torch.save of the states of optimizer, schedule, scaler and so on
     train_state.json      the step, the epoch, and what the state was made with
 
@@ -20,7 +21,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from safetensors import safe_open
 
@@ -28,12 +29,9 @@ from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.folders import repair_folder, repair_folders
 from anima_pipe.hooks.saving import EPOCH, STEP
 from anima_pipe.records import Moment
-
-if TYPE_CHECKING:
-    from anima_pipe.adapters import Adapter
+from anima_pipe.trained import Trained
 
 FORMAT_VERSION: Final = 1
-ADAPTER_FILE: Final = "adapter.safetensors"
 OPTIMIZER_FILE: Final = "optimizer.pt"
 DESCRIPTION: Final = "train_state.json"
 SUFFIX: Final = "-state"
@@ -41,6 +39,8 @@ KOHYAS_OPTIMIZER: Final = "optimizer.bin"
 """A file of the states that accelerate writes for Kohya's scripts."""
 LENGTH: Final = "max_train_steps"
 """What a run's length is called in `made_with`."""
+OF_A_MODEL: Final = ("pretrained_model_name_or_path", "model")
+"""The option that takes a finished model, and what it is called."""
 ANY_LENGTH: Final = "any"
 """What stands there where nothing follows the length."""
 
@@ -61,7 +61,7 @@ class Stateful(Protocol):
 class RunParts:
     """What a state is saved from and restored to."""
 
-    adapter: Adapter
+    trained: Trained
     stateful: Mapping[str, Stateful]
     """By name: optimizer, schedule and, where the run has them, scaler, ema and others."""
     made_with: Mapping[str, str]
@@ -150,22 +150,24 @@ def latest_state(folder: Path, name: str) -> Path:
     return latest
 
 
-def _refuse_older_than_the_end(state: Path, adapter: Path) -> None:
-    """Check that no finished adapter is both newer and further than a state.
+def _refuse_older_than_the_end(state: Path, saved: Path) -> None:
+    """Check that no finished save is both newer and further than a state.
 
     One that is older is of another run, from before the state's.
     """
     step: int = read_description(state)["current_step"]
-    if not adapter.exists() or adapter.stat().st_mtime < (state / DESCRIPTION).stat().st_mtime:
+    if not saved.exists() or saved.stat().st_mtime < (state / DESCRIPTION).stat().st_mtime:
         return
-    with safe_open(adapter, framework="pt") as file:
-        end = (file.metadata() or {}).get("ss_steps", "")
+    with safe_open(saved, framework="pt") as file:
+        header = file.metadata() or {}
+    end = header.get("ss_steps", "")
+    what = ("network_weights", "adapter") if "ss_network_module" in header else OF_A_MODEL
     if end.isdecimal() and int(end) > step:
         raise ConfigError(
-            f"the latest state, {state}, is of step {step}, but {adapter.name} is of step {end}: "
+            f"the latest state, {state}, is of step {step}, but {saved.name} is of step {end}: "
             "the run saved no state at its end",
-            f"--resume {state} trains on from step {step}; --network_weights {adapter} starts anew "
-            "from the finished adapter",
+            f"--resume {state} trains on from step {step}; --{what[0]} {saved} starts anew "
+            f"from the finished {what[1]}",
         )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from anima_pipe.kohya.resolved import Resolved
 
 if TYPE_CHECKING:
-    from anima_pipe.adapters.rules import PartRate
+    from anima_pipe.trained import PartRate
 
 PARTS: Final = {
     "llm_adapter": r"llm_adapter\..*",
@@ -21,7 +21,7 @@ PARTS: Final = {
 
 def part_rates(options: Resolved) -> tuple[PartRate, ...]:
     """Return the parts of the model that take a learning rate of their own."""
-    from anima_pipe.adapters.rules import PartRate
+    from anima_pipe.trained import PartRate
 
     rates = {part: options.value(f"{part}_lr") for part in PARTS}
     return tuple(

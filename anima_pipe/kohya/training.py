@@ -28,13 +28,8 @@ from anima_pipe.kohya.parts import adapter_choice, base_weights
 from anima_pipe.kohya.rates import learning_rate, part_rates
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.schedule import schedule_config
-from anima_pipe.runs.settings.training import (
-    AdapterSettings,
-    DataSettings,
-    LengthSettings,
-    ModelSettings,
-    TrainSettings,
-)
+from anima_pipe.runs.settings.trained import AdapterSettings, ModelSettings
+from anima_pipe.runs.settings.training import DataSettings, LengthSettings, TrainSettings
 from anima_pipe.trainer.processes import TIMEOUT, ProcessConfig
 
 

@@ -35,23 +35,24 @@ if TYPE_CHECKING:
     from anima_pipe.optimizing.schedules import ScheduleConfig as ScheduleConfig
     from anima_pipe.records import Moment as Moment
     from anima_pipe.records import PreviewPrompt as PreviewPrompt
+    from anima_pipe.runs.base import load_base as load_base
     from anima_pipe.runs.exporting import ExportSummary as ExportSummary
     from anima_pipe.runs.exporting import export_adapter as export_adapter
     from anima_pipe.runs.latents import LatentSummary as LatentSummary
     from anima_pipe.runs.latents import cache_latents as cache_latents
     from anima_pipe.runs.prepare import Training as Training
-    from anima_pipe.runs.prepare import load_base as load_base
     from anima_pipe.runs.settings.caching import CacheLatentsSettings as CacheLatentsSettings
     from anima_pipe.runs.settings.caching import EncodeTextSettings as EncodeTextSettings
     from anima_pipe.runs.settings.exporting import BakeSettings as BakeSettings
     from anima_pipe.runs.settings.exporting import ExportSettings as ExportSettings
     from anima_pipe.runs.settings.fetching import FetchTokenizerSettings as FetchTokenizerSettings
-    from anima_pipe.runs.settings.training import AdapterSettings as AdapterSettings
+    from anima_pipe.runs.settings.trained import AdapterSettings as AdapterSettings
+    from anima_pipe.runs.settings.trained import ModelSettings as ModelSettings
+    from anima_pipe.runs.settings.trained import NoAdapter as NoAdapter
     from anima_pipe.runs.settings.training import DataSettings as DataSettings
     from anima_pipe.runs.settings.training import LengthSettings as LengthSettings
     from anima_pipe.runs.settings.training import LogSettings as LogSettings
     from anima_pipe.runs.settings.training import MetadataSettings as MetadataSettings
-    from anima_pipe.runs.settings.training import ModelSettings as ModelSettings
     from anima_pipe.runs.settings.training import PreviewSettings as PreviewSettings
     from anima_pipe.runs.settings.training import StateSettings as StateSettings
     from anima_pipe.runs.settings.training import TrainSettings as TrainSettings
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from anima_pipe.runs.training import TrainSummary as TrainSummary
     from anima_pipe.runs.training import train as train
     from anima_pipe.shards.places import open_place as open_place
+    from anima_pipe.trained import PartRate as PartRate
     from anima_pipe.trainer import Hook as Hook
     from anima_pipe.trainer import StopRequest as StopRequest
 
@@ -93,6 +95,7 @@ NAMES: Final = {
         "Moment",
         "PreviewPrompt",
     ),
+    "anima_pipe.runs.base": ("load_base",),
     "anima_pipe.runs.exporting": (
         "ExportSummary",
         "export_adapter",
@@ -101,7 +104,7 @@ NAMES: Final = {
         "LatentSummary",
         "cache_latents",
     ),
-    "anima_pipe.runs.prepare": ("Training", "load_base"),
+    "anima_pipe.runs.prepare": ("Training",),
     "anima_pipe.runs.settings.caching": (
         "CacheLatentsSettings",
         "EncodeTextSettings",
@@ -111,13 +114,16 @@ NAMES: Final = {
         "ExportSettings",
     ),
     "anima_pipe.runs.settings.fetching": ("FetchTokenizerSettings",),
-    "anima_pipe.runs.settings.training": (
+    "anima_pipe.runs.settings.trained": (
         "AdapterSettings",
+        "ModelSettings",
+        "NoAdapter",
+    ),
+    "anima_pipe.runs.settings.training": (
         "DataSettings",
         "LengthSettings",
         "LogSettings",
         "MetadataSettings",
-        "ModelSettings",
         "PreviewSettings",
         "StateSettings",
         "TrainSettings",
@@ -135,6 +141,7 @@ NAMES: Final = {
         "train",
     ),
     "anima_pipe.shards.places": ("open_place",),
+    "anima_pipe.trained": ("PartRate",),
     "anima_pipe.trainer": (
         "Hook",
         "StopRequest",

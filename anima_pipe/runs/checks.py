@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from anima_pipe.adapters import create_adapter
-from anima_pipe.adapters.files import check_style, fitting_deltas
+from anima_pipe.adapters.files import fitting_deltas
 from anima_pipe.encoders.fingerprints import text_fingerprint, vae_fingerprint
 from anima_pipe.errors import ConfigError
 from anima_pipe.hub.tokenizer import complete_t5_tokenizer
 from anima_pipe.model import AnimaTransformer, read_transformer_config
 from anima_pipe.optimizing.checks import check_optimizer, check_schedule
-from anima_pipe.runs.prepare import adapter_arguments
-from anima_pipe.runs.settings.training import ModelSettings, TrainSettings
+from anima_pipe.runs.settings.trained import ModelSettings, NoAdapter
+from anima_pipe.runs.settings.training import TrainSettings
+from anima_pipe.runs.ways import way_of
 from anima_pipe.trainer import asks_for_fsdp
 
 
@@ -27,6 +27,30 @@ def check_parts(settings: TrainSettings) -> None:
     rate = next(filter(None, rates), settings.learning_rate)
     optimizer = check_optimizer(settings.optimizer, rate)
     check_schedule(settings.schedule, optimizer)
+
+
+def check_whole_model(settings: TrainSettings, *, has_base: bool) -> None:
+    """Check that the model itself can be trained where and as it is to be, if it is.
+
+    Args:
+        settings: Of the run.
+        has_base: Whether the caller gave the model.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if not isinstance(settings.adapter, NoAdapter):
+        return
+    if has_base:
+        raise ConfigError(
+            "the base is given, but without an adapter its own weights would train",
+            "leave out base: the run loads the model that the settings name",
+        )
+    if asks_for_fsdp():
+        raise ConfigError(
+            "FSDP is asked for, which shards frozen weights, but without an adapter all train",
+            "launch with configs/accelerate/ddp.yaml, or train an adapter",
+        )
 
 
 def check_processes(settings: TrainSettings, processes: int, *, has_base: bool) -> None:
@@ -46,7 +70,7 @@ def check_processes(settings: TrainSettings, processes: int, *, has_base: bool) 
         # Data-parallel training loses sight of weights whose dtype is another for a while.
         raise ConfigError(
             f"full_bf16 is set, but {processes} processes were started: it is for one",
-            "remove full_bf16; mixed_precision bf16 keeps the frozen weights in bf16 all the same",
+            "remove full_bf16; mixed_precision bf16 computes in bf16 all the same",
         )
     if settings.processes.static_graph and settings.length.gradient_accumulation_steps > 1:
         raise ConfigError(
@@ -91,42 +115,26 @@ def check_base(base: AnimaTransformer, settings: ModelSettings, device: torch.de
 def check_model_files(settings: TrainSettings) -> None:
     """Find out in seconds, not after hours of encoding, that a file is missing or does not fit.
 
-    The same goes for an adapter that cannot be made or saved as it is asked for. Missing files of
+    The same goes for what cannot be trained or saved as it is asked for. Missing files of
     the T5 tokenizer are fetched, if the settings name a source.
 
     Raises:
         CheckpointError: A file of a model or an adapter is missing, or does not fit.
-        ConfigError: A file of the T5 tokenizer is missing, or does not fit; or there is no such
-            adapter.
+        ConfigError: A file of the T5 tokenizer is missing, or does not fit; or nothing can
+            be trained or saved as it is asked for.
         FetchError: No source had the tokenizer's files.
     """
     data = settings.data
     if data.auto_cache and data.text:
         complete_t5_tokenizer(data.text.t5_tokenizer_dir, data.tokenizer_sources)
-    model, start = settings.model, settings.adapter.network_weights
+    model = settings.model
     config = read_transformer_config(model.transformer, model.llm_adapter)
     with torch.device("meta"):
         skeleton = AnimaTransformer(config)
-    merged = [path for path, _ in model.base_weights]
-    for adapter in ([start] if start else []) + merged:
-        fitting_deltas(adapter, skeleton, allow_unmatched=model.allow_unmatched)
-    if start is None:
-        _check_adapter(settings, skeleton)
+    for merged, _ in model.base_weights:
+        fitting_deltas(merged, skeleton, allow_unmatched=model.allow_unmatched)
+    way_of(settings).check(skeleton)
     if data.latents:
         vae_fingerprint(data.latents.vae)
     if data.text:
         text_fingerprint(data.text.qwen, data.text.t5_tokenizer_dir)
-
-
-def _check_adapter(settings: TrainSettings, skeleton: AnimaTransformer) -> None:
-    """Check on a model without weights that there is something to adapt, and that it can be saved.
-
-    Raises:
-        ConfigError: A pattern matches nothing, nothing is left to train, or the style of the
-            adapter's file cannot express it.
-    """
-    arguments = adapter_arguments(settings)
-    # It starts from the weights.
-    arguments |= {"pissa": False} if arguments.get("pissa") else {}
-    adapter = create_adapter(settings.adapter.kind, skeleton, **arguments)
-    check_style(adapter, settings.save.style)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from anima_pipe.adapters.files import warn_of_unread_norms
 from anima_pipe.adapters.sharded import sharded_tensors
 from anima_pipe.hooks.alarms import LossAlarm, MemoryAlarm, TimeLeft
 from anima_pipe.hooks.board import BoardConfig, start_board
@@ -27,9 +26,8 @@ from anima_pipe.trainer import Trackers, sum_over_processes
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from anima_pipe.adapters import Adapter
     from anima_pipe.hooks.previews import Previews
-    from anima_pipe.hooks.saving import SaveConfig
+    from anima_pipe.hooks.saving import SaveConfig, Write
     from anima_pipe.runs.prepare import Training
     from anima_pipe.runs.settings.training import TrainSettings
     from anima_pipe.trainer import Hook, StopRequest, Tally, TrackerConfig
@@ -47,7 +45,7 @@ def make_averages(settings: TrainSettings, training: Training) -> Averages:
     """Return the averages of a run, before its first step."""
     decay = settings.ema_decay
     return Averages(
-        weights=Ema(training.adapter, decay) if decay is not None else None,
+        weights=Ema(training.trained, decay) if decay is not None else None,
         losses=SmoothedLosses(training.batches.windows_per_epoch()),
     )
 
@@ -67,7 +65,7 @@ def parts_in_state(
     stateful |= {"losses": averages.losses, "trainer": tally}
     config = training.config
     identity = made_with(settings, config.seed, training.batches, config.max_train_steps)
-    return RunParts(adapter=training.adapter, stateful=stateful, made_with=identity)
+    return RunParts(trained=training.trained, stateful=stateful, made_with=identity)
 
 
 def open_log(
@@ -121,14 +119,11 @@ def hooks_in_order(
         log: Where numbers and pictures go.
         stop: Made by an alarm that ends the run.
         own: The caller's, on every process; they come after all that measures, draws and saves.
-
-    Raises:
-        ConfigError: The style of the adapter's file cannot express the adapter.
     """
     measures = _validations(settings, training, averages.weights, log.numbers)
     average: list[Hook] = [averages.weights] if averages.weights else []
     if not training.accelerator.is_main_process:
-        is_sharded = bool(sharded_tensors(training.adapter.model))
+        is_sharded = bool(sharded_tensors(training.trained.model))
         along = [DrawingAlong(previews)] if previews and is_sharded else []
         return [*average, *measures, *along, *own]
     device, steps = training.accelerator.device, training.config.max_train_steps
@@ -137,7 +132,7 @@ def hooks_in_order(
         *average,
         averages.losses,
         *measures,
-        *_savers(settings.save, training.adapter, averages.weights),
+        *_savers(settings.save, training.write, averages.weights),
         StepNumbers(log, averages.losses, device, memory=settings.logs.memory),
         *_shown(previews, log),
         ProgressBar(steps, averages.losses),
@@ -171,13 +166,11 @@ def _validations(
     return [measure(), *of_average]
 
 
-def _savers(config: SaveConfig, adapter: Adapter, average: Ema | None) -> list[Saver]:
-    """Return what saves the adapter, and its average beside it."""
+def _savers(config: SaveConfig, write: Write, average: Ema | None) -> list[Saver]:
+    """Return what saves the weights that train, and their average beside them."""
     beside = replace(config, name=f"{config.name}-ema")
-    of_average = [Saver(adapter, beside, average.in_place)] if average else []
-    savers = [*of_average, Saver(adapter, config)]
-    warn_of_unread_norms(adapter.deltas, config.style)
-    return savers
+    of_average = [Saver(write, beside, average.in_place)] if average else []
+    return [*of_average, Saver(write, config)]
 
 
 def _shown(previews: Previews | None, log: RunLog) -> list[Previews]:

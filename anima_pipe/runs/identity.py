@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,12 +15,12 @@ from anima_pipe.encoders.fingerprints import file_digest
 from anima_pipe.hooks.train_state import ANY_LENGTH, LENGTH
 from anima_pipe.optimizing.optimizers import find_optimizer
 from anima_pipe.runs.settings.training import TrainSettings
+from anima_pipe.runs.subject import DIGEST_LETTERS, each
+from anima_pipe.runs.ways import way_of
 from anima_pipe.shards.folders import Identity
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-DIGEST_LETTERS = 16
 
 OF_SCHEDULE: Final = {
     "kind": "lr_scheduler",
@@ -48,7 +48,7 @@ def made_with(
         total_steps: Its length, which matters where the learning rate or a token warmup follows it.
     """
     model, adapter = settings.model, settings.adapter
-    schedule, start = settings.schedule, adapter.network_weights
+    schedule = settings.schedule
     shares = [sample for sample in batches.plan.samples if 0 < sample.warmup_length < 1]
     follows_length = schedule.follows_length or bool(shares)
     facts: dict[str, object] = {
@@ -57,14 +57,10 @@ def made_with(
         "base_weights": [
             (file_digest(path)[:DIGEST_LETTERS], strength) for path, strength in model.base_weights
         ],
-        # A state holds the tensors; which alphas they are scaled by, that file says.
-        "network_weights": file_digest(start)[:DIGEST_LETTERS] if start else None,
-        "scale_weight_norms": adapter.scale_weight_norms,
         "dataset": batches.plan.digest(),
-        "network_module": adapter.kind,
-        **_each("network_args", adapter.arguments),
+        **way_of(settings).facts(),
         "optimizer_type": settings.optimizer.optimizer_type.lower(),
-        **_each("optimizer_args", settings.optimizer.optimizer_args),
+        **each("optimizer_args", settings.optimizer.optimizer_args),
         "learning_rate": settings.learning_rate,
         **{f"{part.name}_lr": part.rate for part in adapter.part_rates},
         **{f"lr_scheduler.{fact}": getattr(schedule, name) for fact, name in OF_SCHEDULE.items()},
@@ -100,11 +96,6 @@ def changes_arguments(names: Iterable[str]) -> bool:
 def changes_optimizer(names: Iterable[str]) -> bool:
     """Tell whether the optimizer's state is of no use to a run that differs in these facts."""
     return bool({"optimizer_type", "full_bf16"} & set(names))
-
-
-def _each(name: str, arguments: Mapping[str, object]) -> dict[str, object]:
-    """Return arguments by name.argument, so that an error can say which one differs."""
-    return {f"{name}.{key}": value for key, value in sorted(arguments.items())}
 
 
 def _fields(name: str, settings: DataclassInstance) -> dict[str, object]:

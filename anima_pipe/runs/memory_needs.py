@@ -16,10 +16,10 @@ from anima_pipe.hooks.memory import size_text
 from anima_pipe.model.activations import BatchSize, Keeping, block_activations, block_weights
 
 if TYPE_CHECKING:
-    from anima_pipe.adapters import Adapter
     from anima_pipe.dataset.plan import Plan
     from anima_pipe.model import AnimaTransformer
     from anima_pipe.model.config import TransformerConfig
+    from anima_pipe.trained import Trained
 
 SAVERS_NAMED: Final = 3
 
@@ -57,6 +57,8 @@ class MemoryNeeds:
     """The base's blocks are."""
     processes: int = 1
     """How many the base's linear layers are sharded over."""
+    called: str
+    """What trains."""
     trained_numbers: int
     trained_bytes: int
     """Of those numbers themselves."""
@@ -74,7 +76,7 @@ class MemoryNeeds:
 
     @property
     def trained(self) -> int:
-        """Bytes of the adapter, its gradients, and the optimizer's state."""
+        """Bytes of what trains, its gradients, and the optimizer's state."""
         return 2 * self.trained_bytes + self.optimizer_bytes * self.trained_numbers
 
     @property
@@ -90,14 +92,14 @@ class MemoryNeeds:
     def __str__(self) -> str:
         return (
             f"about {size_text(self.whole)} ({size_text(self.base)} of the base, "
-            f"{size_text(self.trained)} of the adapter, its gradients and the optimizer, "
+            f"{size_text(self.trained)} of the {self.called}, its gradients and the optimizer, "
             f"{size_text(self.activations)} of activations for {self.batch.pictures} x "
             f"{self.batch.tokens} tokens)"
         )
 
 
 def memory_needs(
-    adapter: Adapter,
+    trained: Trained,
     optimizer_type: str,
     batch: BatchSize,
     device: torch.device,
@@ -108,16 +110,16 @@ def memory_needs(
     """Add up what is known before the first step.
 
     Args:
-        adapter: On its model.
+        trained: What trains.
         optimizer_type: By Kohya's name.
         batch: The largest.
         device: Of the run.
         in_8_bits: Whether the base's blocks are.
         processes: How many the base's linear layers are sharded over.
     """
-    model = cast("AnimaTransformer", adapter.model)
-    own = [*adapter.parameters()]
-    names = [name for name, _ in adapter.named_parameters()]
+    model = cast("AnimaTransformer", trained.model)
+    own = [*trained.parameters()]
+    names = [name for name, _ in trained.named_parameters()]
     small = "8bit" in optimizer_type.lower()
     keeping = Keeping(
         dtype=model.dtype,
@@ -135,6 +137,7 @@ def memory_needs(
         frozen=sum(tensor.numel() for tensor in everything) - own_numbers,
         in_8_bits=in_8_bits,
         processes=processes,
+        called=trained.called,
         trained_numbers=own_numbers,
         trained_bytes=sum(parameter.numel() * parameter.element_size() for parameter in own),
         optimizer_bytes=SMALL_OPTIMIZER_BYTES if small else OPTIMIZER_BYTES,

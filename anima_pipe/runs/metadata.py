@@ -16,9 +16,7 @@ from typing import Final
 
 from anima_pipe import __version__
 from anima_pipe.adapters.headers import (
-    ARCHITECTURE,
     BASE_VERSION,
-    NETWORK_MODULES,
     SPEC_VERSION,
     model_facts,
 )
@@ -33,6 +31,7 @@ from anima_pipe.optimizing.optimizers import (
 )
 from anima_pipe.runs.dataset_metadata import dataset_facts
 from anima_pipe.runs.settings.training import TrainSettings
+from anima_pipe.runs.ways import way_of
 
 IMPLEMENTATION: Final = "https://huggingface.co/circlestone-labs/Anima"
 
@@ -75,15 +74,11 @@ def _run_facts(
     settings: TrainSettings, seed: int, survey: Survey, batches: Batches
 ) -> dict[str, object]:
     """Return what is known of a run, however it was asked for."""
-    model, adapter = settings.model, settings.adapter
+    model = settings.model
     per_epoch = batches.windows_per_epoch()
-    alpha = adapter.network_alpha
     return {
         "ss_base_model_version": BASE_VERSION,
-        "ss_network_module": NETWORK_MODULES.get(adapter.kind, f"networks.{adapter.kind}_anima"),
-        "ss_network_dim": adapter.network_dim,
-        "ss_network_alpha": float(adapter.network_dim) if alpha is None else alpha,
-        "ss_network_args": json.dumps(dict(adapter.network_args), default=str),
+        **way_of(settings).file_facts(),
         "ss_output_name": settings.save.name,
         "ss_learning_rate": settings.learning_rate,
         "ss_lr_scheduler": settings.schedule.lr_scheduler,
@@ -122,7 +117,7 @@ def _model_spec(settings: TrainSettings, survey: Survey) -> dict[str, str]:
     width, height = survey.datasets[0].buckets.resolution
     spec: dict[str, str | None] = {
         "sai_model_spec": SPEC_VERSION,
-        "architecture": ARCHITECTURE,
+        "architecture": way_of(settings).architecture,
         "implementation": IMPLEMENTATION,
         "implementation_version": f"anima-pipe/{__version__}",
         "title": settings.save.name,

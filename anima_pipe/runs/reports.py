@@ -20,11 +20,10 @@ from anima_pipe.source.variants import CaptionNote
 if TYPE_CHECKING:
     from torch import nn
 
-    from anima_pipe.adapters.adapter import Adapter, TableRow
     from anima_pipe.dataset.batches import Batches
     from anima_pipe.dataset.survey import Survey
     from anima_pipe.runs.prepare import Training
-    from anima_pipe.trainer import TrainerConfig
+    from anima_pipe.trained import TableRow
 
 NAMED = 20
 """Problems that are listed one by one; of the others there is a count."""
@@ -188,7 +187,7 @@ def report_plan(training: Training, needs: object, tokenizer: Path | None) -> No
         needs: Of memory, shown as text.
         tokenizer: Folder of the T5 tokenizer that captions are encoded with; None: the cache's own.
     """
-    config, batches, adapter = training.config, training.batches, training.adapter
+    config, batches, trained = training.config, training.batches, training.trained
     rates: dict[nn.Parameter, float] = {
         parameter: group.get("initial_lr", group["lr"])
         for group in training.optimizer.param_groups
@@ -199,9 +198,9 @@ def report_plan(training: Training, needs: object, tokenizer: Path | None) -> No
         *describe(batches.plan),
         *([f"tokenizer   {tokenizer}"] if tokenizer else []),
         f"steps       {config.max_train_steps}, {_steps_note(batches, config.max_train_steps)}",
-        f"machine     {device}, {_precision_note(config, adapter)}, seed {config.seed}",
+        f"machine     {device}, {trained.precision_note(config.dtype)}, seed {config.seed}",
         f"memory      {needs}{', for each process' if batches.processes > 1 else ''}",
-        *_adapter_lines(adapter.table(rates)),
+        *_table_lines(trained.table(rates)),
     ]
     say("\n".join(["", *lines, ""]))
 
@@ -216,19 +215,11 @@ def _steps_note(batches: Batches, steps: int) -> str:
     return ", ".join(notes)
 
 
-def _precision_note(config: TrainerConfig, adapter: Adapter) -> str:
-    from anima_pipe.adapters.sharded import sharded_tensors
-
-    base, own = (str(dtype).removeprefix("torch.") for dtype in (config.dtype, adapter.dtype))
-    sharded = " sharded over the processes" if sharded_tensors(adapter.model) else ""
-    return f"base in {base}{sharded}, adapter in {own}"
-
-
 def _rank(rank: int | None) -> str:
     return "" if rank is None else str(rank)
 
 
-def _adapter_lines(rows: Sequence[TableRow]) -> list[str]:
+def _table_lines(rows: Sequence[TableRow]) -> list[str]:
     """Lay the table of what is trained out in columns."""
     width = max(len(row.modules) for row in rows)
     total = sum(row.parameters for row in rows)

@@ -1,17 +1,14 @@
-"""Training as a call: from the settings of a run to its adapter, its log and a summary."""
+"""Training as a call: from the settings of a run to its files, its log and a summary."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
-from anima_pipe.adapters import Adapter
-from anima_pipe.adapters.files import check_style
 from anima_pipe.adapters.sharded import sharded_tensors
 from anima_pipe.files import make_folder
 from anima_pipe.hooks.previews import Previews
@@ -20,22 +17,24 @@ from anima_pipe.hooks.tracking import loss_ends
 from anima_pipe.hooks.train_state import state_seed
 from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
 from anima_pipe.records import Moment
-from anima_pipe.runs.checks import check_base, check_model_files, check_parts, check_processes
+from anima_pipe.runs.checks import (
+    check_base,
+    check_model_files,
+    check_parts,
+    check_processes,
+    check_whole_model,
+)
 from anima_pipe.runs.data import prepare_data
 from anima_pipe.runs.hooks import hooks_in_order, make_averages, open_log, parts_in_state
 from anima_pipe.runs.interrupts import stopped_by_signals
 from anima_pipe.runs.logs import tracker_config
 from anima_pipe.runs.memory_needs import MemoryNeeds, largest_batch, memory_explained, memory_needs
 from anima_pipe.runs.outputs import prepare_previews, save_config, state_config
-from anima_pipe.runs.prepare import (
-    Training,
-    load_base,
-    prepare_adapter,
-    prepare_training,
-)
+from anima_pipe.runs.prepare import Training, prepare_training
 from anima_pipe.runs.reports import report_plan
 from anima_pipe.runs.resuming import resume_if_asked
 from anima_pipe.runs.settings.training import TrainSettings
+from anima_pipe.runs.ways import way_of
 from anima_pipe.runtime import (
     Rank,
     claim_device,
@@ -78,7 +77,7 @@ class TrainSummary:
     skipped_steps: int
     """Passed over, for their loss or gradient was not finite."""
     output: str | None
-    """The adapter; None where the run was stopped before its end."""
+    """The adapter, or the checkpoint; None where the run was stopped before its end."""
     state_dir: str | None
     """The state saved last, to go on from."""
     contact_sheet: str | None
@@ -93,7 +92,7 @@ def train(
     base: AnimaTransformer | None = None,
     stop: StopRequest | None = None,
 ) -> TrainSummary:
-    """Train an adapter; what the caches lack is encoded first.
+    """Train an adapter, or the model itself; what the caches lack is encoded first.
 
     One at a time in a process. What accelerate and torch's random generators knew before, they know
     again afterwards. Under `accelerate launch`, every process calls this, and they train together;
@@ -101,8 +100,8 @@ def train(
 
     Args:
         settings: Of the run.
-        hooks: The caller's own, on every process, or what makes them of the run's model, adapter
-            and batches; `runs.hooks.hooks_in_order` says when they act.
+        hooks: The caller's own, on every process, or what makes them of the run's parts;
+            `runs.hooks.hooks_in_order` says when they act.
         base: From `load_base` with the same model settings, on the device of the run, so that
             several trainings share it; it is left without the adapter. None: it is loaded.
         stop: The caller's; once it is made, the run ends after the next step, with its state saved.
@@ -113,6 +112,7 @@ def train(
     """
     started = time.monotonic()
     device = claim_device(settings.device)
+    check_whole_model(settings, has_base=base is not None)
     check_processes(settings, launched_rank().processes, has_base=base is not None)
     with accelerate_afresh(), torch.random.fork_rng(_gpus(device)):
         sharded = launched_rank() if take_fsdp_request() else None
@@ -154,9 +154,12 @@ def _train(
         make_folder(trackers.folder.parent)
     data = prepare_data(settings, seed, accelerator)
     settings = replace(settings, save=save_config(settings, seed, data))
-    model = load_base(settings.model, accelerator.device, sharded) if base is None else base
-    with _adapted(model, settings, seed, shared=base is not None) as (adapter, module):
-        training = prepare_training(settings, seed, accelerator, adapter, module, data.batches)
+    way = way_of(settings)
+    model = way.load(accelerator.device, sharded) if base is None else base
+    model.checkpoint_blocks(settings.model.gradient_checkpointing)
+    module = TextConditionedTransformer(model)
+    with way.put_on(module, seed, shared=base is not None) as subject:
+        training = prepare_training(settings, seed, accelerator, subject, module, data.batches)
         return _run(settings, training, trackers, hooks, stop)
 
 
@@ -166,27 +169,6 @@ def _seed(settings: TrainSettings, accelerator: Accelerator) -> int:
     if settings.seed is not None:
         return settings.seed
     return state_seed(settings.states.resume) if settings.states.resume else drawn
-
-
-@contextmanager
-def _adapted(
-    model: AnimaTransformer, settings: TrainSettings, seed: int, *, shared: bool
-) -> Generator[tuple[Adapter, TextConditionedTransformer]]:
-    """Yield the adapter, put on the model, and the module to train; take it off a shared one.
-
-    Raises:
-        ConfigError: The adapter cannot be made, or the style of its file cannot express it.
-    """
-    model.checkpoint_blocks(settings.model.gradient_checkpointing)
-    adapter = prepare_adapter(settings, seed, model)
-    module = TextConditionedTransformer(model)
-    try:
-        check_style(adapter, settings.save.style)
-        adapter.follow_sigmas(module)
-        yield adapter, module
-    finally:
-        if shared:
-            adapter.remove()
 
 
 def _run(
@@ -217,9 +199,9 @@ def _run(
 
 
 def _memory_needs(settings: TrainSettings, training: Training) -> MemoryNeeds:
-    accelerator, model = training.accelerator, training.adapter.model
+    accelerator, model = training.accelerator, training.trained.model
     return memory_needs(
-        training.adapter,
+        training.trained,
         settings.optimizer.optimizer_type,
         largest_batch(training.batches.plan),
         accelerator.device,

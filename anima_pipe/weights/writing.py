@@ -31,6 +31,13 @@ DTYPES: Final = {
 }
 """The kinds of numbers that may be infinite or none, by their names in safetensors."""
 
+STORED_NAMES: Final = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
+"""What safetensors calls the dtypes that weights are kept in."""
+
 WRITABLE: Final = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes in which trained tensors are written."""
 
@@ -73,6 +80,37 @@ def write_tensors(
         OutputError: The file cannot be written.
     """
     write_atomically(path, serialized(tensors, metadata, path))
+
+
+def stream_tensors(
+    target: Path,
+    tensors: Mapping[str, Tensor],
+    called: Path,
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a safetensors file tensor by tensor: memory grows by the largest of them.
+
+    Args:
+        target: The file, which may be temporary.
+        tensors: On any device, by name.
+        called: What errors call the file.
+        metadata: For the header.
+        dtype: That they are written in; None: each in its own.
+
+    Raises:
+        CheckpointError: A number is not finite.
+    """
+    wide_first = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    kinds = {name: STORED_NAMES[dtype or tensors[name].dtype] for name in wide_first}
+    layout = {
+        name: (kind, tuple(tensors[name].shape), tensors[name].numel() * BYTES_PER_NUMBER[kind])
+        for name, kind in kinds.items()
+    }
+    with target.open("wb") as file:
+        write_header(file, layout, metadata or {})
+        for name in wide_first:
+            append_tensor(file, name, tensors[name].detach().to("cpu", dtype), called)
 
 
 def serialized(

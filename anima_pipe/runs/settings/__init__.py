@@ -1,4 +1,4 @@
-"""The settings of runs: frozen dataclasses, one module for each stage.
+"""The settings of runs: frozen dataclasses, one module for each stage, and `trained`.
 
 Where an option of the command line says the same, a field is called as the option is, so that an
 error's words serve both. `FIELDS` has those that are called otherwise.

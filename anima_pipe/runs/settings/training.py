@@ -11,10 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-import torch
-
-from anima_pipe.adapters.adapter import read_settings
-from anima_pipe.adapters.rules import PartRate
 from anima_pipe.dataset.config import DatasetConfig
 from anima_pipe.errors import ConfigError, check_above_zero, check_choice, check_number
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
@@ -28,13 +24,14 @@ from anima_pipe.optimizing.checks import refuse_schedule_beside_average, refuse_
 from anima_pipe.optimizing.optimizers import OptimizerConfig, find_optimizer
 from anima_pipe.optimizing.schedules import ScheduleConfig
 from anima_pipe.records import PreviewPrompt
-from anima_pipe.runtime import torch_dtype
+from anima_pipe.runs.settings.trained import AdapterSettings, ModelSettings, NoAdapter
 from anima_pipe.trainer import ProcessConfig
 from anima_pipe.trainer.trackers import MAKERS
 
-Precision = Literal["no", "bf16", "fp16"]
-
 OnNonFinite = Literal["stop", "skip"]
+
+NATIVE_STYLE: Final = "comfy"
+"""Whose names a checkpoint has: ComfyUI reads those of the released ones."""
 
 LARGEST_DECAY: Final = 0.999999
 """Of an average: nearer to 1, fp32 loses what a step adds to it."""
@@ -79,78 +76,6 @@ class DataSettings:
                 "auto_cache fills the caches, but how latents and texts are made is not said",
                 "give both latents and text, or set auto_cache to false",
             )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSettings:
-    """The frozen model: its files, and how it is kept.
-
-    Raises:
-        ConfigError: There is no such precision.
-    """
-
-    transformer: Path
-    """In ComfyUI's or diffusers' names."""
-    llm_adapter: Path | None = None
-    """The text adapter's own file; None: it is in the transformer's."""
-    mixed_precision: Precision = "no"
-    """What it is kept and computed in; "no" is fp32. The adapter trains in fp32 all the same."""
-    fp8_base: bool = False
-    """Whether the weights of its blocks are kept in 8 bits."""
-    gradient_checkpointing: bool = False
-    """Whether its blocks are run again for their backward passes, which saves memory."""
-    base_weights: tuple[tuple[Path, float], ...] = ()
-    """Adapter files merged into it first, and their strengths."""
-    allow_unmatched: bool = False
-    """Whether what of these files, and of network_weights, matches nothing is left out."""
-
-    def __post_init__(self) -> None:
-        check_choice("mixed_precision", self.mixed_precision, get_args(Precision))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What its weights are kept in, and what is fed to them."""
-        return torch_dtype(self.mixed_precision)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterSettings:
-    """What is trained.
-
-    Raises:
-        ConfigError: There is no such kind, it does not take an argument, or a number is none.
-    """
-
-    kind: str = "lora"
-    """One of `adapters.registry.KINDS`."""
-    network_dim: int = 16
-    """The rank."""
-    network_alpha: float | None = None
-    """The change is multiplied by alpha / rank; None: alpha = rank."""
-    network_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Further arguments of `create_adapter`: which modules, dropout, what the kind takes."""
-    network_weights: Path | None = None
-    """An adapter file to go on from, its optimizer afresh."""
-    dim_from_weights: bool = False
-    """Whether its rank and alpha are wanted, whatever is said above."""
-    part_rates: tuple[PartRate, ...] = ()
-    """Parts of the model with learning rates of their own; 0: not trained."""
-    scale_weight_norms: float | None = None
-    """Largest norm of each layer's change; None: any."""
-    full_bf16: bool = False
-    """Whether its matrices are kept in bf16, rounded by chance; beside mixed_precision bf16."""
-
-    def __post_init__(self) -> None:
-        check_number("network_dim", self.network_dim, least=1)
-        check_above_zero("network_alpha", self.network_alpha)
-        check_above_zero("scale_weight_norms", self.scale_weight_norms)
-        read_settings(self.kind, self.network_dim, self.network_alpha, self.network_args)
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """All that `create_adapter` takes by these names."""
-        own = {"network_dim": self.network_dim, "network_alpha": self.network_alpha}
-        return {**own, **self.network_args}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,7 +222,8 @@ class TrainSettings:
     """The folder and the name of all that the run writes, and when the adapter is saved."""
     learning_rate: float
     """1e-4 is usual for AdamW at alpha = rank."""
-    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    adapter: AdapterSettings | NoAdapter = field(default_factory=AdapterSettings)
+    """What is trained: an adapter, or without one the model itself."""
     length: LengthSettings = field(default_factory=LengthSettings)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -307,7 +233,7 @@ class TrainSettings:
     on_nonfinite: OnNonFinite = "stop"
     """What to do where a step's loss or gradient is not finite."""
     ema_decay: float | None = None
-    """Of the adapter's average that is saved beside it; None: no average."""
+    """Of the average of what trains that is saved beside it; None: no average."""
     validation: ValidationConfig = field(default_factory=lambda: ValidationConfig(every_n_epochs=1))
     previews: PreviewSettings | None = None
     states: StateSettings = field(default_factory=StateSettings)
@@ -338,4 +264,27 @@ class TrainSettings:
             raise ConfigError(
                 f"full_bf16 is set, but mixed_precision is {self.model.mixed_precision}",
                 "set mixed_precision to bf16, or remove full_bf16",
+            )
+        if isinstance(self.adapter, NoAdapter):
+            self._check_without_adapter()
+
+    def _check_without_adapter(self) -> None:
+        """Refuse what says something of adapters, or of frozen weights, alone."""
+        if self.model.fp8_base:
+            raise ConfigError(
+                "fp8_base is set, but without an adapter there are no frozen weights to be kept in "
+                "8 bits",
+                "remove fp8_base; optimizer_type AdamW8bit and full_bf16 save memory",
+            )
+        if self.model.mixed_precision != "no" and not self.adapter.full_bf16:
+            raise ConfigError(
+                f"mixed_precision is {self.model.mixed_precision}, but without an adapter the "
+                "model trains in fp32, or in bf16 throughout",
+                "set mixed_precision to no, or full_bf16 beside bf16",
+            )
+        if self.save.style != NATIVE_STYLE:
+            raise ConfigError(
+                f"save_format is {self.save.style}, but without an adapter a checkpoint is saved, "
+                "in the names of the released ones",
+                f"remove save_format, or set it to {NATIVE_STYLE}",
             )

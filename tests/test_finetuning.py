@@ -1,0 +1,195 @@
+"""Training without an adapter: what a run of the model's own weights leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import files_in
+from safetensors.torch import load_file
+from training_calls import assert_refused, into, metadata
+
+from anima_pipe import demo, runs
+from anima_pipe.model import load_transformer
+
+PARTS = {
+    "llm_adapter": r"llm_adapter\..*",
+    "self_attn": r"blocks\.\d+\.self_attn\..*",
+    "cross_attn": r"blocks\.\d+\.cross_attn\..*",
+    "mlp": r"blocks\.\d+\.mlp\..*",
+    "mod": r".*adaln_modulation.*",
+}
+
+
+@pytest.fixture(scope="module")
+def whole(settings: runs.TrainSettings) -> runs.TrainSettings:
+    """Three steps of the embedded model itself."""
+    return replace(settings, adapter=runs.NoAdapter(), learning_rate=1e-3)
+
+
+def weights(summary: runs.TrainSummary) -> dict[str, torch.Tensor]:
+    """Return the checkpoint that a run ended with, by the names of the model."""
+    assert summary.output is not None
+    tensors = load_file(summary.output)
+    assert all(name.startswith("net.") for name in tensors)
+    return {name.removeprefix("net."): tensor for name, tensor in tensors.items()}
+
+
+def start() -> dict[str, torch.Tensor]:
+    return load_transformer(demo.DEMO_TRANSFORMER).state_dict()
+
+
+def rates(**given: float) -> tuple[runs.PartRate, ...]:
+    return tuple(
+        runs.PartRate(name=name, pattern=PARTS[name], rate=rate) for name, rate in given.items()
+    )
+
+
+def test_every_weight_of_the_model_is_trained_and_saved_under_the_released_names(
+    whole: runs.TrainSettings, tmp_path: Path
+) -> None:
+    trained, before = weights(runs.train(into(tmp_path, whole))), start()
+
+    assert trained.keys() == before.keys()
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
+    same = [name for name, tensor in trained.items() if torch.equal(tensor, before[name])]
+    assert same == []
+    loaded = load_transformer(tmp_path / "fox.safetensors").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in trained.items())
+
+
+def test_a_checkpoints_header_is_that_of_a_checkpoint(
+    whole: runs.TrainSettings, tmp_path: Path
+) -> None:
+    runs.train(into(tmp_path, whole))
+
+    header = metadata(tmp_path / "fox.safetensors")
+    assert header["modelspec.architecture"] == "anima-preview"
+    assert header["modelspec.title"] == "fox"
+    assert header["ss_steps"] == "3"
+    assert header["ss_sd_model_name"] == demo.DEMO_TRANSFORMER.name
+    assert not any(name.startswith(("ss_network", "adapter_", "sshs_")) for name in header)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_a_checkpoint_takes_the_precision_asked_for(
+    precision: torch.dtype, whole: runs.TrainSettings, tmp_path: Path
+) -> None:
+    in_full = weights(runs.train(into(tmp_path / "full", whole)))
+    save = replace(whole.save, dtype=precision)
+    shorter = weights(runs.train(into(tmp_path / "short", whole, save=save)))
+
+    assert all(tensor.equal(in_full[name].to(precision)) for name, tensor in shorter.items())
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_trains_alone_or_stays_to_the_bit(
+    part: str, whole: runs.TrainSettings, tmp_path: Path
+) -> None:
+    before = start()
+    length = runs.LengthSettings(max_train_steps=1)
+    given: dict[str, tuple[float, dict[str, float]]] = {
+        "alone": (0.0, {part: 1e-3}),
+        "without": (1e-3, {part: 0.0}),
+    }
+    moved: dict[str, set[str]] = {}
+    for name, (rate, own) in given.items():
+        adapter = runs.NoAdapter(part_rates=rates(**own))
+        changes: dict[str, Any] = {"adapter": adapter, "learning_rate": rate, "length": length}
+        after = weights(runs.train(into(tmp_path / name, whole, **changes)))
+        moved[name] = {n for n, tensor in after.items() if not tensor.equal(before[n])}
+
+    (only,) = rates(**{part: 1.0})
+    of_part = {name for name in before if only.holds(name.rpartition(".")[0])}
+    assert moved == {"alone": of_part, "without": before.keys() - of_part}
+
+
+def test_a_run_goes_on_from_its_state_to_the_bits_of_one_in_one_go(
+    whole: runs.TrainSettings, tmp_path: Path
+) -> None:
+    in_one_go = runs.train(into(tmp_path / "whole", whole, ema_decay=0.9))
+    states = runs.StateSettings(at_end=True)
+    length = runs.LengthSettings(max_train_steps=2)
+    given: dict[str, Any] = {"ema_decay": 0.9, "length": length, "states": states}
+    first = runs.train(into(tmp_path / "parts", whole, **given))
+    assert first.state_dir is not None
+
+    going_on = runs.StateSettings(resume=Path(first.state_dir))
+    second = runs.train(into(tmp_path / "parts", whole, ema_decay=0.9, states=going_on))
+
+    assert second.steps == 3
+    for name in ("fox.safetensors", "fox-ema.safetensors"):
+        files = [(tmp_path / folder / name).read_bytes() for folder in ("whole", "parts")]
+        assert files[0] == files[1]
+    assert in_one_go.final_loss is not None
+
+
+def test_a_state_of_an_adapter_is_none_of_the_models_own(
+    settings: runs.TrainSettings, whole: runs.TrainSettings, tmp_path: Path
+) -> None:
+    states = runs.StateSettings(at_end=True)
+    length = runs.LengthSettings(max_train_steps=1)
+    adapted = runs.train(into(tmp_path, settings, states=states, length=length))
+    assert adapted.state_dir is not None
+
+    going_on = runs.StateSettings(resume=Path(adapted.state_dir))
+    assert_refused(
+        lambda: runs.train(into(tmp_path, whole, states=going_on)),
+        "network_module: lora then, none now",
+        remedy="put the old values back: the state has other tensors than this model",
+    )
+
+
+def test_accumulation_checkpointing_and_clipping_act_on_the_models_weights(
+    whole: runs.TrainSettings, tmp_path: Path
+) -> None:
+    plain = weights(runs.train(into(tmp_path / "plain", whole)))
+    model = replace(whole.model, gradient_checkpointing=True)
+    again = weights(runs.train(into(tmp_path / "again", whole, model=model)))
+    assert all(torch.allclose(tensor, plain[n], atol=1e-6) for n, tensor in again.items())
+
+    length = runs.LengthSettings(max_train_steps=3, gradient_accumulation_steps=2)
+    several = weights(runs.train(into(tmp_path / "several", whole, length=length)))
+    assert not any(tensor.equal(plain[name]) for name, tensor in several.items())
+
+
+UNFIT: dict[str, dict[str, Any]] = {
+    "fp8_base": {"model": {"fp8_base": True}},
+    "save_format": {"save": {"style": "kohya"}},
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_is_of_adapters_alone_is_refused_by_its_name(
+    name: str, whole: runs.TrainSettings
+) -> None:
+    changes = {part: replace(getattr(whole, part), **own) for part, own in UNFIT[name].items()}
+    assert_refused(lambda: replace(whole, **changes), name, "without an adapter")
+
+
+def test_a_model_whose_parts_all_have_a_rate_of_zero_is_refused_before_anything_is_encoded(
+    whole: runs.TrainSettings, tmp_path: Path
+) -> None:
+    everything = (runs.PartRate(name="all", pattern=".*", rate=0.0),)
+    adapter = runs.NoAdapter(part_rates=everything)
+    assert_refused(
+        lambda: runs.train(into(tmp_path, whole, adapter=adapter)), "nothing is left to train"
+    )
+    assert files_in(tmp_path) == set()
+
+
+def test_a_model_that_others_share_is_not_trained_itself(
+    whole: runs.TrainSettings, tmp_path: Path
+) -> None:
+    base = runs.load_base(whole.model, "cpu")
+    assert_refused(lambda: runs.train(into(tmp_path, whole), base=base), "the base is given")
+
+
+def test_weights_of_which_all_train_are_not_sharded(
+    whole: runs.TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert_refused(lambda: runs.train(into(tmp_path, whole)), "FSDP is asked for")
