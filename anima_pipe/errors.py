@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+
+from anima_pipe.plain_text import on_one_line
 
 
 class PipeError(Exception):
@@ -16,17 +18,27 @@ class PipeError(Exception):
     Args:
         problem: One sentence with the offending value and its place (file, key, line).
         remedy: One sentence that says what to do.
+        parts: What the problem is made of, where it ends in a colon, each with its own remedy.
     """
 
     exit_code = 2
 
-    def __init__(self, problem: str, remedy: str) -> None:
-        super().__init__(problem, remedy)
+    def __init__(self, problem: str, remedy: str, parts: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(problem, remedy, parts)
         self.problem = problem
         self.remedy = remedy
+        self.parts = parts
 
     def __str__(self) -> str:
-        return f"{self.problem}\n  Fix: {self.remedy}"
+        return "\n".join(map(on_one_line, self.lines()))
+
+    def lines(self) -> Iterator[str]:
+        """Yield what is shown of it, line by line."""
+        yield self.problem
+        for problem, remedy in self.parts:
+            yield f"  {problem}"
+            yield f"    Fix: {remedy}"
+        yield f"  Fix: {self.remedy}"
 
 
 class ConfigError(PipeError):

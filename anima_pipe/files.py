@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from anima_pipe.errors import OutputError
+from anima_pipe.plain_text import in_utf8
 
 ABANDONED_AFTER_SECONDS: Final = 24 * 3600
 """A temporary file of another host that nobody wrote to for this long is taken for left behind."""
@@ -129,6 +130,33 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def require_readable_name(path: Path, remedy: str) -> None:
+    """Check that other programs can read a file of weights by its name.
+
+    The safetensors library opens no path that is not UTF-8, and so does no program with it.
+
+    Raises:
+        OutputError: The path is not UTF-8.
+    """
+    if in_utf8(str(path)) != str(path):
+        raise OutputError(f"no reader of safetensors opens {path}: the name is not UTF-8", remedy)
+
+
+def rehearse(path: Path) -> None:
+    """Find out, before the work, that a file can be written under its name; make its folder.
+
+    Raises:
+        OutputError: It cannot: the folder, the name, the disk, or a folder of that name.
+    """
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder", "give the file another name")
+    temporary = path.with_name(temporary_name(path.name))
+    with refusals_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink()
+
+
 def with_sorted_header(content: bytes) -> bytes:
     """Return a safetensors file with the entries of its header in order.
 
@@ -144,14 +172,6 @@ def with_sorted_header(content: bytes) -> bytes:
     # Spaces behind the header keep the tensors aligned to 8 bytes, as the format wants them.
     padded = text.encode().ljust(-(-len(text.encode()) // 8) * 8)
     return len(padded).to_bytes(8, "little") + padded + data
-
-
-def in_utf8(text: str) -> str:
-    """Return a text as UTF-8 can hold it: halves of characters become question marks.
-
-    They come of names of files that are not UTF-8, and of JSON with escapes.
-    """
-    return text.encode("utf-8", "replace").decode()
 
 
 def sync_folder(folder: Path) -> None:

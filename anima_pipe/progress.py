@@ -151,7 +151,7 @@ class ProgressLines(Progress):
             if left := self._total - self._done:
                 parts.append(f"{duration(each * left)} left")
         parts += [f"{name} {value}" for name, value in self._notes.items()]
-        print(", ".join(parts), file=sys.stderr, flush=True)
+        print(", ".join(parts), file=sys.stderr, flush=True)  # noqa: T201 - words of ours alone
 
 
 def duration(seconds: float) -> str:

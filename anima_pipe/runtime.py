@@ -8,11 +8,13 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from anima_pipe.errors import ConfigError
+from anima_pipe.plain_text import on_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +84,7 @@ class MessageHandler(logging.Handler):
         if (tqdm := sys.modules.get("tqdm")) is not None:
             tqdm.tqdm.write(message, file=sys.stderr)
         else:
-            print(message, file=sys.stderr)
+            print(message, file=sys.stderr)  # noqa: T201 - made by `_lines`
 
 
 def setup_messages(*, verbose: bool = False) -> None:
@@ -123,19 +125,37 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def say(message: str) -> None:
-    """Tell the user something worth a line."""
-    LOGGER.info(message)
+def say(*lines: str) -> None:
+    """Tell the user something worth a line, or several.
+
+    Here and in `warn` and `show`, each of them is one line on the terminal, whatever is in it.
+    """
+    LOGGER.info("%s", _lines(lines))
 
 
-def warn(message: str) -> None:
+def show(*lines: str) -> None:
+    """Print what was asked for to standard output."""
+    print(_lines(lines))  # noqa: T201 - as it should be printed
+
+
+def tell_error(*lines: str) -> None:
+    """Print what ended a command to standard error, even where messages are held back."""
+    print(_lines(lines), file=sys.stderr)  # noqa: T201 - as it should be printed
+
+
+def warn(*lines: str) -> None:
     """Tell the user something that deserves a look, without stopping.
 
     What has been said already, here or by a stage before this one, is not said again.
     """
+    message = _lines(lines)
     if (said := os.environ.get(SAID_BEFORE)) and not _note_said(Path(said), message):
         return
     LOGGER.warning("warning: %s", message)
+
+
+def _lines(lines: Iterable[str]) -> str:
+    return "\n".join(map(on_one_line, lines))
 
 
 def _note_said(file: Path, message: str) -> bool:

@@ -25,7 +25,7 @@ from anima_pipe.adapters.reading import (
 from anima_pipe.adapters.registry import kind_in_words
 from anima_pipe.adapters.styles import PathIndex, find_style
 from anima_pipe.errors import CheckpointError, ConfigError
-from anima_pipe.files import in_utf8
+from anima_pipe.plain_text import in_utf8
 from anima_pipe.runtime import counted, warn
 from anima_pipe.weights.writing import not_finite, write_tensors
 

@@ -28,6 +28,7 @@ from anima_pipe.adapters.linear import LinearDelta
 from anima_pipe.adapters.registry import kind_name
 from anima_pipe.encoders.fingerprints import file_digest
 from anima_pipe.errors import CheckpointError, ConfigError
+from anima_pipe.plain_text import json_text
 
 DEPTHS_KEY: Final = "model_depths"
 """The lengths of the model's lists of layers, JSON. An adapter fits one depth only."""
@@ -157,7 +158,7 @@ def derived_header(origin: Origin, deltas: Mapping[str, Delta], name: str) -> di
         CheckpointError: The depth that a source states is no table, or it cannot be read.
     """
     depths = joined_depths(origin.sources)
-    made_of = {MADE_OF_KEY: json.dumps(_described(origin), ensure_ascii=False)}
+    made_of = {MADE_OF_KEY: json_text(_described(origin))}
     stated = {DEPTHS_KEY: json.dumps(depths)} if depths else {}
     if _is_same(origin.sources, deltas):
         first = origin.sources[0].metadata
@@ -218,7 +219,7 @@ def baked_header(origin: Origin) -> dict[str, str]:
     """Return the header of a checkpoint with adapters in it: the base's own, the first source's."""
     base = origin.sources[0].metadata
     kept = {name: value for name, value in base.items() if not OF_TENSORS.match(name)}
-    made_of = {MADE_OF_KEY: json.dumps(_described(origin), ensure_ascii=False)}
+    made_of = {MADE_OF_KEY: json_text(_described(origin))}
     return {**kept, **made_of, "format": "pt"}
 
 

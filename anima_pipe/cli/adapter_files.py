@@ -13,6 +13,7 @@ import click
 from anima_pipe.cli.adapter_page import as_json_text, overview, table
 from anima_pipe.cli.ending import ending_of
 from anima_pipe.errors import ConfigError
+from anima_pipe.runtime import show
 
 if TYPE_CHECKING:
     import torch
@@ -92,9 +93,9 @@ def info(source: Path, *, as_json: bool, allow_unmatched: bool) -> None:
             if spoilt := not_finite(delta.file_tensors()):
                 warn(f"not every number is finite in {module}.{spoilt[0]}")
         if as_json:
-            click.echo(as_json_text(facts, rows))
+            show(*as_json_text(facts, rows).split("\n"))
             return 0
-        click.echo("\n".join([*overview(facts), "", *table(rows)]))
+        show(*overview(facts), "", *table(rows))
         return 0
 
     sys.exit(ending_of(work))
@@ -135,7 +136,7 @@ def convert(
             drop_norms=drop_norms,
             allow_unmatched=allow_unmatched,
         )
-        click.echo(f"{output}: {export.keys} tensors; {_read_back(export.largest_difference)}")
+        show(f"{output}: {export.keys} tensors; {_read_back(export.largest_difference)}")
         return 0
 
     sys.exit(ending_of(work))
@@ -266,7 +267,7 @@ def extract(
         dtype = torch_dtype(save_precision)
         origin = extracted_from(base, tuned, found.depths)
         export = write_verified(found.deltas, output, save_format, dtype, origin)
-        click.echo(f"{output}: {len(found.deltas)} modules, {export.keys} tensors")
+        show(f"{output}: {len(found.deltas)} modules, {export.keys} tensors")
         return 0
 
     sys.exit(ending_of(work))
@@ -295,7 +296,7 @@ def _write(
     dtype = torch_dtype(save_precision) if save_precision else own
     export = write_verified(deltas, output, save_format, dtype, origin)
     ranks = sorted({delta.rank for delta in deltas.values() if delta.rank is not None})
-    click.echo(
+    show(
         f"{output}: {len(deltas)} modules, ranks {', '.join(map(str, ranks))}, "
         f"{export.keys} tensors; {_read_back(export.largest_difference)}"
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
-from anima_pipe.files import in_utf8
+from anima_pipe.plain_text import in_utf8
 
 if TYPE_CHECKING:
     from anima_pipe.adapters.contents import ContentsRow

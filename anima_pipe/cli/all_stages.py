@@ -21,13 +21,14 @@ from anima_pipe import demo
 from anima_pipe.cli.ending import INTERRUPTED, TERMINATED
 from anima_pipe.cli.stage_command import stage_command
 from anima_pipe.errors import PipeError
-from anima_pipe.files import write_atomically
+from anima_pipe.files import require_readable_name, write_atomically
 from anima_pipe.hub.home import MODEL_OPTIONS
 from anima_pipe.kohya.options import options_of
 from anima_pipe.kohya.resolve import COMMAND_LINE
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import Kind, Option
 from anima_pipe.kohya.rules import SEED_SHIFT
+from anima_pipe.plain_text import json_text, on_one_line
 from anima_pipe.runs.interrupts import Terminated
 from anima_pipe.runtime import SAID_BEFORE, say, warn
 from anima_pipe.source.prompts import escaped
@@ -66,6 +67,9 @@ class StageFailedError(PipeError):
 
 def run(options: Resolved) -> AllSummary:
     """Run the five stages; stop at the first that fails."""
+    if named := options.value("output_dir"):
+        # Not by the stage that writes the adapter, hours of encoding later.
+        require_readable_name(named, "give another output_dir")
     given = with_defaults(options)
     folder = Path(str(given["output_dir"]))
     with TemporaryDirectory() as notes:
@@ -114,7 +118,7 @@ def with_defaults(options: Resolved) -> dict[str, object]:
             del defaults["dataset_config"]
             # A name of its own, so that one first look does not replace another.
             path = Path(str(dataset)).resolve()
-            name = path.name if path.is_dir() else path.stem
+            name = on_one_line(path.name if path.is_dir() else path.stem).replace("\\", "_")
             defaults |= {"output_dir": OUTPUT / name, "output_name": name}
             if "sample_prompts" not in given:
                 folder = Path(str(given.get("output_dir", defaults["output_dir"])))
@@ -151,8 +155,7 @@ def _prompts_of(options: Resolved, folder: Path) -> dict[str, object]:
         return {}
     path = folder / "prompts.json"
     # Not lines: a caption may hold what would be a setting there.
-    text = json.dumps(prompts, indent=1, ensure_ascii=False)
-    write_atomically(path, text.encode())
+    write_atomically(path, json_text(prompts, indent=1).encode())
     return {"sample_prompts": path}
 
 
@@ -187,7 +190,7 @@ def _run_stage(name: str, given: Given, folder: Path, said: Path) -> dict[str, A
         SystemExit: It was interrupted, which it has said itself.
     """
     summary_file = folder / "summaries" / f"{name}.json"
-    say(f"\n{shown_command(name, given)}")
+    say("", *shown_command(name, given))
     arguments = [name, *command_line(name, {**given, "summary_json": summary_file})]
     # The arguments are the user's own, handed on without a shell.
     program = [sys.executable, "-m", "anima_pipe.cli"]
@@ -218,8 +221,8 @@ def _ending_of(stage: subprocess.Popen[bytes]) -> int:
             continue
 
 
-def shown_command(name: str, given: Given) -> str:
-    """Return a stage's command as one would type it, broken between options where it is long.
+def shown_command(name: str, given: Given) -> list[str]:
+    """Return a stage's command as one would type it, in lines where it is long.
 
     Paths below the working folder are shown from there.
     """
@@ -229,8 +232,9 @@ def shown_command(name: str, given: Given) -> str:
         if len(lines[-1]) + len(piece) < ECHO_WIDTH - len(BREAK):
             lines[-1] += f" {piece}"
         else:
+            lines[-1] += BREAK
             lines.append(f"      {piece}")
-    return f"{BREAK}\n".join(lines)
+    return lines
 
 
 def _from_here(value: object) -> object:

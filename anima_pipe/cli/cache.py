@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -19,7 +18,8 @@ from anima_pipe.kohya.resolve import resolve
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import TEXT as ENCODE_TEXT
 from anima_pipe.kohya.rows import TRAIN
-from anima_pipe.runtime import counted
+from anima_pipe.plain_text import json_text, paragraphs
+from anima_pipe.runtime import counted, show
 from anima_pipe.shards.places import (
     open_place,
     publish_manifest,
@@ -83,9 +83,9 @@ def stats(cache: Callable[[], Path], *, as_json: bool) -> None:
 
         folders = cache_statistics(cache())
         if as_json:
-            click.echo(json.dumps([_json(folder) for folder in folders], indent=2))
+            show(*json_text([_json(folder) for folder in folders], indent=2).split("\n"))
         else:
-            click.echo("\n\n".join("\n".join(_lines(folder)) for folder in folders))
+            show(*paragraphs(_lines(folder) for folder in folders))
         return 0
 
     sys.exit(ending_of(work))
@@ -170,7 +170,7 @@ def collect(
             require_writable(cache_dir)
         wastes = find_waste(cache_dir, _needed(_resolved(files, config_file, given), cache_dir))
         for waste in wastes:
-            click.echo(_waste_line(waste))
+            show(_waste_line(waste))
             if delete:
                 remove_waste(waste)
         if delete:
@@ -179,11 +179,9 @@ def collect(
         freed = _size(sum(waste.freed_bytes for waste in wastes))
         samples = sum(waste.samples for waste in wastes)
         if delete:
-            click.echo(f"removed {counted(samples, 'sample')}, freed {freed}")
+            show(f"removed {counted(samples, 'sample')}, freed {freed}")
         else:
-            click.echo(
-                f"would remove {counted(samples, 'sample')} and free {freed}; --delete does it"
-            )
+            show(f"would remove {counted(samples, 'sample')} and free {freed}; --delete does it")
         return 0
 
     sys.exit(ending_of(work))
@@ -199,7 +197,7 @@ def manifest(cache: Callable[[], Path]) -> None:
     """
 
     def work() -> int:
-        click.echo(f"wrote {publish_manifest(cache())}")
+        show(f"wrote {publish_manifest(cache())}")
         return 0
 
     sys.exit(ending_of(work))
@@ -221,9 +219,9 @@ def _compare_checksums(cache_dir: Path) -> int:
         # The statistics have rebuilt lost sidecars already, and may name the same samples.
         problems = list(dict.fromkeys(map(str, [*folder.problems, *found])))
         for problem in problems:
-            click.echo(problem)
+            show(problem)
         verdict = counted(len(problems), "problem") if problems else "all whole"
-        click.echo(f"{folder.folder.name}: {counted(folder.samples, 'sample')}, {verdict}")
+        show(f"{folder.folder.name}: {counted(folder.samples, 'sample')}, {verdict}")
         wrong += len(problems)
     return wrong
 
@@ -235,8 +233,8 @@ def _compare_encoded(options: Resolved, count: int) -> int:
     comparisons = reencode(options, count)
     for one in comparisons:
         for key in one.different:
-            click.echo(f"{one.folder.name}, sample {key}: its encoder makes something else of it")
-        click.echo(
+            show(f"{one.folder.name}, sample {key}: its encoder makes something else of it")
+        show(
             f"{one.folder.name}: {one.compared} encoded again, {len(one.different)} differ; "
             f"values by {one.largest:.2g} at most"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from anima_pipe.hub.home import MODEL_OPTIONS
 from anima_pipe.kohya.check import Report, check_files
 from anima_pipe.kohya.explain import explain
 from anima_pipe.kohya.schema import dataset_schema, train_args_schema
-from anima_pipe.runtime import counted
+from anima_pipe.plain_text import json_text, paragraphs
+from anima_pipe.runtime import counted, show
 
 SCHEMAS = {"train_args": train_args_schema, "dataset": dataset_schema}
 
@@ -39,7 +39,7 @@ def explain_keys(keys: Sequence[str]) -> None:
     """
 
     def work() -> int:
-        click.echo("\n\n".join("\n".join(explain(key)) for key in keys))
+        show(*paragraphs(explain(key) for key in keys))
         return 0
 
     sys.exit(ending_of(work))
@@ -61,7 +61,7 @@ def check(files: Sequence[str]) -> None:
         reports = check_files([Path(file).expanduser() for file in files])
         for report in reports:
             _print(report)
-        click.echo(_closing(reports))
+        show(_closing(reports))
         return PipeError.exit_code if any(report.problems for report in reports) else 0
 
     sys.exit(ending_of(work))
@@ -71,19 +71,19 @@ def check(files: Sequence[str]) -> None:
 @click.argument("file", type=click.Choice([*SCHEMAS]), default="train_args", metavar="[FILE]")
 def schema(file: str) -> None:
     """Print the JSON Schema of train_args (the default) or dataset, for editors."""
-    click.echo(json.dumps(SCHEMAS[file](), indent=2, ensure_ascii=False))
+    show(*json_text(SCHEMAS[file](), indent=2).split("\n"))
 
 
 def _print(report: Report) -> None:
-    click.echo(f"{report.path} ({report.kind.value}): {_state(report)}")
+    show(f"{report.path} ({report.kind.value}): {_state(report)}")
     for finding in report.findings:
-        click.echo(f"  {finding}\n    Fix: {finding.remedy}")
+        show(f"  {finding}", f"    Fix: {finding.remedy}")
     for finding in report.absent:
-        click.echo(f"  warning: {finding}; {finding.remedy}")
+        show(f"  warning: {finding}; {finding.remedy}")
     if report.left:
-        click.echo(f"  warning: {_left(report)}")
+        show(f"  warning: {_left(report)}")
     for warning in report.warnings:
-        click.echo(f"  warning: {warning}")
+        show(f"  warning: {warning}")
 
 
 def _state(report: Report) -> str:

@@ -9,6 +9,7 @@ import click
 
 from anima_pipe.cli.ending import ending_of
 from anima_pipe.kohya.convert import Conversion, convert_file
+from anima_pipe.runtime import show, warn
 
 
 @click.command(
@@ -71,18 +72,18 @@ def command(
 
 def _report(conversion: Conversion) -> None:
     for path in conversion.paths:
-        click.echo(f"Generated: {path}")
+        show(f"Generated: {path}")
     reasons = conversion.converted.unmapped_by_reason()
     if reasons:
-        click.echo("Unmapped keys:")
+        show("Unmapped keys:")
     for why, keys in reasons.items():
-        click.echo(f"  {', '.join(keys)}  ({why})")
+        show(f"  {', '.join(keys)}  ({why})")
     for note in conversion.converted.notes:
-        click.echo(f"Note: {note}")
+        show(f"Note: {note}")
     findings = [finding for report in conversion.reports for finding in report.findings]
     if findings:
-        click.echo("To be mended before training:")
+        show("To be mended before training:")
     for finding in findings:
-        click.echo(f"  {finding}\n    Fix: {finding.remedy}")
+        show(f"  {finding}", f"    Fix: {finding.remedy}")
     for warning in (warning for report in conversion.reports for warning in report.warnings):
-        click.echo(f"warning: {warning}", err=True)
+        warn(warning)

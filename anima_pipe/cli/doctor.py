@@ -25,7 +25,7 @@ from anima_pipe.cli.next_step import Findings, next_step, program
 from anima_pipe.errors import PipeError
 from anima_pipe.hub.home import models_folder, recorded_models
 from anima_pipe.kohya.resolve import resolve
-from anima_pipe.runtime import home
+from anima_pipe.runtime import home, show
 
 if TYPE_CHECKING:
     from anima_pipe.kohya.resolved import Resolved
@@ -76,7 +76,7 @@ def command(config_file: str | None, cache_dir: str | None, device: str, *, debu
             ("next", _next(options, findings, file)),
         ):
             for number, line in enumerate(lines):
-                click.echo(f"{title if number == 0 else '':<12}{line}")
+                show(f"{title if number == 0 else '':<12}{line}")
         return 1 if findings.broken else 0
 
     sys.exit(ending_of(work, debug=debug))

@@ -6,11 +6,9 @@ import traceback
 from collections.abc import Callable
 from typing import Final
 
-import click
-
 from anima_pipe.errors import PipeError
 from anima_pipe.runs.interrupts import Terminated, terminations_raised
-from anima_pipe.runtime import setup_messages
+from anima_pipe.runtime import setup_messages, tell_error
 
 INTERRUPTED: Final = 130
 """Exit code of what Ctrl-C ended, as shells have it."""
@@ -33,11 +31,12 @@ def ending_of(work: Callable[[], int], *, debug: bool = False) -> int:
     except PipeError as error:
         if debug:
             traceback.print_exc()
-        click.echo(f"error: {error}", err=True)
+        first, *others = error.lines()
+        tell_error(f"error: {first}", *others)
         return error.exit_code
     except Terminated:
-        click.echo("terminated", err=True)
+        tell_error("terminated")
         return TERMINATED
     except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
+        tell_error("interrupted")
         return INTERRUPTED

@@ -17,6 +17,7 @@ import click
 
 from anima_pipe.cli.ending import ending_of
 from anima_pipe.cli.help_text import help_text
+from anima_pipe.runtime import say, show
 
 if TYPE_CHECKING:
     from anima_pipe.hub.models import ModelFile
@@ -114,7 +115,6 @@ def _sources(repo: str, *, fallback: bool) -> list[Source]:
 def _fetch_tokenizer(folder: Path, *, force: bool) -> Path:
     from anima_pipe.hub.sources import T5_SOURCES
     from anima_pipe.hub.tokenizer import ensure_t5_tokenizer
-    from anima_pipe.runtime import say
 
     ensure_t5_tokenizer(folder, T5_SOURCES, force=force)
     say(f"T5 tokenizer  {folder}: complete")
@@ -124,5 +124,5 @@ def _fetch_tokenizer(folder: Path, *, force: bool) -> Path:
 def _report(paths: dict[str, Path], record: Path) -> None:
     """Print the lines that a train_args.toml takes."""
     for option, path in paths.items():
-        click.echo(f'{option} = "{path.resolve().as_posix()}"')
-    click.echo(f"noted in {record}", err=True)
+        show(f'{option} = "{path.resolve().as_posix()}"')
+    say(f"noted in {record}")

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import click
-
 from anima_pipe.kohya.resolved import Resolved
-from anima_pipe.runtime import launched_rank, say
+from anima_pipe.runtime import launched_rank, say, show
 
 if TYPE_CHECKING:
     from anima_pipe.dataset.plan import Plan, Visit
@@ -67,9 +65,9 @@ def show_dataset(options: Resolved) -> ShownDataset:
         warn_of_idle_offsets(options, datasets)
         report_survey(survey, strict=options.value("strict"))
         report_long_captions(survey, t5_counter(known_tokenizer(options)))
-        say("\n".join([*describe(plan), f"seed        {seed}"]))
+        say(*describe(plan), f"seed        {seed}")
         for line in _lines(plan, survey, captions, options):
-            click.echo(line)
+            show(line)
     return ShownDataset(
         images=len(plan.samples),
         visits=sum(sample.repeats for sample in plan.samples),

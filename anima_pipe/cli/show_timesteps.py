@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-import click
-
 from anima_pipe.files import make_folder, write_atomically
 from anima_pipe.kohya.resolved import Resolved
-from anima_pipe.runtime import launched_rank, say
+from anima_pipe.runtime import launched_rank, say, show
 
 if TYPE_CHECKING:
     from anima_pipe.objective.noise_chart import NoiseChart
@@ -39,7 +37,7 @@ def show_timesteps(options: Resolved) -> NoiseChart:
         if as_picture:
             _write_picture(chart, options)
         else:
-            click.echo(chart_as_text(chart))
+            show(*chart_as_text(chart))
     return chart
 
 

@@ -6,7 +6,6 @@ file, which wins over the table's defaults (`kohya.resolve`).
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
@@ -17,7 +16,7 @@ import click
 
 from anima_pipe.cli.ending import ending_of
 from anima_pipe.cli.help_text import help_text
-from anima_pipe.files import make_folder, write_atomically
+from anima_pipe.files import rehearse, write_atomically
 from anima_pipe.kohya.findings import raise_findings
 from anima_pipe.kohya.inspection import inspect_run
 from anima_pipe.kohya.options import options_of
@@ -27,7 +26,8 @@ from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rows import Kind, NoOp, Option, Refused
 from anima_pipe.kohya.table.other_tools import OTHER_TOOLS
 from anima_pipe.kohya.train_toml import train_args_path
-from anima_pipe.runtime import launched_rank, say, warn
+from anima_pipe.plain_text import json_text
+from anima_pipe.runtime import launched_rank, say, show, warn
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -137,7 +137,7 @@ def run_stage(
             return 0
         summary_file = _summary_file(options)
         if summary_file:
-            make_folder(summary_file.parent)
+            rehearse(summary_file)
             summary_file.unlink(missing_ok=True)  # a run that fails leaves none of an earlier one
         options = inspect_run(options, findings)
         for warning in options.warnings:
@@ -162,7 +162,7 @@ def write_config(options: Resolved, path: Path | None) -> None:
     """
     text = config_text(options)
     if path is None:
-        click.echo(text, nl=False)
+        show(*text.removesuffix("\n").split("\n"))
     else:
         write_atomically(path, text.encode())
         say(f"wrote {path}")
@@ -186,8 +186,7 @@ def write_summary(summary: DataclassInstance, path: Path | None) -> None:
     """
     if path is not None:
         assert is_dataclass(summary)
-        text = json.dumps(asdict(summary), indent=2, default=str, ensure_ascii=False)
-        write_atomically(path, text.encode() + b"\n")
+        write_atomically(path, json_text(asdict(summary), indent=2).encode() + b"\n")
 
 
 def click_options(option: Option) -> list[click.Option]:

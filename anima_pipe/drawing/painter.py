@@ -20,6 +20,7 @@ from anima_pipe.encoders import ImageVae, load_vae
 from anima_pipe.files import write_atomically
 from anima_pipe.model import AnimaTransformer
 from anima_pipe.model.evaluation import evaluating
+from anima_pipe.plain_text import in_utf8
 from anima_pipe.records import PreviewPrompt, TextCondition
 from anima_pipe.shards import Cache, text_key
 from anima_pipe.shards.text import prompt_condition
@@ -177,7 +178,9 @@ def parameters_text(
         "Version": f"anima-pipe {__version__}",
     }
     line = ", ".join(f"{name}: {value}" for name, value in settings.items())
-    return f"{' '.join([prompt.prompt, *tags])}\nNegative prompt: {prompt.negative}\n{line}"
+    return in_utf8(
+        f"{' '.join([prompt.prompt, *tags])}\nNegative prompt: {prompt.negative}\n{line}"
+    )
 
 
 def save_picture(picture: Image.Image, path: Path, parameters: str | None = None) -> None:

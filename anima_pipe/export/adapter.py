@@ -20,10 +20,10 @@ from anima_pipe.adapters.headers import Origin, Source, derived_header
 from anima_pipe.adapters.peft import adapter_file_in
 from anima_pipe.adapters.reading import deltas_of, holding_all, read_adapter_file
 from anima_pipe.adapters.styles import find_style
-from anima_pipe.errors import ConfigError, OutputError
+from anima_pipe.errors import ConfigError
 from anima_pipe.export.comfy import anima_paths
 from anima_pipe.export.verification import Change, file_modules, is_norm, verify_export
-from anima_pipe.files import in_utf8, published
+from anima_pipe.files import published, require_readable_name
 from anima_pipe.weights.writing import serialized
 
 
@@ -109,11 +109,7 @@ def write_verified(
         OutputError: It cannot be written.
     """
     target = Path(target)
-    if in_utf8(str(target)) != str(target):
-        raise OutputError(
-            f"{in_utf8(str(target))} is a name that no reader of safetensors opens: not UTF-8",
-            "give another --output",
-        )
+    require_readable_name(target, "give another --output")
     metadata = derived_header(origin, in_style(deltas, style), target.stem)
     tensors, header = tensors_and_header(deltas, style, dtype, metadata)
     with published(target) as unfinished:

@@ -14,6 +14,7 @@ from anima_pipe.encoders.fingerprints import vae_fingerprint
 from anima_pipe.errors import DataError
 from anima_pipe.fill.missing import ALONE, FillSummary, divide
 from anima_pipe.fill.settings import LatentSettings
+from anima_pipe.plain_text import in_utf8
 from anima_pipe.records import LatentRequest, MaskRequest, Skipped
 from anima_pipe.runtime import Rank
 from anima_pipe.shards.contents import held_in, tidy
@@ -222,7 +223,7 @@ def _refuse_lost_folders(folders: Iterable[Path]) -> None:
 def _metadata(request: LatentRequest | MaskRequest) -> dict[str, object]:
     choice = request.choice
     return {
-        "image": request.image.path.name,
+        "image": in_utf8(request.image.path.name),
         "image_size": list(request.image.size),
         "bucket": list(choice.bucket),
         "resized": list(choice.resized),

@@ -23,7 +23,9 @@ RELEASE: Final = "circlestone-labs/Anima"
 
 LICENCE: Final = (
     "Anima's weights: CircleStone Labs Non-Commercial License, as a derivative of Cosmos-Predict2 "
-    "also NVIDIA Open Model License; Qwen3 and the VAE: Apache-2.0.\n"
+    "also NVIDIA Open Model License; Qwen3 and the VAE: Apache-2.0."
+)
+TERMS: Final = (
     f"  The terms are at https://huggingface.co/{RELEASE}; fetching the files means to accept them."
 )
 
@@ -98,7 +100,7 @@ def fetch_models(
         if file not in missing:
             say(f"{file.name:13} {file.place(models)}: there already")
     if missing:
-        say(LICENCE)
+        say(LICENCE, TERMS)
         found = {file: _look_up_anywhere(file, sources, models) for file in missing}
         _announce(found, models)
         for file, remote in found.items():
@@ -107,7 +109,7 @@ def fetch_models(
 
 
 def _look_up_anywhere(file: ModelFile, sources: Sequence[Source], models: Path) -> RemoteFile:
-    failures: list[str] = []
+    failures: list[tuple[str, str]] = []
     for source in sources:
         try:
             return look_up(source, file.path)
@@ -144,7 +146,7 @@ def _fetch(
 ) -> None:
     """Fetch one file, from where it was found or else from the sources after that."""
     place = file.place(models)
-    failures: list[str] = []
+    failures: list[tuple[str, str]] = []
     with locked(place):
         # Another process may have fetched it while this one waited.
         if place.is_file() and not force:
@@ -174,17 +176,18 @@ def _working_folder(place: Path) -> Path:
     return place.with_name(f".{place.name}.fetching")
 
 
-def _failure(source: Source, error: SourceError) -> str:
+def _failure(source: Source, error: SourceError) -> tuple[str, str]:
     warn(f"{source}: {error.cause}")
-    return f"\n  {source}: {error.cause}\n    Fix: {error.remedy}"
+    return f"{source}: {error.cause}", error.remedy
 
 
 def _cannot_be_had(
-    file: ModelFile, failures: Sequence[str], sources: Sequence[Source], models: Path
+    file: ModelFile, failures: Sequence[tuple[str, str]], sources: Sequence[Source], models: Path
 ) -> FetchError:
     return FetchError(
-        f"the {file.name} cannot be had:{''.join(failures)}",
+        f"the {file.name} cannot be had:",
         f"or put {file.path} from {sources[0].page} to {file.place(models)} by hand",
+        failures,
     )
 
 

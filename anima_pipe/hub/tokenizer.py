@@ -231,12 +231,9 @@ def _put_in_place(staging: Path, folder: Path, names: Sequence[str]) -> None:
 
 
 def _all_failed(folder: Path, lacking: Sequence[str], failures: Sequence[_Failure]) -> FetchError:
-    lines = [
-        f"\n  {failure.source}: {failure.error.cause}\n    Fix: {failure.error.remedy}"
-        for failure in failures
-    ]
     hubs = tuple(failure.source.hub for failure in failures)
-    return FetchError(f"{_HEADINGS[hubs]}{''.join(lines)}", f"or {_by_hand(folder, lacking)}")
+    causes = [(f"{each.source}: {each.error.cause}", each.error.remedy) for each in failures]
+    return FetchError(_HEADINGS[hubs], f"or {_by_hand(folder, lacking)}", causes)
 
 
 _HEADINGS: Final[dict[tuple[Hub, ...], str]] = {

@@ -31,10 +31,10 @@ def raise_findings(findings: Sequence[Finding]) -> None:
     if len(findings) == 1:
         raise ConfigError(str(findings[0]), findings[0].remedy)
     ordered = sorted(findings, key=_in_reading_order)
-    lines = [f"  {finding}\n    Fix: {finding.remedy}" for finding in ordered]
     raise ConfigError(
-        f"{len(findings)} problems in the configuration:\n" + "\n".join(lines),
+        f"{len(findings)} problems in the configuration:",
         "mend these and run the command again",
+        [(str(finding), finding.remedy) for finding in ordered],
     )
 
 

@@ -12,6 +12,7 @@ from anima_pipe.hooks.alarms import AlarmConfig
 from anima_pipe.hooks.board import BoardConfig
 from anima_pipe.kohya.config_file import read_toml
 from anima_pipe.kohya.resolved import Resolved
+from anima_pipe.plain_text import on_one_line
 from anima_pipe.runs.settings.training import LogSettings
 
 KINDS: Final = {
@@ -63,7 +64,9 @@ def log_settings(options: Resolved) -> LogSettings:
 def shown_options(options: Resolved) -> dict[str, str]:
     """Return every option and its value, for people to read; secrets are not told."""
     return {
-        name: "(not told)" if name in SECRETS and options.value(name) else str(options.value(name))
+        name: "(not told)"
+        if name in SECRETS and options.value(name)
+        else on_one_line(str(options.value(name)))
         for name in options.defaults
     }
 

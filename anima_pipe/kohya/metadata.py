@@ -5,11 +5,11 @@ What follows from the run itself is told there: see `runs.metadata`.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Final
 
 from anima_pipe.kohya.resolved import Resolved
+from anima_pipe.plain_text import json_text
 from anima_pipe.runs.settings.training import MetadataSettings
 
 NEVER: Final = {
@@ -115,7 +115,7 @@ def _facts(options: Resolved) -> dict[str, object]:
         "ss_network_alpha": options.value(
             "network_alpha", unset=float(options.value("network_dim"))
         ),
-        "ss_network_args": json.dumps(options.value("network_args", unset={}), default=str),
+        "ss_network_args": json_text(options.value("network_args", unset={})),
         "ss_output_name": _own_name(options),
     }
 

@@ -8,12 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+from anima_pipe.errors import ConfigError
+from anima_pipe.plain_text import in_utf8
+
 
 def toml_value(value: object) -> str:
     """Return a value as it stands behind `key =`.
 
     Args:
         value: A text, path, bool, number, list or table of such; anything else is written as text.
+
+    Raises:
+        ConfigError: A text is not UTF-8, as the name of a file may be.
     """
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -46,5 +52,10 @@ def toml_lines(table: Mapping[str, object]) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
+    if in_utf8(text) != text:
+        raise ConfigError(
+            f"TOML cannot hold {text}, which is not UTF-8",
+            "rename it, or give that option on the command line alone",
+        )
     # JSON's escapes are TOML's too, but JSON leaves DEL as it is.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

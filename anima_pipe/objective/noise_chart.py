@@ -77,7 +77,7 @@ def chart_noise_levels(
     )
 
 
-def chart_as_text(chart: NoiseChart) -> str:
+def chart_as_text(chart: NoiseChart) -> list[str]:
     """Lay the chart out in lines: each bin's share of the draws, its weight, and a bar."""
     lines = [_summary(chart), "sigma        share  weight  weighted"]
     most = max(chart.shares)
@@ -86,7 +86,7 @@ def chart_as_text(chart: NoiseChart) -> str:
         bar = "#" * round(_WIDEST_BAR * share / most)
         bounds = f"{place / BINS:.2f} - {(place + 1) / BINS:.2f}"
         lines.append(f"{bounds} {share:6.1%} {weight:7.3f} {weighted:9.1%}  {bar}".rstrip())
-    return "\n".join(lines)
+    return lines
 
 
 def chart_as_picture(chart: NoiseChart, title: str) -> Image:

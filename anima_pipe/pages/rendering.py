@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from anima_pipe.files import published
+from anima_pipe.plain_text import in_utf8
 
 
 def write_page(path: Path, template: str, **shown: object) -> None:
@@ -28,12 +29,11 @@ def write_page(path: Path, template: str, **shown: object) -> None:
         OutputError: The file cannot be written.
     """
     pieces = _environment().get_template(template).generate(**shown)
-    # A file name may hold bytes that are no text: they are shown as such, and the page stays UTF-8.
     with (
         published(path) as unfinished,
-        unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+        unfinished.open("w", encoding="utf-8", newline="") as file,
     ):
-        file.writelines(pieces)
+        file.writelines(map(in_utf8, pieces))
 
 
 @cache

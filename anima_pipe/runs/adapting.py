@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from anima_pipe.adapters.headers import ARCHITECTURE, NETWORK_MODULES
 from anima_pipe.encoders.fingerprints import file_digest
 from anima_pipe.hooks.saving import SaveConfig, Write
 from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
+from anima_pipe.plain_text import json_text
 from anima_pipe.runs.base import load_base
 from anima_pipe.runs.settings.trained import AdapterSettings
 from anima_pipe.runs.settings.training import TrainSettings
@@ -101,7 +101,7 @@ class Adapting:
             "ss_network_module": NETWORK_MODULES.get(own.kind, f"networks.{own.kind}_anima"),
             "ss_network_dim": own.network_dim,
             "ss_network_alpha": float(own.network_dim) if alpha is None else alpha,
-            "ss_network_args": json.dumps(dict(own.network_args), default=str),
+            "ss_network_args": json_text(dict(own.network_args)),
         }
 
     def _prepared(self, transformer: AnimaTransformer, seed: int) -> Adapter:

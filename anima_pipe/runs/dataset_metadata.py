@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import operator
 from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from anima_pipe.dataset.config import DatasetConfig, SubsetConfig
 from anima_pipe.dataset.samples import Sample
 from anima_pipe.dataset.survey import Survey
+from anima_pipe.plain_text import json_text
 
 
 def dataset_facts(survey: Survey) -> dict[str, object]:
@@ -26,13 +26,11 @@ def dataset_facts(survey: Survey) -> dict[str, object]:
     return {
         **{f"ss_{name}": number for name, number in sums.items()},
         "ss_num_validation_images": len(survey.samples) - len(trained),
-        "ss_datasets": json.dumps(datasets, ensure_ascii=False),
+        "ss_datasets": json_text(datasets),
         # What several datasets list is counted in the first, as the visits are counted elsewhere.
-        "ss_tag_frequency": json.dumps(dict(ChainMap(*frequencies)), ensure_ascii=False),
-        "ss_dataset_dirs": json.dumps(_folders(survey, trained, is_reg=False), ensure_ascii=False),
-        "ss_reg_dataset_dirs": json.dumps(
-            _folders(survey, trained, is_reg=True), ensure_ascii=False
-        ),
+        "ss_tag_frequency": json_text(dict(ChainMap(*frequencies))),
+        "ss_dataset_dirs": json_text(_folders(survey, trained, is_reg=False)),
+        "ss_reg_dataset_dirs": json_text(_folders(survey, trained, is_reg=True)),
         **_of_first(survey.datasets[0], datasets[0]),
     }
 
@@ -48,7 +46,7 @@ def _of_first(config: DatasetConfig, dataset: Mapping[str, Any]) -> dict[str, ob
         "ss_bucket_no_upscale": config.buckets.bucket_no_upscale,
         "ss_min_bucket_reso": dataset["min_bucket_reso"],
         "ss_max_bucket_reso": dataset["max_bucket_reso"],
-        "ss_bucket_info": json.dumps(dataset["bucket_info"]),
+        "ss_bucket_info": json_text(dataset["bucket_info"]),
         **{f"ss_{name}": subset[name] for name in chances},
     }
 

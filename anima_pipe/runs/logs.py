@@ -8,6 +8,7 @@ from pathlib import Path
 
 from anima_pipe.errors import ConfigError
 from anima_pipe.hooks.train_state import state_log
+from anima_pipe.plain_text import in_utf8
 from anima_pipe.runs.settings.training import TrainSettings
 from anima_pipe.trainer import TrackerConfig
 
@@ -17,7 +18,7 @@ def tracker_config(settings: TrainSettings) -> TrackerConfig | None:
 
     Raises:
         CheckpointError: What the run is to go on from is no state.
-        ConfigError: wandb is asked for and not installed.
+        ConfigError: wandb is asked for and not installed, or the folder's path is not UTF-8.
     """
     logs = settings.logs
     if not logs.kinds:
@@ -27,8 +28,15 @@ def tracker_config(settings: TrainSettings) -> TrackerConfig | None:
             "the log is to be wandb's, which is not installed",
             "run `pip install wandb` in this environment, or log to tensorboard alone",
         )
+    folder = _log_folder(settings)
+    if in_utf8(str(folder)) != str(folder):
+        raise ConfigError(
+            f"the log {folder} is for {' and '.join(logs.kinds)}, which write to no path that is "
+            "not UTF-8",
+            "give another logging_dir, log_prefix or output_name, or set log_with to none",
+        )
     return TrackerConfig(
-        folder=_log_folder(settings),
+        folder=folder,
         kinds=logs.kinds,
         project=logs.project,
         run_name=logs.run_name,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from anima_pipe.drawing.painter import LazyVae, Painter, base_name, encoded_prompts
+from anima_pipe.files import rehearse, require_readable_name
 from anima_pipe.hooks.previews import PreviewConfig, Previews
 from anima_pipe.hooks.saving import SaveConfig
 from anima_pipe.hooks.train_state import StateConfig
@@ -13,6 +15,10 @@ from anima_pipe.runs.metadata import run_metadata
 from anima_pipe.runs.prepare import Training
 from anima_pipe.runs.settings.training import TrainSettings
 from anima_pipe.trainer import TrackerConfig
+from anima_pipe.weights.writing import serialized
+
+LONGEST_ENDING: Final = "-ema-step00000000.safetensors"
+"""Of all that follows a run's name in the names of files and folders."""
 
 
 def save_config(settings: TrainSettings, seed: int, data: PreparedData) -> SaveConfig:
@@ -27,7 +33,20 @@ def save_config(settings: TrainSettings, seed: int, data: PreparedData) -> SaveC
     if ratio is not None:
         every_n_epochs = max(1, settings.length.total_epochs(per_epoch) // ratio)
     metadata = run_metadata(settings, seed, data.survey, data.batches)
+    # Written once to nowhere: what no header can hold costs no training.
+    serialized({}, metadata, settings.save.final_path)
     return replace(settings.save, every_n_epochs=every_n_epochs, metadata=metadata)
+
+
+def rehearse_saves(save: SaveConfig) -> None:
+    """Make a run's folder, and find out whether it can hold files of the names that they will have.
+
+    Raises:
+        OutputError: It cannot, or no program could read them.
+    """
+    require_readable_name(save.final_path, "give another output_dir or output_name")
+    rehearse(save.final_path)
+    rehearse(save.folder / f"{save.name}{LONGEST_ENDING}")
 
 
 def state_config(settings: TrainSettings, trackers: TrackerConfig | None) -> StateConfig:

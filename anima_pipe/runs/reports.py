@@ -202,7 +202,7 @@ def report_plan(training: Training, needs: object, tokenizer: Path | None) -> No
         f"memory      {needs}{', for each process' if batches.processes > 1 else ''}",
         *_table_lines(trained.table(rates)),
     ]
-    say("\n".join(["", *lines, ""]))
+    say("", *lines, "")
 
 
 def _steps_note(batches: Batches, steps: int) -> str:
@@ -244,4 +244,4 @@ def _list(heading: str, items: Sequence[object], count: int | None = None) -> No
     lines = [f"  {item}" for item in items[:NAMED]]
     if more:
         lines.append(f"  ... and {more} more")
-    warn("\n".join([heading, *lines]))
+    warn(heading, *lines)

@@ -29,7 +29,7 @@ from anima_pipe.runs.hooks import hooks_in_order, make_averages, open_log, parts
 from anima_pipe.runs.interrupts import stopped_by_signals
 from anima_pipe.runs.logs import tracker_config
 from anima_pipe.runs.memory_needs import MemoryNeeds, largest_batch, memory_explained, memory_needs
-from anima_pipe.runs.outputs import prepare_previews, save_config, state_config
+from anima_pipe.runs.outputs import prepare_previews, rehearse_saves, save_config, state_config
 from anima_pipe.runs.prepare import Training, prepare_training
 from anima_pipe.runs.reports import report_plan
 from anima_pipe.runs.resuming import resume_if_asked
@@ -149,7 +149,7 @@ def _train(
     if base is not None:
         check_base(base, settings.model, accelerator.device)
     check_model_files(settings)
-    make_folder(settings.save.folder)
+    rehearse_saves(settings.save)
     if trackers:
         make_folder(trackers.folder.parent)
     data = prepare_data(settings, seed, accelerator)

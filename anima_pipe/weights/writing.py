@@ -18,7 +18,8 @@ from safetensors.torch import save  # noqa: TID251 - the one place
 from torch import Tensor
 
 from anima_pipe.errors import CheckpointError, ConfigError
-from anima_pipe.files import in_utf8, with_sorted_header, write_atomically
+from anima_pipe.files import with_sorted_header, write_atomically
+from anima_pipe.plain_text import in_utf8
 from anima_pipe.weights.files import BYTES_PER_NUMBER, StoredTensor, listed
 
 DTYPES: Final = {
@@ -122,7 +123,8 @@ def serialized(
         CheckpointError: A number is not finite.
     """
     refuse_not_finite(tensors, path)
-    return with_sorted_header(save(dict(tensors), dict(metadata) if metadata else None))
+    stated = {in_utf8(name): in_utf8(value) for name, value in (metadata or {}).items()}
+    return with_sorted_header(save(dict(tensors), stated or None))
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
