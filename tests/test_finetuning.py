@@ -156,6 +156,44 @@ def test_accumulation_checkpointing_and_clipping_act_on_the_models_weights(
     assert not any(tensor.equal(plain[name]) for name, tensor in several.items())
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_in_mixed_precision_no_small_step_is_lost(
+    precision: str, whole: runs.TrainSettings, tmp_path: Path
+) -> None:
+    model = replace(whole.model, mixed_precision=precision)
+    before = start()
+    trained = weights(runs.train(into(tmp_path, whole, model=model, learning_rate=1e-7)))
+
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
+    name = "blocks.0.mlp.layer1.weight"
+    steps = (trained[name] - before[name]).abs()
+    # Three steps of Adam, each of about the learning rate: far below what halves can tell.
+    assert 5e-8 < steps.mean() < 4e-7
+    unmoved = trained[name].bfloat16() == before[name].bfloat16()
+    assert unmoved.float().mean() > 0.99
+
+
+def test_a_run_in_bf16_throughout_goes_on_from_its_state_to_the_same_bits(
+    whole: runs.TrainSettings, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {
+        "adapter": runs.NoAdapter(full_bf16=True),
+        "model": replace(whole.model, mixed_precision="bf16"),
+    }
+    in_one_go = weights(runs.train(into(tmp_path / "whole", whole, **given)))
+    assert {tensor.dtype for tensor in in_one_go.values()} == {torch.bfloat16}
+    length, states = runs.LengthSettings(max_train_steps=1), runs.StateSettings(at_end=True)
+    first = runs.train(into(tmp_path / "parts", whole, length=length, states=states, **given))
+    assert first.state_dir is not None
+    state = load_file(Path(first.state_dir) / "model.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.bfloat16}
+
+    going_on = runs.StateSettings(resume=Path(first.state_dir))
+    second = weights(runs.train(into(tmp_path / "parts", whole, states=going_on, **given)))
+
+    assert all(torch.equal(tensor, in_one_go[name]) for name, tensor in second.items())
+
+
 UNFIT: dict[str, dict[str, Any]] = {
     "fp8_base": {"model": {"fp8_base": True}},
     "save_format": {"save": {"style": "kohya"}},

@@ -13,9 +13,12 @@ from commands import anima_pipe, assert_one_error
 from golden_model import golden_transformer
 
 from anima_pipe.adapters import create_adapter
+from anima_pipe.finetuning.whole_model import WholeModel
+from anima_pipe.model import AnimaTransformer
 from anima_pipe.model.activations import BatchSize, Keeping, block_weights
 from anima_pipe.model.config import TransformerConfig
 from anima_pipe.runs.memory_needs import MemoryNeeds, memory_needs, savers
+from anima_pipe.trained import PartRate
 
 Cached = dict[str, object]
 
@@ -136,3 +139,46 @@ def test_the_end_of_memory_is_told_with_what_saves_most(
     ended = anima_pipe("train", output_dir=tmp_path / "out", **cached, **drawn, **values)
 
     assert_one_error(ended, "out of memory", "the run needs", "of the base", savers)
+
+
+def test_a_whole_models_needs_are_the_bytes_of_the_tensors_that_its_run_holds():
+    model = golden_transformer("a")
+    trained = WholeModel(model, [PartRate(name="mlp", pattern=r".*\.mlp\..*", rate=0.0)])
+    optimizer = torch.optim.AdamW(trained.parameters())
+    for parameter in trained.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+
+    batch = BatchSize(pictures=1, tokens=64)
+    needs = memory_needs(trained, "AdamW", batch, torch.device("cpu"))
+    states = [v for state in optimizer.state.values() for v in state.values() if v.ndim]
+    own = [*trained.parameters(), *(p.grad for p in trained.parameters()), *states]
+    assert needs.trained == sum(tensor.numel() * 4 for tensor in own)
+    assert needs.base == sum(p.numel() * 4 for p in model.parameters() if not p.requires_grad)
+    averaged = memory_needs(trained, "AdamW", batch, torch.device("cpu"), averaged=True)
+    assert averaged.trained - needs.trained == sum(p.numel() * 4 for p in trained.parameters())
+
+
+@pytest.mark.parametrize(
+    ("in_bf16", "optimizer", "gib"),
+    [(True, "AdamW8bit", 14), (False, "AdamW8bit", 22), (True, "AdamW", 26)],
+)
+def test_what_the_released_model_itself_takes_to_train_is_known_beforehand(
+    in_bf16: bool, optimizer: str, gib: float
+):
+    with torch.device("meta"):
+        model = AnimaTransformer(TransformerConfig())
+    if in_bf16:
+        model.to(torch.bfloat16)
+    model.checkpoint_blocks(enabled=True)
+    trained = WholeModel(model)
+    if not in_bf16:
+        model.compute_in(torch.bfloat16)
+    batch, card = BatchSize(pictures=1, tokens=4096), torch.device("cuda")
+    needs = memory_needs(trained, optimizer, batch, card, widened=2**26 * in_bf16)
+
+    assert gib - 3 < needs.whole / 2**30 < gib
+    assert "of the base" not in str(needs)
+    names = [name for name, _ in savers(needs)]
+    assert ("full_bf16" in names) == (not in_bf16)
+    assert not {"fp8_base", "half the network_dim"} & {*names}

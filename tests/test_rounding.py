@@ -21,6 +21,7 @@ from anima_pipe.optimizing.optimizers import (
     ParameterGroup,
     averaged_weights,
     create_optimizer,
+    steps_by_tensor,
 )
 from anima_pipe.optimizing.rounding import StochasticRounding, round_by_chance
 
@@ -202,3 +203,41 @@ def test_an_adapter_in_bf16_beside_a_base_in_fp32_is_refused(cached: Cached, tmp
 
     assert ended.code == 2
     assert "full_bf16 is set, but mixed_precision is no" in ended.said
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "AdamW8bit", "Lion", "CAME", "Adafactor", "SGDNesterov"])
+def test_a_step_in_pieces_is_the_step_in_one(kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("anima_pipe.optimizing.rounding.PIECE_NUMBERS", 5000)
+
+    def run(piecewise: bool) -> tuple[list[torch.Tensor], list[int]]:
+        shapes = [(70, 70), (3,), (64, 64), (80, 80), (5,)]
+        weights = [torch.nn.Parameter(torch.randn(s, generator=generator(9))) for s in shapes]
+        groups = [
+            ParameterGroup(name=str(n), parameters=weights[n::2], learning_rate=10.0 ** -(2 + n))
+            for n in range(2)
+        ]
+        optimizer = create_optimizer(groups, OptimizerConfig(optimizer_type=kind))
+        wide: list[int] = []
+        StochasticRounding(optimizer, weights, seed=1, piecewise=piecewise)
+        optimizer.register_step_pre_hook(
+            lambda *_: wide.append(sum(w.numel() for w in weights if w.dtype == torch.float32))
+        )
+        for number in range(3):
+            for weight in weights:
+                noise = torch.randn(weight.shape, generator=generator(number))
+                weight.grad = noise.to(weight.dtype)
+            optimizer.step()
+        return weights, wide
+
+    (in_one, all_wide), (in_pieces, some_wide) = run(piecewise=False), run(piecewise=True)
+    assert all(torch.equal(*pair) for pair in zip(in_one, in_pieces, strict=True))
+    assert set(all_wide) == {sum(weight.numel() for weight in in_one)}
+    assert max(some_wide) < 6410, "no more than the largest tensor and what fits beside it"
+
+
+def test_optimizers_that_count_for_all_tensors_together_step_in_one():
+    by_tensor = {
+        kind for kind in OPTIMIZERS if steps_by_tensor(OptimizerConfig(optimizer_type=kind))
+    }
+    assert by_tensor >= {"AdamW", "AdamW8bit", "Lion", "Adafactor", "CAME", "SGDNesterov"}
+    assert not any("ScheduleFree" in kind or kind in ADAPTIVE for kind in by_tensor)

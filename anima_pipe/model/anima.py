@@ -19,6 +19,7 @@ from anima_pipe.model.blocks import (
 from anima_pipe.model.config import LATENT_CHANNELS, PATCH, TransformerConfig
 from anima_pipe.model.embedders import PatchEmbedding, SigmaWaves, TimeModulation, from_patches
 from anima_pipe.model.llm_adapter import LlmAdapter
+from anima_pipe.model.masters import use_masters
 from anima_pipe.model.rope import image_rotation
 
 CONDITION_LENGTH = 512
@@ -55,8 +56,13 @@ class AnimaTransformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights, whatever adapters are on them."""
+        """The dtype of its arithmetic: that of the weights, whatever adapters are on them."""
         return self.llm_adapter.dtype
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Compute in another dtype than the weights that train are kept in; see `masters`."""
+        use_masters(self, dtype)
+        self.llm_adapter.computed_in = dtype
 
     def checkpoint_blocks(self, enabled: bool) -> None:
         """Keep only the input of each block for the backward pass, and compute the rest twice."""

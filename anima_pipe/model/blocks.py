@@ -1,8 +1,9 @@
 """The parts of the diffusion transformer, named as the checkpoint names them.
 
 Precision, everywhere in this package: matrix products and attention run in the dtype of the
-weights, normalisation and rotation in fp32. The residual stream is kept in that dtype too, but in
-fp32 where it is fp16, whose range it leaves. No autocast is relied on.
+weights, or in that which `masters` are cast to, normalisation and rotation in fp32. The residual
+stream is kept in that dtype too, but in fp32 where it is fp16, whose range it leaves. No autocast
+is relied on.
 
 Every projection and norm is called as a module, so that an adapter may put another in its place.
 """

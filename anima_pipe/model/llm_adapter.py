@@ -74,6 +74,8 @@ class LlmAdapter(nn.Module):
         super().__init__()
         self.head_width = config.head_width
         self.checkpointed = False
+        self.computed_in: torch.dtype | None = None
+        """What is not the dtype of the weights; None: it is."""
         self.embed = nn.Embedding(config.vocabulary, config.output_width)
         self.in_proj = (
             nn.Linear(config.output_width, config.width) if config.in_proj else nn.Identity()
@@ -84,8 +86,8 @@ class LlmAdapter(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights, those under an adapter where the embedding carries one."""
-        return next(self.embed.parameters()).dtype
+        """The dtype of its arithmetic: that of the weights, under an adapter where there is one."""
+        return self.computed_in or next(self.embed.parameters()).dtype
 
     def forward(
         self,

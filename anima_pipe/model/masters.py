@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
+from torch.nn.functional import linear, rms_norm
+
+from anima_pipe.model.blocks import EPSILON, RMSNorm
 
 
 class MasterLinear(nn.Linear):
@@ -51,11 +53,29 @@ class MasterEmbedding(nn.Embedding):
         return super().forward(input).to(self._dtype)
 
 
+class MasterRMSNorm(RMSNorm):
+    """A norm whose weight is cast to the dtype of its input.
+
+    So it stays one kernel that keeps its input as it is; a norm by weights in fp32 would keep a
+    copy of it in fp32.
+
+    Args:
+        norm: The norm as it was, whose weight is taken over.
+    """
+
+    def __init__(self, norm: RMSNorm) -> None:
+        nn.Module.__init__(self)
+        self.weight = norm.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return Float[..., width] in the dtype of x, computed in fp32."""
+        return rms_norm(x, self.weight.shape, self.weight.to(x.dtype), EPSILON)
+
+
 def use_masters(model: nn.Module, dtype: torch.dtype) -> None:
     """Have the layers of a model compute in a dtype that is not that of their weights.
 
-    Weights that do not train are kept in it, where that loses nothing. Norms need no other layer:
-    they compute in the dtype of what they are given.
+    Weights that do not train are kept in it, where that loses nothing.
 
     Args:
         model: Of fp32; which of its parameters train has been told to it.
@@ -71,6 +91,8 @@ def use_masters(model: nn.Module, dtype: torch.dtype) -> None:
         parent, _, name = path.rpartition(".")
         if type(layer) is nn.Linear:
             setattr(model.get_submodule(parent), name, MasterLinear(layer))
+        elif type(layer) is RMSNorm:
+            setattr(model.get_submodule(parent), name, MasterRMSNorm(layer))
         elif type(layer) is nn.Embedding:
             setattr(model.get_submodule(parent), name, MasterEmbedding(layer, dtype))
 

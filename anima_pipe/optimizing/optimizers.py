@@ -58,6 +58,11 @@ class Source:
     one_rate: bool = False
     """It finds one step size for all: groups share a learning rate, or have 0 and stand still."""
 
+    @property
+    def steps_by_tensor(self) -> bool:
+        """Whether a step looks at each tensor by itself, and counts for each how many it was."""
+        return not (self.averages or self.one_rate)
+
 
 FUSED: Final = ("Adam", "AdamW", "SGD")
 """Those of torch.optim that step all tensors of a GPU with one kernel, if asked."""
@@ -150,6 +155,12 @@ def find_optimizer(kind: str) -> Source:
         f"unknown optimizer_type {kind!r}",
         f"{hint}use one of {', '.join(OPTIMIZERS)}, or package.module.Class of one installed",
     )
+
+
+def steps_by_tensor(config: OptimizerConfig) -> bool:
+    """Tell whether a step of an optimizer may be taken a few tensors at a time."""
+    source = find_optimizer(config.optimizer_type)
+    return source in OPTIMIZERS.values() and source.steps_by_tensor
 
 
 def load_class(source: Source) -> type[Optimizer]:

@@ -7,7 +7,7 @@ on average (Gupta et al., arXiv:1502.02551).
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -19,6 +19,9 @@ from anima_pipe.runtime import derive_seed
 
 DROPPED_BITS: Final = 16
 """Of fp32, by which bf16 is shorter."""
+
+PIECE_NUMBERS: Final = 2**26
+"""At most so many are there in fp32 at once, where a step may be taken in pieces."""
 
 
 def round_by_chance(values: Tensor, generator: torch.Generator) -> Tensor:
@@ -64,9 +67,19 @@ class StochasticRounding:
         optimizer: Its state has been made for fp32, or will be.
         parameters: Which of its parameters to keep in bf16.
         seed: Of the run.
+        piecewise: Whether a step may be taken in pieces, a few tensors at a time, so that never
+            all weights and gradients are there in fp32. So it may where a step looks at each
+            tensor by itself and leaves the settings of the groups as they are.
     """
 
-    def __init__(self, optimizer: Optimizer, parameters: Iterable[nn.Parameter], seed: int) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        parameters: Iterable[nn.Parameter],
+        seed: int,
+        *,
+        piecewise: bool = False,
+    ) -> None:
         self.parameters = list(parameters)
         self.seed = seed
         self.steps = 0
@@ -75,8 +88,23 @@ class StochasticRounding:
         for parameter in self.parameters:
             parameter.data = parameter.data.bfloat16()
         self._optimizer = optimizer
+        self._pieces = _pieces(self._all_parameters(), PIECE_NUMBERS if piecewise else None)
+        self._whole: list[list[nn.Parameter]] | None = None
+        """The optimizer's groups while it steps through pieces of them."""
+        self._is_last = False
+        """Whether it steps the last of them."""
+        self._generator = torch.Generator(self.parameters[0].device)
         optimizer.register_step_pre_hook(lambda *_: self._before_step())
         optimizer.register_step_post_hook(lambda *_: self._after_step())
+
+    @property
+    def widest(self) -> int:
+        """How many numbers are there in fp32 at once, for a while in each step."""
+        narrow = set(self.parameters)
+        return max(
+            sum(p.numel() for group in piece for p in group if p in narrow)
+            for piece in self._pieces
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of steps, and the state of the optimizer."""
@@ -90,16 +118,63 @@ class StochasticRounding:
             self._optimizer.load_state_dict(state_dict["optimizer"])
 
     def _before_step(self) -> None:
-        self._kept = _widen(self.parameters)
+        """Widen what the optimizer is about to step; before the last piece, step all others."""
+        if self._whole is None:
+            self._begin()
+            for piece in self._pieces[:-1]:
+                self._restrict_to(piece)
+                self._optimizer.step()
+            self._restrict_to(self._pieces[-1])
+            self._is_last = True
+        self._kept = _widen(p for group in self._optimizer.param_groups for p in group["params"])
 
     def _after_step(self) -> None:
-        self.steps += 1
-        device = self.parameters[0].device
-        generator = torch.Generator(device)
-        generator.manual_seed(derive_seed(self.seed, "rounding", self.steps))
         for parameter, kept in self._kept.items():
-            _narrow(parameter, kept, round_by_chance(parameter.data, generator))
+            _narrow(parameter, kept, round_by_chance(parameter.data, self._generator))
         self._kept = {}
+        if self._is_last:
+            self._end()
+
+    def _begin(self) -> None:
+        self._whole = self._all_parameters()
+        self._is_last = False
+        self._generator.manual_seed(derive_seed(self.seed, "rounding", self.steps + 1))
+
+    def _end(self) -> None:
+        assert self._whole is not None
+        for group, whole in zip(self._optimizer.param_groups, self._whole, strict=True):
+            group["params"] = whole
+        self._whole = None
+        self.steps += 1
+
+    def _restrict_to(self, piece: Sequence[Sequence[nn.Parameter]]) -> None:
+        """Leave the optimizer's groups a piece of them each."""
+        for group, own in zip(self._optimizer.param_groups, piece, strict=True):
+            group["params"] = [*own]
+
+    def _all_parameters(self) -> list[list[nn.Parameter]]:
+        return [[*group["params"]] for group in self._optimizer.param_groups]
+
+
+def _pieces(
+    groups: Sequence[Sequence[nn.Parameter]], largest: int | None
+) -> list[list[list[nn.Parameter]]]:
+    """Return groups cut into pieces that have no more numbers each, a larger tensor one by itself.
+
+    Args:
+        groups: Of an optimizer.
+        largest: Numbers in a piece; None: all are one piece.
+    """
+    pieces: list[list[list[nn.Parameter]]] = []
+    room = 0
+    for number, group in enumerate(groups):
+        for parameter in group:
+            if not pieces or (largest is not None and parameter.numel() > room):
+                pieces.append([[] for _ in groups])
+                room = largest or 0
+            pieces[-1][number].append(parameter)
+            room -= parameter.numel()
+    return pieces
 
 
 def _widen(parameters: Iterable[nn.Parameter]) -> dict[nn.Parameter, Tensor]:

@@ -57,6 +57,8 @@ class Finetuning:
         """Let the model's weights train."""
         del seed, shared  # nothing is drawn, and a caller's own model is refused
         trained, dtype = self._whole(module.transformer), self.settings.save.dtype
+        if module.transformer.dtype != self.settings.model.dtype:
+            module.transformer.compute_in(self.settings.model.dtype)
         yield Subject(
             trained=trained,
             write=lambda path, metadata: save_checkpoint(trained, path, metadata, dtype),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 import torch
 
+from anima_pipe.adapters import Adapter
 from anima_pipe.errors import PipeError
 from anima_pipe.hooks.memory import size_text
 from anima_pipe.model.activations import BatchSize, Keeping, block_activations, block_weights
@@ -27,6 +28,9 @@ OPTIMIZER_BYTES: Final = 8
 """For each trained number: the two moments of Adam and its kin, in fp32."""
 SMALL_OPTIMIZER_BYTES: Final = 2
 """The same in 8 bits."""
+
+WIDE_BYTES: Final = 4
+"""Of a number in fp32."""
 
 TOKEN_SIDE: Final = 16
 """Of a token, in pixels."""
@@ -64,6 +68,10 @@ class MemoryNeeds:
     """Of those numbers themselves."""
     optimizer_bytes: int
     """Of the optimizer's state, for each of them."""
+    averaged: bool = False
+    """Their average is kept, in fp32."""
+    widened: int = 0
+    """Numbers of them that are there in fp32 too, with their gradients, while a step is taken."""
 
     @property
     def base(self) -> int:
@@ -76,8 +84,9 @@ class MemoryNeeds:
 
     @property
     def trained(self) -> int:
-        """Bytes of what trains, its gradients, and the optimizer's state."""
-        return 2 * self.trained_bytes + self.optimizer_bytes * self.trained_numbers
+        """Bytes of what trains, its gradients, its average, and the optimizer's state."""
+        each = self.optimizer_bytes + WIDE_BYTES * self.averaged
+        return 2 * self.trained_bytes + each * self.trained_numbers
 
     @property
     def activations(self) -> int:
@@ -87,13 +96,17 @@ class MemoryNeeds:
     @property
     def whole(self) -> int:
         """Bytes in all."""
-        return self.base + self.trained + self.activations
+        # No batch is under way while a step is taken.
+        at_step = 2 * WIDE_BYTES * self.widened
+        return self.base + self.trained + max(self.activations, at_step)
 
     def __str__(self) -> str:
+        average = ", its average" if self.averaged else ""
+        base = f"{size_text(self.base)} of the base, " if self.frozen else ""
         return (
-            f"about {size_text(self.whole)} ({size_text(self.base)} of the base, "
-            f"{size_text(self.trained)} of the {self.called}, its gradients and the optimizer, "
-            f"{size_text(self.activations)} of activations for {self.batch.pictures} x "
+            f"about {size_text(self.whole)} ({base}"
+            f"{size_text(self.trained)} of the {self.called}, its gradients{average} and the "
+            f"optimizer, {size_text(self.activations)} of activations for {self.batch.pictures} x "
             f"{self.batch.tokens} tokens)"
         )
 
@@ -104,8 +117,10 @@ def memory_needs(
     batch: BatchSize,
     device: torch.device,
     *,
-    in_8_bits: bool,
+    in_8_bits: bool = False,
     processes: int = 1,
+    averaged: bool = False,
+    widened: int = 0,
 ) -> MemoryNeeds:
     """Add up what is known before the first step.
 
@@ -116,6 +131,8 @@ def memory_needs(
         device: Of the run.
         in_8_bits: Whether the base's blocks are.
         processes: How many the base's linear layers are sharded over.
+        averaged: Whether an average of what trains is kept.
+        widened: See `MemoryNeeds`.
     """
     model = cast("AnimaTransformer", trained.model)
     own = [*trained.parameters()]
@@ -141,6 +158,8 @@ def memory_needs(
         trained_numbers=own_numbers,
         trained_bytes=sum(parameter.numel() * parameter.element_size() for parameter in own),
         optimizer_bytes=SMALL_OPTIMIZER_BYTES if small else OPTIMIZER_BYTES,
+        averaged=averaged,
+        widened=widened,
     )
 
 
@@ -164,16 +183,12 @@ def savers(needs: MemoryNeeds) -> list[tuple[str, int]]:
         "train_batch_size 1 with more gradient_accumulation_steps": replace(
             needs, batch=replace(batch, pictures=1)
         ),
-        "fp8_base": replace(needs, in_8_bits=True),
         "a resolution of three quarters": replace(
             needs, batch=replace(batch, tokens=batch.tokens * 9 // 16)
         ),
-        "half the network_dim": replace(
-            needs,
-            trained_numbers=needs.trained_numbers // 2,
-            trained_bytes=needs.trained_bytes // 2,
-        ),
         "optimizer_type AdamW8bit": replace(needs, optimizer_bytes=SMALL_OPTIMIZER_BYTES),
+        "no ema_decay": replace(needs, averaged=False),
+        **(_of_adapters(needs) if needs.called == Adapter.called else _of_models(needs)),
     }
     if keeping.dtype == torch.float32:
         changed["mixed_precision bf16"] = replace(
@@ -181,6 +196,21 @@ def savers(needs: MemoryNeeds) -> list[tuple[str, int]]:
         )
     saved = [(name, needs.whole - other.whole) for name, other in changed.items()]
     return sorted((pair for pair in saved if pair[1] > 0), key=lambda pair: -pair[1])
+
+
+def _of_adapters(needs: MemoryNeeds) -> dict[str, MemoryNeeds]:
+    """Return what would save memory in the training of an adapter."""
+    numbers, size = needs.trained_numbers // 2, needs.trained_bytes // 2
+    return {
+        "fp8_base": replace(needs, in_8_bits=True),
+        "half the network_dim": replace(needs, trained_numbers=numbers, trained_bytes=size),
+    }
+
+
+def _of_models(needs: MemoryNeeds) -> dict[str, MemoryNeeds]:
+    """Return what would save memory where the model itself trains."""
+    in_bf16 = replace(needs, trained_bytes=torch.bfloat16.itemsize * needs.trained_numbers)
+    return {"full_bf16": in_bf16} if in_bf16.trained < needs.trained else {}
 
 
 @contextmanager

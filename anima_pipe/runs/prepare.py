@@ -14,7 +14,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from anima_pipe.dataset.batches import Batches
 from anima_pipe.hooks.saving import Write
 from anima_pipe.model import AnimaTransformer
-from anima_pipe.optimizing.optimizers import ParameterGroup, create_optimizer
+from anima_pipe.optimizing.optimizers import (
+    ParameterGroup,
+    create_optimizer,
+    steps_by_tensor,
+)
 from anima_pipe.optimizing.rounding import StochasticRounding
 from anima_pipe.optimizing.schedules import create_schedule
 from anima_pipe.runs.settings.training import TrainSettings
@@ -63,7 +67,10 @@ def prepare_optimizer(
         optimizer.register_step_post_hook(lambda *_: after_step())
     if not settings.adapter.full_bf16:
         return optimizer, None
-    return optimizer, StochasticRounding(optimizer, trained.matrices(), seed)
+    rounding = StochasticRounding(
+        optimizer, trained.matrices(), seed, piecewise=steps_by_tensor(settings.optimizer)
+    )
+    return optimizer, rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

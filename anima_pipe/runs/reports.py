@@ -222,14 +222,17 @@ def _rank(rank: int | None) -> str:
 def _table_lines(rows: Sequence[TableRow]) -> list[str]:
     """Lay the table of what is trained out in columns."""
     width = max(len(row.modules) for row in rows)
+    kind = max(6, *(len(row.kind) for row in rows))
     total = sum(row.parameters for row in rows)
-    head = f"{'trained':<{width}}  {'kind':<6} {'rank':>5} {'modules':>8} {'parameters':>12}  lr"
+    head = (
+        f"{'trained':<{width}}  {'kind':<{kind}} {'rank':>5} {'modules':>8} {'parameters':>12}  lr"
+    )
     body = [
-        f"{row.modules:<{width}}  {row.kind:<6} {_rank(row.rank):>5} {row.count:>8} "
+        f"{row.modules:<{width}}  {row.kind:<{kind}} {_rank(row.rank):>5} {row.count:>8} "
         f"{row.parameters:>12,}  {', '.join(f'{rate:g}' for rate in row.rates)}"
         for row in rows
     ]
-    return [head, *body, f"{'in all':<{width}}  {'':<6} {'':>5} {'':>8} {total:>12,}"]
+    return [head, *body, f"{'in all':<{width}}  {'':<{kind}} {'':>5} {'':>8} {total:>12,}"]
 
 
 def _list(heading: str, items: Sequence[object], count: int | None = None) -> None:

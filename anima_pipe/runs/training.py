@@ -207,6 +207,8 @@ def _memory_needs(settings: TrainSettings, training: Training) -> MemoryNeeds:
         accelerator.device,
         in_8_bits=settings.model.fp8_base,
         processes=accelerator.num_processes if sharded_tensors(model) else 1,
+        averaged=settings.ema_decay is not None,
+        widened=training.rounding.widest if training.rounding else 0,
     )
 
 

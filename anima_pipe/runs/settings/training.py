@@ -276,12 +276,6 @@ class TrainSettings:
                 "8 bits",
                 "remove fp8_base; optimizer_type AdamW8bit and full_bf16 save memory",
             )
-        if self.model.mixed_precision != "no" and not self.adapter.full_bf16:
-            raise ConfigError(
-                f"mixed_precision is {self.model.mixed_precision}, but without an adapter the "
-                "model trains in fp32, or in bf16 throughout",
-                "set mixed_precision to no, or full_bf16 beside bf16",
-            )
         if self.save.style != NATIVE_STYLE:
             raise ConfigError(
                 f"save_format is {self.save.style}, but without an adapter a checkpoint is saved, "
