@@ -1,8 +1,8 @@
-"""Stage 4: train an adapter on the cached latents and texts.
+"""Stage 4: train an adapter, or the model itself, on the cached latents and texts.
 
 Reads   latent and text shards, the transformer; the VAE only to draw previews
-Writes  adapters, previews and logs; with --auto_cache (the default) also missing shards
-Costs   the transformer's memory in the run's precision, plus the adapter and its optimizer
+Writes  adapters or a checkpoint, previews, logs; with --auto_cache (the default) missing shards too
+Costs   the transformer's memory in the run's precision, plus what trains and its optimizer
 """
 
 from __future__ import annotations

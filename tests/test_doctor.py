@@ -285,6 +285,16 @@ def test_where_an_adapter_is_trained_it_sends_to_export_and_then_to_comfyui(
     assert to_comfyui.startswith(f"cp {output} ComfyUI/models/loras")
 
 
+def test_where_the_model_itself_is_trained_it_sends_straight_to_comfyui(run: Path, tmp_path: Path):
+    run.write_text(run.read_text() + '\nnetwork_module = "none"\n')
+    trained = tmp_path / "out" / "fox.safetensors"
+    trained.parent.mkdir(parents=True)
+    trained.touch()
+
+    expected = f"cp {trained} ComfyUI/models/diffusion_models"
+    assert next_step(doctor("--config_file", run)).startswith(expected)
+
+
 def test_before_there_is_a_configuration_it_says_to_write_one(config: Path, tmp_path: Path):
     record_models(
         {

@@ -2,6 +2,7 @@
 
 Without --config_file the embedded tiny model is trained: that shows the whole way in a minute, and
 its adapter fits no other model. Without --dataset_config either, so are the embedded pictures.
+Where the model itself is trained, its checkpoint is read as it is, and export-comfy is left out.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from typing import Any
 
 from anima_pipe import demo
 from anima_pipe.cli.ending import INTERRUPTED, TERMINATED
+from anima_pipe.cli.next_step import to_diffusion_models
 from anima_pipe.cli.stage_command import stage_command
 from anima_pipe.errors import PipeError
 from anima_pipe.files import require_readable_name, write_atomically
 from anima_pipe.hub.home import MODEL_OPTIONS
+from anima_pipe.kohya.no_network import trains_the_model
 from anima_pipe.kohya.options import options_of
 from anima_pipe.kohya.resolve import COMMAND_LINE
 from anima_pipe.kohya.resolved import Resolved
@@ -76,17 +79,20 @@ def run(options: Resolved) -> AllSummary:
         said = Path(notes) / "said"
         said.write_text("".join(f"{json.dumps(text)}\n" for text in _warnings(options)))
         summaries = {name: _run_stage(name, given, folder, said) for name in STAGES}
-        trained = _trained_file(summaries["train"])
-        output = trained.parent / "comfyui" / trained.name
-        exported = {**given, "input": trained, "output": output}
-        summaries["export-comfy"] = _run_stage("export-comfy", exported, folder, said)
+        output = _trained_file(summaries["train"])
+        if not trains_the_model(options):
+            trained, output = output, output.parent / "comfyui" / output.name
+            exported = {**given, "input": trained, "output": output}
+            summaries["export-comfy"] = _run_stage("export-comfy", exported, folder, said)
     summary = AllSummary(output=str(output), output_bytes=output.stat().st_size, stages=summaries)
-    _report(summary)
+    _report(summary, "checkpoint" if trains_the_model(options) else "adapter")
+    if trains_the_model(options):
+        say(f"next           {to_diffusion_models(output)}")
     return summary
 
 
 def _trained_file(summary: Mapping[str, Any]) -> Path:
-    """Return the adapter that training ended with.
+    """Return the file that training ended with.
 
     Raises:
         StageFailedError: It was stopped before its end.
@@ -266,12 +272,12 @@ def _typed(option: Option, spelling: str, value: object) -> list[str]:
     return [f"--{spelling}", str(value)]
 
 
-def _report(summary: AllSummary) -> None:
+def _report(summary: AllSummary, what: str) -> None:
     """Say where the file is, how the loss went and where the pictures are."""
     train = summary.stages["train"]
     first, final = train["first_loss"], train["final_loss"]
     say("")
-    say(f"adapter        {summary.output} ({summary.output_bytes / 1e6:.2f} MB)")
+    say(f"{what:<14} {summary.output} ({summary.output_bytes / 1e6:.2f} MB)")
     say(f"loss           {first:.4f} at the start, {final:.4f} at the end")
     if train["contact_sheet"]:
         say(f"contact sheet  {train['contact_sheet']}")

@@ -67,14 +67,18 @@ def _before_a_configuration() -> str:
 
 
 def _of_the_run(options: Resolved, findings: Findings, config: Mapping[str, Path | None]) -> str:
+    from anima_pipe.kohya.no_network import trains_the_model
     from anima_pipe.kohya.outputs import output_name, run_folder
 
     folder = run_folder(options)
     trained = folder / f"{output_name(options)}.safetensors"
     exported = folder / "comfyui" / trained.name
-    if _is_newer(exported, trained):
+    if trains_the_model(options):
+        if trained.is_file():
+            return to_diffusion_models(trained)
+    elif _is_newer(exported, trained):
         return f"cp {shlex.quote(str(exported))} ComfyUI/models/loras    (your ComfyUI's folder)"
-    if trained.is_file():
+    elif trained.is_file():
         return _command("export-comfy", {"input": trained, "output": exported})
     asked = {**config, **_unset(options)}
     beside: Path = options.value("output_dir", Path("output")) / "cache"
@@ -86,6 +90,14 @@ def _of_the_run(options: Resolved, findings: Findings, config: Mapping[str, Path
         asked["cache_dir"] = filled
     resume = " --resume latest" if _has_state(folder, output_name(options)) else ""
     return _command("train", asked) + resume
+
+
+def to_diffusion_models(checkpoint: Path) -> str:
+    """Return the command that gives ComfyUI a trained model, whose names it reads as they are."""
+    return (
+        f"cp {shlex.quote(str(checkpoint))} ComfyUI/models/diffusion_models    "
+        "(your ComfyUI's folder)"
+    )
 
 
 def _is_newer(path: Path, source: Path) -> bool:

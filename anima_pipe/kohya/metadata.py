@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from anima_pipe.kohya.no_network import OF_NETWORKS, trains_the_model
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.plain_text import json_text
 from anima_pipe.runs.settings.training import MetadataSettings
@@ -83,6 +84,9 @@ MIRRORED: Final = [
 Of Kohya's, when validation is due is left out: looking on changes nothing in the file.
 """
 
+WITHOUT_NETWORK: Final = {"network_module", *OF_NETWORKS}
+"""Those that are not there where the model itself is trained."""
+
 SPEC_TEXTS: Final = (
     "author",
     "description",
@@ -109,24 +113,32 @@ def metadata_settings(options: Resolved) -> MetadataSettings:
 def _facts(options: Resolved) -> dict[str, object]:
     mirrored: dict[str, object] = {f"ss_{name}": None for name in MIRRORED}
     mirrored |= {f"ss_{name}": options.value(name) for name in MIRRORED if name in options.defaults}
+    facts = {**NEVER, **mirrored, **_of_network(options), "ss_output_name": _own_name(options)}
+    if not trains_the_model(options):
+        return facts
+    return {n: v for n, v in facts.items() if n.removeprefix("ss_") not in WITHOUT_NETWORK}
+
+
+def _of_network(options: Resolved) -> dict[str, object]:
+    alpha = options.value("network_alpha", unset=float(options.value("network_dim")))
+    arguments = options.value("network_args", unset={})
     return {
-        **NEVER,
-        **mirrored,
-        "ss_network_alpha": options.value(
-            "network_alpha", unset=float(options.value("network_dim"))
-        ),
-        "ss_network_args": json_text(options.value("network_args", unset={})),
-        "ss_output_name": _own_name(options),
+        "ss_network_alpha": alpha,
+        "ss_network_args": json_text(arguments),
     }
 
 
 def _spec(options: Resolved) -> dict[str, str]:
     spec: dict[str, str | None] = {
-        "title": options.value("metadata_title") or _own_name(options) or "adapter",
+        "title": options.value("metadata_title") or _own_name(options) or _untitled(options),
         "timestep_range": _timestep_range(options),
         **{name: options.value(f"metadata_{name}") for name in SPEC_TEXTS},
     }
     return {name: value for name, value in spec.items() if value is not None}
+
+
+def _untitled(options: Resolved) -> str:
+    return "model" if trains_the_model(options) else "adapter"
 
 
 def _own_name(options: Resolved) -> str | None:

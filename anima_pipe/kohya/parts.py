@@ -14,6 +14,7 @@ from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.kohya import lycoris
 from anima_pipe.kohya.findings import Finding
 from anima_pipe.kohya.network_args import effective
+from anima_pipe.kohya.no_network import trains_the_model
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.rules import refuses_warmup
 from anima_pipe.kohya.table.network_args import KIND_OF_NETWORK, LYCORIS
@@ -91,6 +92,8 @@ def _is_of_this_machine(check: _Check, options: Resolved) -> bool:
 def _check_adapter(options: Resolved) -> None:
     from anima_pipe.adapters.adapter import read_settings
 
+    if trains_the_model(options):
+        return
     kind, arguments = adapter_choice(options)
     rank, alpha = arguments.pop("network_dim"), arguments.pop("network_alpha")
     read_settings(kind, rank, alpha, arguments)

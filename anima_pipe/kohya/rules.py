@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from anima_pipe.kohya.findings import Finding
 from anima_pipe.kohya.network_args import network_arg_findings, network_arg_warnings
+from anima_pipe.kohya.no_network import no_network_findings, trains_the_model
 from anima_pipe.kohya.resolved import Resolved
 
 
@@ -27,6 +28,7 @@ def rule_findings(resolved: Resolved) -> Iterator[Finding]:
         )
     yield from _schedule_free_findings(resolved)
     yield from network_arg_findings(resolved)
+    yield from no_network_findings(resolved)
     schedule = resolved.written.get("lr_scheduler")
     if schedule and schedule.value == "adafactor" and not adafactor_sizes_steps(resolved):
         yield Finding(
@@ -114,6 +116,8 @@ def unset_rate_warnings(resolved: Resolved) -> Iterator[str]:
     What a part of the options leaves open another part may say: this is for a run's all.
     """
     if any(map(resolved.given, ("learning_rate", "unet_lr"))) or adafactor_sizes_steps(resolved):
+        return
+    if trains_the_model(resolved):
         return
     kind = str(resolved.value("optimizer_type")).lower()
     rate = "1" if kind.startswith(("prodigy", "dadapt")) else "5e-5"

@@ -16,6 +16,7 @@ from anima_pipe.kohya.datasets import dataset_configs
 from anima_pipe.kohya.logs import log_settings
 from anima_pipe.kohya.metadata import metadata_settings
 from anima_pipe.kohya.model_files import completed, tokenizer_settings
+from anima_pipe.kohya.no_network import trains_the_model
 from anima_pipe.kohya.objective import objective_config, warn_of_idle_offsets
 from anima_pipe.kohya.optimizer import optimizer_config
 from anima_pipe.kohya.outputs import (
@@ -28,7 +29,7 @@ from anima_pipe.kohya.parts import adapter_choice, base_weights
 from anima_pipe.kohya.rates import learning_rate, part_rates
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.schedule import schedule_config
-from anima_pipe.runs.settings.trained import AdapterSettings, ModelSettings
+from anima_pipe.runs.settings.trained import AdapterSettings, ModelSettings, NoAdapter
 from anima_pipe.runs.settings.training import DataSettings, LengthSettings, TrainSettings
 from anima_pipe.trainer.processes import TIMEOUT, ProcessConfig
 
@@ -129,7 +130,10 @@ def _model(options: Resolved) -> ModelSettings:
     )
 
 
-def _adapter(options: Resolved) -> AdapterSettings:
+def _adapter(options: Resolved) -> AdapterSettings | NoAdapter:
+    rates, full_bf16 = part_rates(options), options.value("full_bf16")
+    if trains_the_model(options):
+        return NoAdapter(part_rates=rates, full_bf16=full_bf16)
     kind, arguments = adapter_choice(options)
     start: Path | None = options.value("network_weights")
     return AdapterSettings(
@@ -139,7 +143,7 @@ def _adapter(options: Resolved) -> AdapterSettings:
         network_args=arguments,
         network_weights=start and adapter_file_in(start),
         dim_from_weights=options.value("dim_from_weights"),
-        part_rates=part_rates(options),
+        part_rates=rates,
         scale_weight_norms=options.value("scale_weight_norms"),
-        full_bf16=options.value("full_bf16"),
+        full_bf16=full_bf16,
     )

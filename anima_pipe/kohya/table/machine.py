@@ -27,15 +27,17 @@ _PRECISION: Final = group(
     ),
     text(
         "mixed_precision",
-        "Precision of the frozen weights; adapters stay fp32. bf16 is usual, no is fp32.",
+        "Precision of arithmetic and of frozen weights; what trains stays fp32. bf16 is usual, no "
+        "is fp32.",
         default="no",
         choices=("no", "fp16", "bf16"),
         test="test_options_of_the_machine.py::test_mixed_precision_is_that_of_the_frozen_weights",
     ),
     flag(
         "full_bf16",
-        "Keep the adapter's matrices in bf16 too, with mixed_precision bf16. What a step adds is "
-        "rounded up or down by chance, so that small steps are not lost on average.",
+        "Keep the adapter's matrices, or without an adapter all weights, in bf16 too, with "
+        "mixed_precision bf16. What a step adds is rounded up or down by chance, so that small "
+        "steps are not lost on average.",
         test="test_rounding.py::test_a_run_in_bf16_throughout_is_resumed_to_the_bit",
     ),
     *refused(

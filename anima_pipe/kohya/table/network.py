@@ -18,6 +18,7 @@ from anima_pipe.kohya.rows import (
     text,
     texts,
 )
+from anima_pipe.kohya.table.network_args import NO_NETWORK
 
 _SD_NETWORK: Final = Refused("it is made for Stable Diffusion's U-Net", "use networks.lora_anima")
 _OTHER_NETWORK: Final = Refused("it is made for another model", "use networks.lora_anima")
@@ -27,7 +28,8 @@ NETWORK: Final[tuple[Option, ...]] = group(
     TRAINING,
     text(
         "network_module",
-        "Kind of adapter; lycoris.kohya takes it from network_args algo=lora, loha or lokr.",
+        "Kind of adapter; lycoris.kohya takes it from network_args algo=lora, loha or lokr. none: "
+        "no adapter, the model's own weights are trained and a checkpoint is saved.",
         default="networks.lora_anima",
         default_note="The seed's; Kohya has none.",
         choices=(
@@ -37,6 +39,7 @@ NETWORK: Final[tuple[Option, ...]] = group(
             "networks.lokr",
             "networks.tlora_anima",
             "lycoris.kohya",
+            NO_NETWORK,
         ),
         words_of_unknown="Unsupported network module: {}. Expected one of: "
         "('networks.lora_anima', 'networks.lokr_anima')",

@@ -18,6 +18,9 @@ KIND_OF_NETWORK: Final[Mapping[str, str]] = {
 LYCORIS: Final = "lycoris.kohya"
 """LyCORIS's module for Kohya's scripts; its argument algo says the kind."""
 
+NO_NETWORK: Final = "none"
+"""The value of network_module with which the model itself is trained."""
+
 EVERY_KIND: Final = ("lora", "lokr", "loha", "tlora")
 
 

@@ -48,7 +48,7 @@ _FOLLOWS_LOSS: Final = Refused(
     "it follows a validation loss after every step, which training does not measure",
     "use cosine, or warmup_stable_decay",
 )
-_PART_RATE: Final = "; 0: left alone, and not in the file; not set: learning_rate."
+_PART_RATE: Final = "; 0: left alone, and not in an adapter's file; not set: learning_rate."
 
 _OPTIMIZER: Final = group(
     "Optimizer and learning rate",
@@ -197,7 +197,8 @@ _OPTIMIZER: Final = group(
     ),
     number(
         "mod_lr",
-        "Learning rate of the modulation layers, where include_patterns trains them" + _PART_RATE,
+        "Learning rate of the modulation layers, which an adapter has where include_patterns "
+        "trains them" + _PART_RATE,
         minimum=0,
         test="test_rates_by_part.py::test_a_part_trains_at_its_own_rate_and_at_none_is_not_in_the_file",
     ),
@@ -208,7 +209,8 @@ _OPTIMIZER: Final = group(
         flag("use_lion_optimizer", "Lion."),
     ),
     *no_op(
-        "it saves memory in full training only; an adapter's gradients are small",
+        "it saves memory alone: gradients are kept for clipping and accumulation, and full_bf16 "
+        "halves them",
         flag("fused_backward_pass", "Step each weight as soon as its gradient is there."),
     ),
 )

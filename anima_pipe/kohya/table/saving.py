@@ -48,7 +48,8 @@ _SAVING: Final = group(
     ),
     text(
         "save_precision",
-        "Precision of saved adapters; not set: fp32, as they are trained.",
+        "Precision of saved adapters and checkpoints; not set: as they are trained, fp32 but for "
+        "full_bf16.",
         choices=("float", "fp16", "bf16"),
         same_as={"fp32": "float"},
         commands=(TRAIN, EXPORT, ALL),
