@@ -158,6 +158,36 @@ def test_captions_up_to_512_tokens_are_attended_to_without_a_mask(
     assert set(masks) == {None}
 
 
+def test_on_a_processor_the_zeros_behind_all_captions_of_a_batch_are_computed_once(
+    model: AnimaTransformer,
+) -> None:
+    """As they are alike, one stands for all of them; what comes out is the same."""
+    seen: list[int] = []
+    for block in model.blocks:
+        block.cross_attn.k_proj.register_forward_pre_hook(
+            lambda _layer, inputs: seen.append(inputs[0].shape[1])
+        )
+    latents, sigma = torch.randn(2, 16, 4, 4), torch.tensor([0.2, 0.7])
+    context = model.preprocess_text_embeds(*_batch([_caption(4, 5, 0), _caption(9, 8, 1)]))
+    almost = context.clone()
+    # All positions are computed where the last one is not zero.
+    almost[:, -1] = 1e-30
+
+    condensed, whole = model(latents, sigma, context), model(latents, sigma, almost)
+
+    blocks = len(model.blocks)
+    assert seen == [8 + 1] * blocks + [512] * blocks
+    assert relative_error(condensed, whole) < 2e-6
+
+
+def test_an_empty_condition_is_read_as_nothing_but_zeros(model: AnimaTransformer) -> None:
+    latents, sigma = torch.randn(1, 16, 4, 4), torch.tensor([0.2])
+
+    nothing = model(latents, sigma, torch.zeros(1, 512, 32))
+
+    assert relative_error(nothing, model(latents, sigma, torch.full((1, 512, 32), 1e-30))) < 2e-6
+
+
 def test_one_call_from_raw_text_is_the_two_calls(model: AnimaTransformer) -> None:
     latents, sigma = torch.randn(2, 16, 4, 6), torch.tensor([0.1, 0.9])
     text = _batch([_caption(3, 2, 0), _caption(8, 9, 1)])

@@ -75,7 +75,9 @@ def qwen_sizes(tokens: int) -> QwenSizes:
     )
 
 
-def write_transformer(path: Path, sizes: TransformerSizes, t5_pieces: int) -> None:
+def write_transformer(
+    path: Path, sizes: TransformerSizes, t5_pieces: int, gains: Gains = TRANSFORMER_GAINS
+) -> None:
     """Write the transformer, prefix `net.`, bf16.
 
     Args:
@@ -83,8 +85,9 @@ def write_transformer(path: Path, sizes: TransformerSizes, t5_pieces: int) -> No
         sizes: Of the transformer.
         t5_pieces: Size of the T5 vocabulary. The rows of the embedding behind it are never asked
             for; they are zero, and compress to nothing.
+        gains: How large its weights are drawn.
     """
-    tensors = _drawn(transformer_shapes(sizes), TRANSFORMER_GAINS)
+    tensors = _drawn(transformer_shapes(sizes), gains)
     embedding = tensors["llm_adapter.embed.weight"]
     embedding *= math.sqrt(sizes.context_width)  # a table, not a product: rows of unit deviation
     embedding[t5_pieces:] = 0

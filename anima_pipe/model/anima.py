@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import torch
@@ -127,11 +128,10 @@ class AnimaTransformer(nn.Module):
         rows, columns = latents.shape[2] // PATCH, latents.shape[3] // PATCH
         rotation = image_rotation(rows, columns, self.config.head_width, latents.device)
         time = self._time_condition(timesteps)
-        context = context.to(dtype)
-        seen = _positions_seen(context)
+        context, mask = _condensed(context.to(dtype))
         x = self.x_embedder(latents.to(dtype)).to(residual_dtype(dtype))
         for block in self.blocks:
-            x = run_block(block, x, context, time, rotation, seen, checkpointed=self.checkpointed)
+            x = run_block(block, x, context, time, rotation, mask, checkpointed=self.checkpointed)
         return from_patches(self.final_layer(x, time), rows, columns).to(latents.dtype)
 
     def _time_condition(self, sigma: torch.Tensor) -> TimeCondition:
@@ -208,6 +208,36 @@ class TextConditionedTransformer(nn.Module):
         """Predict the velocity from encoded captions; arguments as the transformer's two calls."""
         context = self.transformer.preprocess_text_embeds(qwen_hidden, t5_ids, qwen_mask, t5_mask)
         return self.transformer(latents, sigma, context)
+
+
+def _condensed(context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return a condition that cross-attention reads as it does the whole one, and its mask.
+
+    The zeros behind the captions of a batch are alike, and n keys that are alike weigh as much as
+    one with log(n) added to its score: a processor computes that one. On a GPU, asking how many
+    there are would make the host wait, and attention without a mask is faster there.
+
+    Args:
+        context: Float[B, L, D], from `preprocess_text_embeds`.
+
+    Returns:
+        Float[B, M, D], and a mask over its positions, as `Attention.attend` takes it.
+    """
+    length = context.shape[1]
+    if length > CONDITION_LENGTH or context.device.type != "cpu":
+        return context, _positions_seen(context)
+    used = _used(context)
+    if length - used < 2:
+        return context, None
+    scores = context.new_zeros(used + 1)
+    scores[used] = math.log(length - used)
+    return context[:, : used + 1], scores[None, None, None]
+
+
+def _used(context: torch.Tensor) -> int:
+    """Return how many positions there are up to the last that is not zero in all of a batch."""
+    places = (context != 0).any(dim=-1).any(dim=0).nonzero()
+    return int(places[-1]) + 1 if len(places) else 0
 
 
 def _positions_seen(context: torch.Tensor) -> torch.Tensor | None:

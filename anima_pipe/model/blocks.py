@@ -75,7 +75,8 @@ class Attention(nn.Module):
             x: Float[B, N, width].
             source: Float[B, M, source width].
             rotations: Of the N queries and of the M keys.
-            mask: Bool[B, 1, 1, M], False where a source token must not be seen.
+            mask: Bool[B, 1, 1, M], False where a source token must not be seen; or
+                Float[1, 1, 1, M] in the dtype of the weights, added to every score of it.
 
         Returns:
             Float[B, N, width], the heads side by side.
@@ -185,7 +186,7 @@ class TransformerBlock(nn.Module):
         context: torch.Tensor,
         time: TimeCondition,
         rotation: Rotation,
-        context_seen: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the residual stream after this block.
 
@@ -194,7 +195,7 @@ class TransformerBlock(nn.Module):
             context: Float[B, L, D] in the dtype of the weights.
             time: In the dtype of the weights.
             rotation: Of the N tokens.
-            context_seen: Bool[B, 1, 1, L], the positions that are attended to. None: all of them,
+            context_mask: Of the L positions, see `Attention.attend`. None: all of them are seen,
                 the zeros behind a caption too, for the model was trained so.
         """
         shift, scale, gate = _parts(self.adaln_modulation_self_attn, time)
@@ -203,7 +204,7 @@ class TransformerBlock(nn.Module):
 
         shift, scale, gate = _parts(self.adaln_modulation_cross_attn, time)
         normed = recomputed(modulated_norm, x, shift, scale)
-        x = _add_gated(x, gate, self.cross_attn(normed, context, mask=context_seen))
+        x = _add_gated(x, gate, self.cross_attn(normed, context, mask=context_mask))
 
         shift, scale, gate = _parts(self.adaln_modulation_mlp, time)
         return _add_gated(x, gate, self.mlp(recomputed(modulated_norm, x, shift, scale)))

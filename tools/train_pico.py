@@ -1,0 +1,60 @@
+"""Make the embedded model that draws: `python tools/train_pico.py FOLDER`.
+
+    world's painter -> VAE -> pictures and captions -> tokenizers, Qwen3 -> caches -> transformer
+
+Everything comes from code and seeds; nothing is downloaded. Each part is kept in FOLDER once it is
+made, and a run that was interrupted goes on where it was. On two processor cores the VAE takes
+about an hour and the transformer some hours; with a GPU, less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from pico.pictures import world_pictures, write_dataset
+from pico.start import write_fresh_transformer, write_text_parts
+from pico.transformer import TransformerTraining, train_transformer
+from pico.vae import VaeTraining, save_vae, train_vae
+
+
+def main() -> None:
+    """Make what is not there yet."""
+    parser = argparse.ArgumentParser(description="Make the embedded model that draws.")
+    parser.add_argument("folder", type=Path, help="keeps everything; the result is in bundle/")
+    parser.add_argument("--vae_pictures", type=int, default=6000)
+    parser.add_argument("--vae_steps", type=int, default=VaeTraining.steps)
+    parser.add_argument("--pictures", type=int, default=40_000, help="that the transformer sees")
+    parser.add_argument("--steps", type=int, default=TransformerTraining.steps)
+    parser.add_argument("--batch", type=int, default=TransformerTraining.batch)
+    given = parser.parse_args()
+    folder: Path = given.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    make_vae(folder, given.vae_pictures, given.vae_steps)
+    make_start(folder, given.pictures)
+    train_transformer(folder, TransformerTraining(steps=given.steps, batch=given.batch))
+
+
+def make_vae(folder: Path, pictures: int, steps: int) -> None:
+    """Train vae.safetensors."""
+    path = folder / "vae.safetensors"
+    if path.exists():
+        return
+    model = train_vae(VaeTraining(steps=steps), world_pictures(pictures, 128, seed=1), folder)
+    save_vae(model, path)
+
+
+def make_start(folder: Path, pictures: int) -> None:
+    """Write pictures/, tokenizers, Qwen3 and fresh.safetensors, which comes last."""
+    fresh = folder / "fresh.safetensors"
+    if fresh.exists():
+        return
+    captions = write_dataset(folder / "pictures", pictures, seed=2)
+    write_fresh_transformer(fresh, write_text_parts(folder, captions))
+
+
+if __name__ == "__main__":
+    main()
