@@ -51,14 +51,22 @@ def published_folder(folder: Path) -> Generator[Path]:
     try:
         with refusals_named(folder):
             yield temporary
-            for path in temporary.iterdir():
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
+            for path in temporary.rglob("*"):
+                _flush(path)
             sync_folder(temporary)
             _put_in_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _remove_left_behind(folder.parent)
+
+
+def _flush(path: Path) -> None:
+    """Flush a file, or the names that a folder holds, to disk."""
+    if path.is_dir():
+        sync_folder(path)
+        return
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def repair_folder(folder: Path) -> None:

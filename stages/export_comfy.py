@@ -1,7 +1,8 @@
-"""Stage 5: write the adapter as inference programs load it, and verify what was written.
+"""Stage 5: write what was trained as inference programs load it, and verify what was written.
 
-Reads   an adapter file of any style; with --merge a full checkpoint besides
-Writes  one .safetensors file; ComfyUI's style unless told otherwise
+Reads   an adapter file of any style; with --merge a full checkpoint besides; or a checkpoint
+Writes  one .safetensors file, ComfyUI's style unless told otherwise; a checkpoint for diffusers as a
+        folder
 Costs   seconds; baking takes as long as copying the checkpoint, and memory for one tensor
 """
 

@@ -48,7 +48,7 @@ def diffusers_transformer(
     weights: Mapping[str, torch.Tensor], config: TransformerConfig
 ) -> CosmosTransformer3DModel:
     """Build diffusers' transformer from the weights of an AnimaTransformer, copied."""
-    _give_torchvision()
+    give_torchvision()
     transformer = CosmosTransformer3DModel(
         in_channels=16,
         out_channels=16,
@@ -123,7 +123,7 @@ def diffusers_condition(
     )
 
 
-def _give_torchvision() -> None:
+def give_torchvision() -> None:
     """Stand in for the one function that diffusers' transformer wants of torchvision.
 
     It resizes the padding mask to the size of the latents. torchvision is not among the tests'

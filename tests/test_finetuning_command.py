@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from commands import (
+    LAUNCH_TWO,
     MODEL,
+    TRAINING,
     anima_pipe,
     assert_one_error,
     demo_pictures,
     files_in,
+    options,
     run_apart,
     tensors_of,
     write_dataset,
@@ -177,3 +180,27 @@ def test_all_leaves_a_trained_model_where_it_is_and_says_where_comfyui_reads_it(
     last = ended.said.splitlines()[-1]
     assert last.split(maxsplit=1)[1].startswith(f"cp {checkpoint} ComfyUI/models/diffusion_models")
     assert "hardly trains an adapter" not in ended.said
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_model_that_one_trains_on_twice_the_batches(
+    cached: Cached, tmp_path: Path
+):
+    shared = {**cached, **WHOLE, "mixed_precision": "bf16", "gradient_checkpointing": True}
+    shared |= {"optimizer_type": "SGDNesterov", "learning_rate": 1e-2, "mlp_lr": 0}
+    given = {**MODEL, **TRAINING, **shared, "device": "cpu", "output_dir": tmp_path / "two"}
+    run_apart(*LAUNCH_TWO, *options(**given)).ok()
+    alone = {"output_dir": tmp_path / "one", "gradient_accumulation_steps": 2, **shared}
+    anima_pipe("train", **alone).ok()
+
+    before = load_transformer(demo.DEMO_TRANSFORMER).state_dict()
+    two, one = (load_file(tmp_path / name / "fox.safetensors") for name in ("two", "one"))
+    assert two.keys() == one.keys()
+    for name, start in before.items():
+        changes = [tensors[f"net.{name}"] - start for tensors in (two, one)]
+        if ".mlp." in name and not name.startswith("llm_adapter."):
+            assert not any(change.any() for change in changes)
+        else:
+            # Sums in bf16 are rounded in another order.
+            assert changes[1].any()
+            assert (changes[0] - changes[1]).norm() < 0.02 * changes[1].norm(), name

@@ -101,7 +101,11 @@ def info(source: Path, *, as_json: bool, allow_unmatched: bool) -> None:
     sys.exit(ending_of(work))
 
 
-@click.command("convert", help="Write an adapter in another style or dtype, verified.", **SETTINGS)
+@click.command(
+    "convert",
+    help="Write an adapter, or a checkpoint, in another style or dtype, verified.",
+    **SETTINGS,
+)
 @_input
 @_output
 @_style
@@ -125,9 +129,14 @@ def convert(
 
     def work() -> int:
         from anima_pipe.export.adapter import convert_adapter
+        from anima_pipe.export.checkpoint import convert_checkpoint, is_checkpoint
         from anima_pipe.runtime import torch_dtype
 
         dtype = torch_dtype(save_precision) if save_precision else None
+        if is_checkpoint(source):
+            anew = convert_checkpoint(source, output, save_format, dtype, drop_norms=drop_norms)
+            show(f"{output}: {anew.keys} tensors; {_read_back(0.0)}")
+            return 0
         export = convert_adapter(
             source,
             output,

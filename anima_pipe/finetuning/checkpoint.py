@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 import torch
 
 from anima_pipe.files import published
 from anima_pipe.finetuning.whole_model import WholeModel
+from anima_pipe.weights.names import RELEASED_PREFIX
 from anima_pipe.weights.writing import stream_tensors
-
-PREFIX: Final = "net."
-"""What stands before the names, as in the release and as Kohya's scripts write it."""
 
 
 def save_checkpoint(
@@ -34,7 +31,9 @@ def save_checkpoint(
         CheckpointError: A number is not finite.
         OutputError: The file cannot be written.
     """
-    tensors = {f"{PREFIX}{name}": weight for name, weight in trained.model.named_parameters()}
+    tensors = {
+        f"{RELEASED_PREFIX}{name}": weight for name, weight in trained.model.named_parameters()
+    }
     stated = {**(metadata or {}), "format": "pt"}
     with published(path) as unfinished:
         stream_tensors(unfinished, tensors, path, stated, dtype or trained.dtype)

@@ -111,7 +111,7 @@ def _examine(path: str | Path, llm_adapter: str | Path | None) -> _Checkpoint:
 
 def _found_parts(path: Path, llm_adapter: Path | None) -> tuple[_Part, ...]:
     """Return what each file holds of the model, the text adapter's own file last."""
-    tensors = _transformer_tensors(path)
+    tensors = transformer_tensors(path)
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith(TEXT_ADAPTER)}
     if llm_adapter is not None:
         separate = _text_adapter_tensors(llm_adapter)
@@ -149,7 +149,7 @@ def _read_sizes(
         raise CheckpointError(problem, part.remedy) from error
 
 
-def _transformer_tensors(path: Path) -> dict[str, StoredTensor]:
+def transformer_tensors(path: Path) -> dict[str, StoredTensor]:
     """Return the transformer's tensors by their names without prefix, harmless extras left out."""
     stored = read_header(path)
     prefix = _find_prefix(path, stored)

@@ -1,4 +1,4 @@
-"""A run that writes an adapter as inference programs load it, and verifies what was written."""
+"""A run that writes what inference programs load, and verifies what was written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Final
 
 from anima_pipe.export.adapter import Export, convert_adapter
 from anima_pipe.export.bake import Baked, bake_adapter
+from anima_pipe.export.checkpoint import Converted, convert_checkpoint, is_checkpoint
 from anima_pipe.runs.settings.exporting import BakeSettings, ExportSettings
 from anima_pipe.runtime import say
 
@@ -17,6 +18,13 @@ READERS: Final = {
 }
 """Who makes the same of a style."""
 
+CHECKPOINT_READERS: Final = {
+    "comfy": "ComfyUI/models/diffusion_models",
+    "diffusers": "diffusers, as a pipeline's transformer and text_conditioner",
+    "kohya": "sd-scripts and ComfyUI",
+}
+"""Who reads a checkpoint of a style."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSummary:
@@ -26,14 +34,15 @@ class ExportSummary:
     keys: int
     """Tensors in the file."""
     verified: bool
-    """The file, applied by ComfyUI's published rules, changes the weights as the adapter does."""
+    """The file, applied by ComfyUI's published rules, changes the weights as the adapter does; of a
+    checkpoint that was written anew, every number is what it was."""
     largest_difference: float
     """Of all layers, relative to the largest change of the layer; of a checkpoint, to the largest
     weight of the layer."""
 
 
 def export_adapter(settings: ExportSettings | BakeSettings) -> ExportSummary:
-    """Write an adapter's file, or a checkpoint with the adapter in its weights, and verify it.
+    """Write an adapter's file, a checkpoint with it in its weights, or a trained checkpoint anew.
 
     A file gets its name when it is verified: until then there is none.
 
@@ -43,6 +52,11 @@ def export_adapter(settings: ExportSettings | BakeSettings) -> ExportSummary:
         ConfigError: The style cannot express something, or the output is the checkpoint itself.
         OutputError: The output cannot be written.
     """
+    if isinstance(settings, ExportSettings) and is_checkpoint(settings.adapter):
+        converted = _converted(settings)
+        return ExportSummary(
+            output=str(converted.path), keys=converted.keys, verified=True, largest_difference=0.0
+        )
     written = _baked(settings) if isinstance(settings, BakeSettings) else _exported(settings)
     return ExportSummary(
         output=str(written.path),
@@ -50,6 +64,21 @@ def export_adapter(settings: ExportSettings | BakeSettings) -> ExportSummary:
         verified=True,
         largest_difference=written.largest_difference,
     )
+
+
+def _converted(settings: ExportSettings) -> Converted:
+    """Write a checkpoint anew, and say so."""
+    converted = convert_checkpoint(
+        settings.adapter,
+        settings.output,
+        style=settings.style,
+        dtype=settings.dtype,
+        drop_norms=settings.drop_norms,
+        command="export-comfy",
+    )
+    reader = CHECKPOINT_READERS[settings.style]
+    say(f"exported  {converted.path}: {converted.keys} tensors, for {reader}; read back, equal")
+    return converted
 
 
 def _exported(settings: ExportSettings) -> Export:

@@ -13,6 +13,9 @@ from anima_pipe.weights.files import BYTES_PER_NUMBER, StoredTensor
 PREFIXES: Final = ("net.", "model.diffusion_model.", "diffusion_model.", "")
 """What stands before the names: by the author's trainer, by ComfyUI (two ways), or nothing."""
 
+RELEASED_PREFIX: Final = PREFIXES[0]
+"""What checkpoints are written with: the release has it, Kohya's scripts write it."""
+
 HARMLESS_EXTRAS: Final = re.compile(
     r"^pos_embedder\."  # tables that follow from the sizes
     r"|^llm_adapter\.rotary_emb\.inv_freq$"  # likewise

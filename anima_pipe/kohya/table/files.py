@@ -214,14 +214,14 @@ _INPUT_AND_OUTPUT: Final = group(
     ),
     path(
         "input",
-        "The adapter file to export.",
+        "The adapter file, or the checkpoint, to export.",
         commands=(EXPORT,),
         when_missing="Set --input.",
         test="test_export.py::test_norms_are_exported_to_diffusers_only_where_they_may_be_dropped",
     ),
     path(
         "output",
-        "The file to write, .safetensors.",
+        "The file to write, .safetensors; of a checkpoint for diffusers a new folder.",
         commands=(EXPORT,),
         when_missing="Set --output.",
         test="test_export.py::test_norms_are_exported_to_diffusers_only_where_they_may_be_dropped",

@@ -16,16 +16,16 @@ from anima_pipe.weights.writing import require_writable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSettings:
-    """An adapter that is written to a file of its own.
+    """An adapter that is written to a file of its own, or a checkpoint that is written anew.
 
     Raises:
         ConfigError: There is no such style, or nothing is written in the dtype.
     """
 
     adapter: Path
-    """Its file, of any style, or a folder of PEFT's (input)."""
+    """Its file, of any style, or a folder of PEFT's (input); or the checkpoint."""
     output: Path
-    """The file to write."""
+    """The file to write; of a checkpoint for diffusers the folder."""
     style: str = "comfy"
     """By whose key names (save_format): "comfy", "diffusers" or "kohya"."""
     dtype: torch.dtype | None = None
