@@ -38,12 +38,13 @@ def part_of(parts: Sequence[PartRate], path: str) -> PartRate | None:
     return next((part for part in parts if part.holds(path)), None)
 
 
-def refuse_idle_parts(parts: Sequence[PartRate], paths: Collection[str]) -> None:
+def refuse_idle_parts(parts: Sequence[PartRate], paths: Collection[str], instead: str) -> None:
     """Check that every part that is to be trained has a module.
 
     Args:
         parts: With their rates.
         paths: Of the modules that are trained.
+        instead: What else to do than to remove the rate.
 
     Raises:
         ConfigError: One has none.
@@ -52,7 +53,7 @@ def refuse_idle_parts(parts: Sequence[PartRate], paths: Collection[str]) -> None
         if part.rate > 0 and not any(map(part.holds, paths)):
             raise ConfigError(
                 f"{part.name}_lr is {part.rate:g}, but nothing of that part is trained",
-                f"remove {part.name}_lr, or take the part in with network_args",
+                f"remove {part.name}_lr, or {instead}",
             )
 
 

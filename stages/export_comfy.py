@@ -1,8 +1,8 @@
 """Stage 5: write what was trained as inference programs load it, and verify what was written.
 
 Reads   an adapter file of any style; with --merge a full checkpoint besides; or a checkpoint
-Writes  one .safetensors file, ComfyUI's style unless told otherwise; a checkpoint for diffusers as a
-        folder
+Writes  one .safetensors file, ComfyUI's style unless told otherwise; a checkpoint for diffusers is
+        a folder
 Costs   seconds; baking takes as long as copying the checkpoint, and memory for one tensor
 """
 

@@ -156,6 +156,8 @@ def test_a_whole_models_needs_are_the_bytes_of_the_tensors_that_its_run_holds():
     assert needs.trained == sum(tensor.numel() * 4 for tensor in own)
     assert needs.base == sum(p.numel() * 4 for p in model.parameters() if not p.requires_grad)
     averaged = memory_needs(trained, "AdamW", batch, torch.device("cpu"), averaged=True)
+    exchanged = memory_needs(trained, "AdamW", batch, torch.device("cpu"), exchanged=True)
+    assert averaged.trained - needs.trained == exchanged.trained - needs.trained
     assert averaged.trained - needs.trained == sum(p.numel() * 4 for p in trained.parameters())
 
 

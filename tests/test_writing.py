@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from anima_pipe.adapters import Adapter, create_adapter, save_adapter
 from anima_pipe.cli.main import main
-from anima_pipe.errors import CheckpointError
+from anima_pipe.errors import CheckpointError, OutputError
 from anima_pipe.hooks.saving import SaveConfig, Saver
 from anima_pipe.hooks.state_saving import save_state
 from anima_pipe.hooks.train_state import RunParts
@@ -144,6 +146,24 @@ def test_no_state_is_saved_that_no_run_could_go_on_from(
 
     with pytest.raises(CheckpointError, match=name):
         save_state(tmp_path / "spoilt-state", parts, END)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["sound-state"]
+
+
+def test_a_disk_that_fills_up_while_the_optimizer_is_saved_is_named(tmp_path):
+    parts = parts_of(trained())
+    save_state(tmp_path / "sound-state", parts, END)
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "sound-state").iterdir()}
+    assert sizes["optimizer.pt"] > sizes["adapter.safetensors"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sizes["optimizer.pt"] - 1, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*late-state: .*\n.*room"):
+            save_state(tmp_path / "late-state", parts, END)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
     assert [path.name for path in tmp_path.iterdir()] == ["sound-state"]
 

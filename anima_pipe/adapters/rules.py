@@ -170,7 +170,7 @@ def _refuse_idle_rates(deltas: Mapping[str, Delta], rates: Rates) -> None:
     """Refuse rates above 0 of what is not there; those of 0 have seen to it themselves."""
     rules = rates.rules
     refuse_idle("network_reg_lrs", [p for p, rate in rules.rates().items() if rate], deltas)
-    refuse_idle_parts(rates.parts, deltas)
+    refuse_idle_parts(rates.parts, deltas, "take the part in with network_args")
     trains_norms = any(delta.group == "norm" for delta in deltas.values())
     if rules.norm_lr is not None and rules.norm_lr > 0 and not trains_norms:
         raise ConfigError(f"norm_lr is {rules.norm_lr}, but no norm is trained", "remove norm_lr")

@@ -52,7 +52,8 @@ class WholeModel:
     ) -> None:
         self.model = model
         self._parts = tuple(parts)
-        refuse_idle_parts(self._parts, {_module(name) for name, _ in model.named_parameters()})
+        paths = {_module(name) for name, _ in model.named_parameters()}
+        refuse_idle_parts(self._parts, paths, "give the pattern of modules that are there")
         others = learning_rate != 0 or not any(part.rate for part in self._parts)
         for name, parameter in model.named_parameters():
             part = part_of(self._parts, _module(name))

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import torch
 
@@ -123,10 +123,7 @@ def save_state(
         stream_tensors(unfinished / file, parts.trained.state_dict(), folder / file)
         states = {name: part.state_dict() for name, part in parts.stateful.items()}
         refuse_not_finite(dict(_tensors_in(states)), folder / OPTIMIZER_FILE)
-        # By way of memory: what a full disk does to torch.save names neither disk nor file.
-        content = BytesIO()
-        torch.save(states, content)
-        (unfinished / OPTIMIZER_FILE).write_bytes(content.getbuffer())
+        _save_with_torch(states, unfinished / OPTIMIZER_FILE)
         description = {
             "format_version": FORMAT_VERSION,
             "current_step": moment.step,
@@ -136,6 +133,40 @@ def save_state(
             "by_time": by_time,
         }
         (unfinished / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
+
+
+def _save_with_torch(states: object, path: Path) -> None:
+    """Write a file of torch.save's, tensor by tensor.
+
+    Raises:
+        OSError: The disk's own error, of which torch.save would make one that names no disk.
+    """
+    with path.open("wb") as file:
+        target = _Sink(file)
+        # All that it asks of a file is these two methods.
+        torch.save(states, cast("BinaryIO", target))
+        if target.error is not None:
+            raise target.error
+
+
+class _Sink:
+    """A file that keeps the first error of its disk, and takes no more after it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.error: OSError | None = None
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        """Write some bytes, or pass over them; return how many there were."""
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Leave it to closing the file."""
 
 
 def _tensors_in(states: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:

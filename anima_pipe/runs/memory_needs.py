@@ -70,6 +70,8 @@ class MemoryNeeds:
     """Of the optimizer's state, for each of them."""
     averaged: bool = False
     """Their average is kept, in fp32."""
+    exchanged: bool = False
+    """Processes exchange the gradients by way of copies."""
     widened: int = 0
     """Numbers of them that are there in fp32 too, with their gradients, while a step is taken."""
 
@@ -86,7 +88,7 @@ class MemoryNeeds:
     def trained(self) -> int:
         """Bytes of what trains, its gradients, its average, and the optimizer's state."""
         each = self.optimizer_bytes + WIDE_BYTES * self.averaged
-        return 2 * self.trained_bytes + each * self.trained_numbers
+        return (2 + self.exchanged) * self.trained_bytes + each * self.trained_numbers
 
     @property
     def activations(self) -> int:
@@ -120,6 +122,7 @@ def memory_needs(
     in_8_bits: bool = False,
     processes: int = 1,
     averaged: bool = False,
+    exchanged: bool = False,
     widened: int = 0,
 ) -> MemoryNeeds:
     """Add up what is known before the first step.
@@ -132,6 +135,7 @@ def memory_needs(
         in_8_bits: Whether the base's blocks are.
         processes: How many the base's linear layers are sharded over.
         averaged: Whether an average of what trains is kept.
+        exchanged: Whether processes exchange gradients by way of copies.
         widened: See `MemoryNeeds`.
     """
     model = cast("AnimaTransformer", trained.model)
@@ -159,6 +163,7 @@ def memory_needs(
         trained_bytes=sum(parameter.numel() * parameter.element_size() for parameter in own),
         optimizer_bytes=SMALL_OPTIMIZER_BYTES if small else OPTIMIZER_BYTES,
         averaged=averaged,
+        exchanged=exchanged,
         widened=widened,
     )
 
@@ -188,6 +193,7 @@ def savers(needs: MemoryNeeds) -> list[tuple[str, int]]:
         ),
         "optimizer_type AdamW8bit": replace(needs, optimizer_bytes=SMALL_OPTIMIZER_BYTES),
         "no ema_decay": replace(needs, averaged=False),
+        "ddp_gradient_as_bucket_view": replace(needs, exchanged=False),
         **(_of_adapters(needs) if needs.called == Adapter.called else _of_models(needs)),
     }
     if keeping.dtype == torch.float32:

@@ -208,6 +208,7 @@ def _memory_needs(settings: TrainSettings, training: Training) -> MemoryNeeds:
         in_8_bits=settings.model.fp8_base,
         processes=accelerator.num_processes if sharded_tensors(model) else 1,
         averaged=settings.ema_decay is not None,
+        exchanged=accelerator.num_processes > 1 and not settings.processes.gradient_as_bucket_view,
         widened=training.rounding.widest if training.rounding else 0,
     )
 
