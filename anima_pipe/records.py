@@ -35,6 +35,10 @@ DEFAULT_NEGATIVE = (
 """The negative prompt of ComfyUI's Anima templates."""
 
 
+MOST_PIXELS: Final = 178_956_970
+"""Of a picture that is decoded, unless told otherwise; Pillow's own limit."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFile:
     """A picture on disk, as the scan found it."""

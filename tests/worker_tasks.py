@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import resource
 import signal
 import stat
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+
+from anima_pipe.records import BucketChoice, LatentRequest
+from anima_pipe.source.images import load_pixels
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,11 @@ def tasks(count, seconds=0.0):
 def workers_of(pid=None):
     """Processes that decode for another one, or for this one."""
     children = psutil.Process(pid).children()
-    return [child for child in children if "anima_pipe.source.workers" in " ".join(child.cmdline())]
+    return [
+        child
+        for child in children
+        if "anima_pipe.source.worker_process" in " ".join(child.cmdline())
+    ]
 
 
 def a_megabyte(task):
@@ -76,6 +84,27 @@ def costs_of_a_picture(task):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     del [np.ones(20 * 2**20, np.uint8) for _ in range(2)][:]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, os.nice(0)
+
+
+def die(task):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def peak_of_decoding(task):
+    """Bring a picture to a bucket; return how many bytes more than before the process had at most.
+
+    Linux counts anew after a 5 is written there.
+    """
+    choice = BucketChoice(bucket=(1024, 832), resized=(1040, 832), crop=(8, 0))
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _kilobytes("VmRSS")
+    load_pixels(LatentRequest(key="", image=task[0], choice=choice))
+    return 1024 * (_kilobytes("VmHWM") - before)
+
+
+def _kilobytes(name):
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"^{name}:\s+(\d+)", status, re.MULTILINE)[1])
 
 
 def main_module(task):

@@ -262,6 +262,8 @@ def _needed(datasets: Iterable[Resolved], cache_dir: Path) -> dict[Kind, set[str
             caption_variants=options.value("caption_variants"),
             crop_variants=options.value("crop_variants"),
             cache_dir=cache_dir,
+            # What a run with a higher limit needs stays.
+            max_image_pixels=sys.maxsize,
         )
         if survey.skipped:
             first = survey.skipped[0]

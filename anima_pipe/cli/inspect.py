@@ -49,6 +49,7 @@ OTHER_OPTIONS: Final = (
     "cache_mirror_dir",
     "cache_mirror_gb",
     "rehash",
+    "max_image_pixels",
     "max_data_loader_n_workers",
     "debug",
 )
@@ -158,6 +159,7 @@ def _inspected(options: Resolved) -> Inspection:
         crop_variants=options.value("crop_variants"),
         cache_dir=_scans(options),
         rehash=options.value("rehash"),
+        max_image_pixels=options.value("max_image_pixels"),
     )
     count_t5 = t5_counter(known_tokenizer(options))
     images = [sample.image for sample in survey.samples]

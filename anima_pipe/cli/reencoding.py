@@ -78,6 +78,7 @@ def _reencode_latents(options: Resolved, count: int) -> Iterator[Comparison]:
         caption_variants=0,
         crop_variants=options.value("crop_variants"),
         cache_dir=settings.cache.folder,
+        max_image_pixels=options.value("max_image_pixels"),
     )
     yield from _redo_masks(survey.masks, settings, count)
     requests = survey.latents

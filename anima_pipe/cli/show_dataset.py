@@ -56,6 +56,7 @@ def show_dataset(options: Resolved) -> ShownDataset:
         crop_variants=options.value("crop_variants"),
         cache_dir=cache_settings(options).folder,
         rehash=options.value("rehash"),
+        max_image_pixels=options.value("max_image_pixels"),
     )
     captions = {text_key(caption): caption for caption in survey.captions}
     seed: int = options.value("seed", unset=0)

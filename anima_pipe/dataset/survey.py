@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,8 +29,10 @@ from anima_pipe.dataset.pictures import Picture
 from anima_pipe.dataset.requests import Requests, latent_requests, mask_requests
 from anima_pipe.dataset.samples import Sample, SampleTable
 from anima_pipe.errors import DataError
-from anima_pipe.records import ImageFile, LatentRequest, MaskRequest, Skipped
+from anima_pipe.records import MOST_PIXELS, ImageFile, LatentRequest, MaskRequest, Skipped
 from anima_pipe.runtime import counted, say
+from anima_pipe.source.deadly import DeadlyPictures, deadly_picture
+from anima_pipe.source.images import refuse_more_pixels
 from anima_pipe.source.scan import scan_images
 from anima_pipe.source.variants import CaptionNote, CaptionTexts
 
@@ -144,6 +147,7 @@ def survey_pictures(
     crop_variants: int = 1,
     cache_dir: Path | None = None,
     rehash: bool = False,
+    max_image_pixels: int = MOST_PIXELS,
 ) -> Survey:
     """Read every picture's header, hash and caption, and choose its bucket.
 
@@ -154,7 +158,8 @@ def survey_pictures(
         crop_variants: Crops per picture where random_crop or face_crop_aug_range asks for them.
         cache_dir: Where earlier scans are remembered; pictures that have not changed since are not
             read again. None: nothing is remembered.
-        rehash: Read every picture nevertheless.
+        rehash: Read every picture nevertheless, those too that killed their decoders.
+        max_image_pixels: Pictures of more pixels are skipped.
 
     Returns:
         The samples in the order of the pictures. Pictures that cannot be read are listed as
@@ -166,7 +171,7 @@ def survey_pictures(
     table = SampleTable(pictures)
     skipped: list[Skipped] = []
     too_small = 0
-    found = _scanned(pictures, cache_dir, rehash=rehash)
+    found = _scanned(pictures, cache_dir, max_image_pixels, rehash=rehash)
     for place, (picture, image, mask) in enumerate(found):
         if isinstance(image, ImageFile) and picture.dataset.leaves_out(image.size):
             too_small += 1
@@ -198,9 +203,16 @@ def survey_pictures(
 
 
 def _scanned(
-    pictures: Iterable[Picture], cache_dir: Path | None, *, rehash: bool
+    pictures: Iterable[Picture], cache_dir: Path | None, max_image_pixels: int, *, rehash: bool
 ) -> Iterator[tuple[Picture, ImageFile | DataError, ImageFile | DataError | None]]:
-    """Yield each picture with what the scan found, of itself and of its mask if it has one."""
+    """Yield each picture with what the scan found, of itself and of its mask if it has one.
+
+    What must not be decoded is as good as unreadable.
+    """
+    deadly = DeadlyPictures(cache_dir)
+    if rehash:
+        deadly.forget()
+    usable = partial(_usable, deadly.known().keys(), max_image_pixels)
     with ExitStack() as scans:
         images, masks = (
             scans.enter_context(closing(scan_images(paths, cache_dir, rehash=rehash)))
@@ -210,7 +222,22 @@ def _scanned(
             )
         )
         for picture, image in zip(pictures, images, strict=True):
-            yield picture, image, next(masks) if picture.mask else None
+            yield picture, usable(image), usable(next(masks)) if picture.mask else None
+
+
+def _usable(
+    deadly: AbstractSet[str], max_image_pixels: int, image: ImageFile | DataError
+) -> ImageFile | DataError:
+    """Return a picture that may be decoded, or why it may not."""
+    if isinstance(image, DataError):
+        return image
+    if image.content in deadly:
+        return deadly_picture(image.path)
+    try:
+        refuse_more_pixels(image, max_image_pixels)
+    except DataError as error:
+        return error
+    return image
 
 
 def _sample(

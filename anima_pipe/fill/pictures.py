@@ -22,6 +22,7 @@ from anima_pipe.shards.folders import MASK_CACHE
 from anima_pipe.shards.packed_keys import KeySet, PackedKeys
 from anima_pipe.shards.places import require_writable
 from anima_pipe.shards.shipping import send_pending
+from anima_pipe.source.deadly import DeadlyPictures
 from anima_pipe.transfer import on_device
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def _encode_latents(
             if batch.failures:
                 _refuse_lost_folders(folders)
             summary.failed += batch.failures
+            DeadlyPictures(settings.cache.folder).add(batch.deadly)
             if batch.requests:
                 encoded, failed = _add_latents(
                     writer, vae, batch.requests, on_device(batch.pixels, device)
@@ -192,6 +194,7 @@ def _write_masks(
             if batch.failures:
                 _refuse_lost_folders(folders)
             summary.failed += batch.failures
+            DeadlyPictures(settings.cache.folder).add(batch.deadly)
             for request, mask in zip(batch.requests, batch.pixels, strict=True):
                 writer.add(request.key, mask, _metadata(request) | {"channel": request.channel})
                 stored.update([request.key])

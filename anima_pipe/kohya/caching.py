@@ -25,6 +25,7 @@ def cache_latents_settings(options: Resolved) -> CacheLatentsSettings:
         latents=latent_settings(options),
         crop_variants=options.value("crop_variants"),
         rehash=options.value("rehash"),
+        max_image_pixels=options.value("max_image_pixels"),
         strict=options.value("strict"),
     )
 

@@ -100,6 +100,7 @@ def _data(options: Resolved, tokenizer_sources: tuple[Source, ...]) -> DataSetti
         caption_variants=options.value("caption_variants"),
         crop_variants=options.value("crop_variants"),
         rehash=options.value("rehash"),
+        max_image_pixels=options.value("max_image_pixels"),
         strict=options.value("strict"),
     )
 

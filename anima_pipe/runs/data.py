@@ -66,6 +66,7 @@ def prepare_data(settings: TrainSettings, seed: int, accelerator: Accelerator) -
         crop_variants=data.crop_variants,
         cache_dir=data.cache.folder,
         rehash=data.rehash,
+        max_image_pixels=data.max_image_pixels,
     )
     report_surveyed_captions(survey, strict=data.strict)
     if data.auto_cache:

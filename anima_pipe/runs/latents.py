@@ -53,6 +53,7 @@ def cache_latents(settings: CacheLatentsSettings) -> LatentSummary:
         crop_variants=settings.crop_variants,
         cache_dir=settings.latents.cache.folder,
         rehash=settings.rehash,
+        max_image_pixels=settings.max_image_pixels,
     )
     rank = launched_rank()
     filled = fill_latents(survey.latents, settings.latents, rank)

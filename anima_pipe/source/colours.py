@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
@@ -10,6 +11,9 @@ from PIL import Image, ImageCms
 from anima_pipe.records import MaskChannel
 
 MOST_OF_16_BITS = 65535
+
+STRIP_PIXELS = 2**20
+"""Changed at a time."""
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -60,16 +64,36 @@ def to_mask(picture: Image.Image, channel: MaskChannel) -> Image.Image:
 
 def _with_8_bits(picture: Image.Image) -> Image.Image:
     """16-bit gray, scaled; Pillow's own conversion cuts everything above 255 off."""
-    values = np.asarray(picture).astype(np.int64)
-    if values.min() < 0 or values.max() > MOST_OF_16_BITS:
-        raise ValueError("its 32-bit values have no agreed range")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+    def scaled(strip: Image.Image) -> Image.Image:
+        values = np.asarray(strip).astype(np.int64)
+        if values.min() < 0 or values.max() > MOST_OF_16_BITS:
+            raise ValueError("its 32-bit values have no agreed range")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+    return _in_strips(picture, "L", scaled)
 
 
 def _over(picture: Image.Image, colour: str) -> Image.Image:
-    layer = picture.convert("RGBA")
-    paper = Image.new("RGBA", layer.size, colour)
-    return Image.alpha_composite(paper, layer).convert("RGB")
+    def on_paper(strip: Image.Image) -> Image.Image:
+        layer = strip.convert("RGBA")
+        paper = Image.new("RGBA", layer.size, colour)
+        return Image.alpha_composite(paper, layer).convert("RGB")
+
+    return _in_strips(picture, "RGB", on_paper)
+
+
+def _in_strips(
+    picture: Image.Image, mode: str, change: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    """Change a picture strip by strip: whole, it would be in memory once for each step."""
+    changed = Image.new(mode, picture.size)
+    width, height = picture.size
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        strip = picture.crop((0, top, width, min(top + rows, height)))
+        changed.paste(change(strip), (0, top))
+    return changed
 
 
 def _from_cmyk(picture: Image.Image) -> Image.Image:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 from anima_pipe.errors import DataError
-from anima_pipe.records import LatentRequest, MaskRequest, Skipped
-from anima_pipe.source.workers import in_processes
+from anima_pipe.records import ImageFile, LatentRequest, MaskRequest, Skipped
+from anima_pipe.source.deadly import deadly_picture
+from anima_pipe.source.images import decoding_cost
+from anima_pipe.source.workers import Care, WorkerDiedError, in_processes
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +35,8 @@ class DecodedBatch(Generic[Request]):
     """What the loader returns, stacked: UInt8[B, height, width, 3] of `load_pixels`."""
     failures: list[Skipped]
     """One per request that is missing from `requests`."""
+    deadly: list[ImageFile]
+    """Those of them that kill whatever process decodes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,7 @@ class _Decoded(Generic[Request]):
     requests: list[Request]
     pixels: list[NDArray[Any]]
     failures: list[Skipped]
+    deadly: list[ImageFile]
 
 
 def decode_in_workers(
@@ -60,18 +65,22 @@ def decode_in_workers(
         num_workers: Processes that decode; 0: decode in this one, when a batch is asked for.
 
     Yields:
-        Batches. A picture that fails is listed in its batch and does not end the run. Close the
-        generator to end the processes at once.
+        Batches. A picture that fails, or kills its process, is listed in its batch and does not end
+        the run. Close the generator to end the processes at once.
 
     Raises:
-        WorkerDiedError: A process died; it says which pictures it had.
+        WorkerDiedError: Processes died of too many pictures; it says which one had the last.
         PipeError: One cannot be started.
     """
     batches = _batches(requests, batch_size)
-    with closing(in_processes(partial(_decode, load), batches, num_workers)) as decoded:
+    care = Care[list[Request], _Decoded[Request]](cost=_bytes_at_once, joined=_joined)
+    with closing(in_processes(partial(_decode, load), batches, num_workers, care)) as decoded:
         for batch in decoded:
             yield DecodedBatch(
-                requests=batch.requests, pixels=_stacked(batch.pixels), failures=batch.failures
+                requests=batch.requests,
+                pixels=_stacked(batch.pixels),
+                failures=batch.failures,
+                deadly=batch.deadly,
             )
 
 
@@ -79,6 +88,30 @@ def _batches(requests: Iterable[Request], batch_size: int) -> Iterator[list[Requ
     for _, members in groupby(requests, key=lambda request: request.choice.bucket):
         while batch := list(islice(members, batch_size)):
             yield batch
+
+
+def _bytes_at_once(batch: Sequence[LatentRequest | MaskRequest]) -> int:
+    # One picture after the other: what is kept of those before has the small sizes of buckets.
+    return max(decoding_cost(request.image.size) for request in batch)
+
+
+def _joined(
+    outcomes: Sequence[_Decoded[Request] | WorkerDiedError],
+) -> _Decoded[Request]:
+    """Return the result of a task of which each picture was tried alone."""
+    joined: _Decoded[Request] = _Decoded(requests=[], pixels=[], failures=[], deadly=[])
+    for outcome in outcomes:
+        if isinstance(outcome, WorkerDiedError):
+            requests = cast("Sequence[LatentRequest | MaskRequest]", outcome.in_flight)
+            image = requests[0].image
+            joined.deadly.append(image)
+            reason = deadly_picture(image.path).problem
+            joined.failures.extend(Skipped(name=each.name, reason=reason) for each in requests)
+        else:
+            joined.requests.extend(outcome.requests)
+            joined.pixels.extend(outcome.pixels)
+            joined.failures.extend(outcome.failures)
+    return joined
 
 
 def _stacked(pixels: list[NDArray[Any]]) -> torch.Tensor:
@@ -92,7 +125,7 @@ def _stacked(pixels: list[NDArray[Any]]) -> torch.Tensor:
 
 def _decode(load: Loader[Request], batch: list[Request]) -> _Decoded[Request]:
     """Decode one batch; runs in a worker."""
-    decoded: _Decoded[Request] = _Decoded(requests=[], pixels=[], failures=[])
+    decoded: _Decoded[Request] = _Decoded(requests=[], pixels=[], failures=[], deadly=[])
     for as_it_is, group in groupby(batch, key=lambda r: replace(r, key="", flipped=False)):
         orientations = list(group)
         try:

@@ -58,6 +58,10 @@ FIRST_SIDEWAYS = 5
 
 HASH_BYTES = 16
 
+DECODING_BYTES = 12
+"""For each pixel, about: Pillow has 4 for RGB and RGBA, a picture that is turned or laid on white
+is there twice, and decoders of WebP and AVIF have buffers of their own."""
+
 REMEDY = "save the picture again as an 8-bit PNG or JPEG, or remove it"
 
 _pillow_lock = threading.Lock()
@@ -132,6 +136,25 @@ def load_pixels(request: LatentRequest) -> NDArray[np.uint8]:
             to_rgb(_decoded(request.image)), request.choice, request.interpolation
         )
     return pixels[:, ::-1].copy() if request.flipped else pixels
+
+
+def decoding_cost(size: tuple[int, int]) -> int:
+    """Return about how many bytes decoding a picture of so many pixels takes at a time."""
+    return size[0] * size[1] * DECODING_BYTES
+
+
+def refuse_more_pixels(image: ImageFile, most: int) -> None:
+    """Check a picture's size before it is decoded.
+
+    Raises:
+        DataError: It has more pixels.
+    """
+    width, height = image.size
+    if width * height > most:
+        raise DataError(
+            f"{image.path} is {width}x{height} pixels, more than max_image_pixels {most}",
+            "scale it down, or raise --max_image_pixels",
+        )
 
 
 def load_small(image: ImageFile, longest: int) -> Image.Image:
@@ -235,13 +258,17 @@ def _orientation(picture: Image.Image) -> int:
 
 @contextmanager
 def _quiet_pillow() -> Generator[None]:
-    """Keep Pillow's warnings (odd metadata, many pixels) to itself: what matters is an error.
+    """Keep Pillow's warnings of odd metadata to itself, and its limit of pixels: there is our own.
 
-    One thread at a time, because Python's warning filters are the whole process's.
+    One thread at a time, because both are the whole process's.
     """
     with _pillow_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 @contextmanager
@@ -255,8 +282,6 @@ def _failing_as_data_error(path: Path) -> Generator[None]:
         raise DataError(
             f"{path} is not a picture, or of a format that is not read here", REMEDY
         ) from error
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path} has too many pixels: {error}", "scale it down") from error
     except Exception as error:
         # Pillow's decoders raise nearly every kind of error on damaged files.
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,7 +62,7 @@ def resize_and_crop(
     left, top = choice.crop
     width, height = choice.bucket
     if interpolation == AREA:
-        return _area_average(np.asarray(picture), choice)
+        return _area_average(picture, choice)
     if interpolation not in FILTERS:
         raise ConfigError(
             f'resize interpolation "{interpolation}" is not a valid interpolation',
@@ -71,40 +72,51 @@ def resize_and_crop(
     return np.array(resized.crop((left, top, left + width, top + height)))
 
 
-def _area_average(pixels: NDArray[np.uint8], choice: BucketChoice) -> NDArray[np.uint8]:
+def _area_average(picture: Image.Image, choice: BucketChoice) -> NDArray[np.uint8]:
     """Average the area of the picture under each pixel of the bucket, as OpenCV's INTER_AREA.
 
     Pillow's BOX is not that: it counts a source pixel fully or not at all.
-
-    Args:
-        pixels: UInt8[height, width, 3], or UInt8[height, width].
-        choice: Which part of which size.
     """
     left, top = choice.crop
     width, height = choice.bucket
-    rows = _averaged(pixels.reshape(pixels.shape[0], -1), choice.resized[1], top, height)
+    channels = len(picture.getbands())
+
+    def rows_of_picture(start: int, stop: int) -> NDArray[np.uint8]:
+        # The rows that are wanted: all of them would be in memory three times on the way.
+        rows = np.asarray(picture.crop((0, start, picture.width, stop)))
+        return rows.reshape(stop - start, -1)
+
+    rows = _averaged(
+        rows_of_picture, (picture.height, picture.width * channels), choice.resized[1], top, height
+    )
     # Averaging is over the first axis, where whole lines are added up at memory speed.
-    channels = pixels.shape[2] if pixels.ndim == 3 else 1
     columns = np.ascontiguousarray(rows.reshape(height, -1, channels).transpose(1, 2, 0))
     columns = columns.reshape(columns.shape[0], -1)
-    averaged = _averaged(columns, choice.resized[0], left, width).reshape(width, channels, height)
+    averaged = _averaged(
+        lambda start, stop: columns[start:stop], columns.shape, choice.resized[0], left, width
+    ).reshape(width, channels, height)
     bucket = np.ascontiguousarray(np.rint(averaged).astype(np.uint8).transpose(2, 0, 1))
-    return bucket.reshape(height, width, *pixels.shape[2:])
+    return bucket if channels > 1 else bucket[:, :, 0]
 
 
 def _averaged(
-    lines: NDArray[np.uint8] | NDArray[np.float32], resized: int, first: int, count: int
+    lines: Callable[[int, int], NDArray[np.uint8] | NDArray[np.float32]],
+    shape: tuple[int, int],
+    resized: int,
+    first: int,
+    count: int,
 ) -> NDArray[np.float32]:
     """Resize the first axis to `resized` lines by area and return `count` of them from `first`.
 
     Args:
-        lines: [N, M].
+        lines: Returns those from one number to before another, [n, M].
+        shape: Of all lines, (N, M).
         resized: Length of the first axis after resizing.
         first: The first line wanted.
         count: How many lines are wanted.
     """
-    available = lines.shape[0]
-    averaged = np.empty((count, lines.shape[1]), dtype=np.float32)
+    available = shape[0]
+    averaged = np.empty((count, shape[1]), dtype=np.float32)
     for index in range(count):
         # In whole numbers, a line is `resized` long, and a resized line `available`.
         begin = (first + index) * available
@@ -113,7 +125,7 @@ def _averaged(
         weights = np.full(stop - start, resized, dtype=np.float32)
         weights[0] -= begin - start * resized
         weights[-1] -= stop * resized - end
-        covered = lines[start:stop].astype(np.float32, copy=False)
+        covered = lines(start, stop).astype(np.float32, copy=False)
         # Not a matrix product: those start threads, and every worker process would.
         np.einsum("n,nm->m", weights / available, covered, out=averaged[index])
     return averaged

@@ -7,24 +7,25 @@ closes the pipes of that worker and of no other, and whoever reads from them see
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import groupby
 from queue import SimpleQueue
-from typing import IO, Any, Final, Generic, NoReturn, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar, cast
 
 from anima_pipe.errors import PipeError
+from anima_pipe.source.budget import Budget, decoding_bytes
+from anima_pipe.source.worker_process import receive, send
 
 TASKS_AHEAD: Final = 2
 """Tasks per worker that are done, or being done, before the caller takes them."""
@@ -35,27 +36,15 @@ LEAVING_SECONDS: Final = 5.0
 NAMED_AT_MOST: Final = 8
 """Pictures that the message about a death names."""
 
-WORKER_NICENESS: Final = 19
-"""By how much workers step back behind the process that they decode for."""
-
-KEPT_BYTES: Final = 128 * 2**20
-"""Of freed memory that a worker keeps for its next picture: enough for one of 10 megapixels."""
-
-_M_TRIM_THRESHOLD: Final = -1
-_M_MMAP_THRESHOLD: Final = -3
-"""By their numbers in glibc's malloc.h; setting one ends the automatic choice of both."""
-
-_LARGEST_HEAP_BLOCK: Final = 32 * 2**20
-"""The most that glibc takes for its M_MMAP_THRESHOLD."""
+DEADLY_AT_MOST: Final = 16
+"""Pictures that may kill their workers; more of them have another cause, such as too little memory
+for any."""
 
 _PROGRAM: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from anima_pipe.source.workers import serve; serve()"
+    "from anima_pipe.source.worker_process import serve; serve()"
 )
 """What a worker runs: not the caller's main module, which may import anything."""
-
-_LENGTH_BYTES: Final = 8
-"""Of the number in front of each message."""
 
 
 class Named(Protocol):
@@ -97,8 +86,21 @@ def _ending(status: int) -> str:
     return f"exit status {status}"
 
 
+@dataclass(frozen=True)
+class Care(Generic[_Task, _Result]):
+    """How pictures are handled that take much memory, or kill the worker that decodes them."""
+
+    cost: Callable[[_Task], int]
+    """The most bytes that a task may take at a time."""
+    joined: Callable[[Sequence[_Result | WorkerDiedError]], _Result]
+    """Makes a task's result of those of its pictures, each of which was tried alone."""
+
+
 def in_processes(
-    do: Callable[[_Task], _Result], tasks: Iterable[_Task], num_workers: int
+    do: Callable[[_Task], _Result],
+    tasks: Iterable[_Task],
+    num_workers: int,
+    care: Care[_Task, _Result] | None = None,
 ) -> Generator[_Result]:
     """Do tasks in worker processes, a bounded number of them ahead, and yield the results in order.
 
@@ -111,23 +113,26 @@ def in_processes(
         tasks: Taken as they are needed.
         num_workers: Processes, of which no more are started than there are tasks; 0: do each task
             here when its result is asked for.
+        care: The tasks done at once take no more than `decoding_bytes`. Where a worker dies, the
+            pictures that it had are tried again one by one, while no other is decoded: one that
+            kills a worker then too is its own death's cause. None: a death ends it all.
 
     Raises:
-        WorkerDiedError: One of them died; it says at which task.
+        WorkerDiedError: One of them died; it says at which task. With `care`, too many did.
         PipeError: One cannot be started.
     """
     if num_workers == 0:
         yield from map(do, tasks)
         return
-    workers = _Workers(do, num_workers)
-    ahead: deque[Future[_Result]] = deque()
+    workers = _Workers(do, num_workers, care)
+    ahead: deque[tuple[_Task, Future[_Result]]] = deque()
     try:
         for task in tasks:
-            ahead.append(workers.submit(task))
+            ahead.append((task, workers.submit(task)))
             if len(ahead) > num_workers * TASKS_AHEAD:
-                yield ahead.popleft().result()
+                yield workers.result(*ahead.popleft())
         while ahead:
-            yield ahead.popleft().result()
+            yield workers.result(*ahead.popleft())
     finally:
         workers.close()
 
@@ -138,47 +143,93 @@ class _Workers(Generic[_Task, _Result]):
     The threads are daemons: whatever becomes of a worker, they hold up no exit.
     """
 
-    def __init__(self, do: Callable[[_Task], _Result], at_most: int) -> None:
+    def __init__(
+        self, do: Callable[[_Task], _Result], at_most: int, care: Care[_Task, _Result] | None
+    ) -> None:
         self._do = do
         self._at_most = at_most
+        self._care = care
+        self._budget = Budget(decoding_bytes() if care else 1)
+        self._deadly = 0
         self._tasks: SimpleQueue[tuple[_Task, Future[_Result]] | None] = SimpleQueue()
-        self._started: list[tuple[_Worker[_Task, _Result], threading.Thread]] = []
+        self._threads: list[threading.Thread] = []
+        self._started: list[_Worker[_Task, _Result]] = []
+        self._closed = False
+        self._starting = threading.Lock()
 
     def submit(self, task: _Task) -> Future[_Result]:
         """Have a task done by the next worker that is free."""
-        if len(self._started) < self._at_most:
-            worker = _Worker(self._do)
-            thread = threading.Thread(target=self._feed, args=(worker,), daemon=True)
-            self._started.append((worker, thread))
+        if len(self._threads) < self._at_most:
+            thread = threading.Thread(target=self._feed, args=(self._start(),), daemon=True)
+            self._threads.append(thread)
             thread.start()
         future: Future[_Result] = Future()
         self._tasks.put((task, future))
         return future
 
+    def result(self, task: _Task, future: Future[_Result]) -> _Result:
+        """Return what became of a task, of its pictures one by one if its worker died.
+
+        Raises:
+            WorkerDiedError: It died, and nothing is to be tried again.
+        """
+        try:
+            return future.result()
+        except WorkerDiedError:
+            if self._care is None:
+                raise
+            by_picture = [list(of_one) for _, of_one in groupby(task, key=lambda each: each.name)]
+            return self._care.joined([self._alone(of_one) for of_one in by_picture])
+
     def close(self) -> None:
         """Kill all workers; they have nothing to put away, and their tasks are wanted no more."""
-        for worker, _ in self._started:
+        with self._starting:
+            self._closed = True
+        for worker in self._started:
             worker.kill()
+        for _ in self._threads:
             self._tasks.put(None)
         deadline = time.monotonic() + LEAVING_SECONDS
-        for _, thread in self._started:
+        for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _feed(self, worker: _Worker[_Task, _Result]) -> None:
-        while self._do_next(worker):
-            pass
-        worker.clear_away()
+    def _alone(self, of_one: Sequence[Named]) -> _Result | WorkerDiedError:
+        """Have what is wanted of one picture done while nothing else is.
 
-    def _do_next(self, worker: _Worker[_Task, _Result]) -> bool:
-        entry = self._tasks.get()
-        if entry is None:
-            return False
-        task, future = entry
-        try:
-            future.set_result(worker.do(task))
-        except Exception as error:  # noqa: BLE001 - raised where the result is asked for
-            future.set_exception(error)
-        return True
+        Raises:
+            WorkerDiedError: It died, as it did with many others: they are not to blame.
+        """
+        with self._budget.taking(None):
+            worker = self._start()
+            try:
+                return worker.do(cast("_Task", of_one))
+            except WorkerDiedError as death:
+                self._deadly += 1
+                if self._deadly > DEADLY_AT_MOST:
+                    raise
+                return death
+            finally:
+                worker.kill()
+                worker.clear_away()
+
+    def _start(self) -> _Worker[_Task, _Result]:
+        with self._starting:
+            if self._closed:
+                raise RuntimeError("no worker is started any more")
+            worker = _Worker(self._do)
+            self._started.append(worker)
+        return worker
+
+    def _feed(self, worker: _Worker[_Task, _Result]) -> None:
+        while (entry := self._tasks.get()) is not None:
+            task, future = entry
+            try:
+                worker = self._start() if worker.is_dead else worker
+                with self._budget.taking(self._care.cost(task) if self._care else 0):
+                    future.set_result(worker.do(task))
+            except Exception as error:  # noqa: BLE001 - raised where the result is asked for
+                future.set_exception(error)
+        worker.clear_away()
 
 
 class _Worker(Generic[_Task, _Result]):
@@ -186,6 +237,7 @@ class _Worker(Generic[_Task, _Result]):
 
     def __init__(self, do: Callable[[_Task], _Result]) -> None:
         self._do = do
+        self.is_dead = False
         try:
             with _signals_held():
                 self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
@@ -209,11 +261,13 @@ class _Worker(Generic[_Task, _Result]):
             WorkerDiedError: There is no whole answer.
         """
         try:
-            _send(self._requests, (self._do, task))
-            answer = _receive(self._answers)
+            send(self._requests, (self._do, task))
+            answer = receive(self._answers)
         except (OSError, EOFError) as error:
+            self.is_dead = True
             self.kill()  # of a dead one this changes nothing
-            raise WorkerDiedError(task, self._process.wait()) from error
+            self.clear_away()
+            raise WorkerDiedError(task, self._process.returncode) from error
         succeeded, outcome = pickle.loads(answer)  # noqa: S301 - our own process wrote it
         if not succeeded:
             raise outcome
@@ -246,101 +300,3 @@ def _signals_held() -> Generator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _send(pipe: IO[bytes], message: object) -> None:
-    content = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-    pipe.write(len(content).to_bytes(_LENGTH_BYTES, "little"))
-    pipe.write(content)
-    pipe.flush()
-
-
-def _receive(pipe: IO[bytes]) -> bytes:
-    """Return the next message.
-
-    Raises:
-        EOFError: The pipe ended before it, or within it.
-    """
-    return _read(pipe, int.from_bytes(_read(pipe, _LENGTH_BYTES), "little"))
-
-
-def _read(pipe: IO[bytes], count: int) -> bytes:
-    content = pipe.read(count)
-    if len(content) < count:
-        raise EOFError
-    return content
-
-
-def serve() -> NoReturn:
-    """Be a worker: answer the requests at standard input until it ends, then leave at once.
-
-    It ends where the parent closes it or dies, of whatever; it is read by a thread, so that a
-    worker leaves in the middle of a picture too.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    requests, answers = _standard_pipes()
-    _step_back()
-    _keep_freed_memory()
-    messages: SimpleQueue[bytes] = SimpleQueue()
-    threading.Thread(target=_take_in, args=(requests, messages), daemon=True).start()
-    while True:
-        do, task = pickle.loads(messages.get())  # noqa: S301 - our parent wrote it
-        try:
-            _send(answers, _outcome(do, task))
-        except OSError:
-            os._exit(0)  # nobody is left to be told
-
-
-def _standard_pipes() -> tuple[IO[bytes], IO[bytes]]:
-    """Take standard input and output for messages, away from everything else that may use them.
-
-    What a library prints goes to standard error, and a process that it starts inherits neither: it
-    could keep the pipes open beyond this one's death.
-    """
-    requests, answers = os.dup(0), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.dup2(2 if sys.stderr else nothing, 1)
-    return os.fdopen(requests, "rb"), os.fdopen(answers, "wb")
-
-
-def _take_in(requests: IO[bytes], messages: SimpleQueue[bytes]) -> None:
-    while True:
-        try:
-            messages.put(_receive(requests))
-        except (OSError, EOFError):
-            os._exit(0)
-
-
-def _outcome(do: Callable[[Any], object], task: object) -> tuple[bool, object]:
-    """Return whether doing a task succeeded, and what came of it: a result, or what was raised."""
-    try:
-        return True, do(task)
-    except Exception as error:  # noqa: BLE001 - the parent raises it
-        error.add_note(f"in a worker process:\n{traceback.format_exc()}")
-        return False, error
-
-
-def _step_back() -> None:
-    """Let the parent go first.
-
-    Where there are too few cores for all, an encoder's threads would wait for the one of them that
-    a decoder holds up. There are always pictures ahead, so decoders have time.
-    """
-    if hasattr(os, "nice"):
-        os.nice(WORKER_NICENESS)
-
-
-def _keep_freed_memory() -> None:
-    """Have the C library keep what one picture took for the next one, where it is glibc.
-
-    It gives large blocks back to the system at once. Getting 60 MB of them anew for every picture,
-    cleared, page by page, took as long as decoding it.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # other C libraries have none, and habits of their own
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_HEAP_BLOCK)
-        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)

@@ -15,6 +15,7 @@ from anima_pipe.kohya.rows import (
     no_op,
     text,
 )
+from anima_pipe.records import MOST_PIXELS
 
 CACHES: Final[tuple[Option, ...]] = group(
     "Caches",
@@ -69,9 +70,19 @@ CACHES: Final[tuple[Option, ...]] = group(
     ),
     flag(
         "rehash",
-        "Read every picture, even where nothing about the file has changed since the last scan.",
+        "Read every picture, even where nothing about the file has changed since the last scan; "
+        "and try those again that killed the process that decoded them.",
         commands=(LATENTS, TRAIN, ALL),
         test="test_options_of_the_machine.py::test_rehash_notices_a_picture_that_was_changed_behind_its_date",
+    ),
+    integer(
+        "max_image_pixels",
+        "Pictures of more pixels, width times height, are left out and named: each takes about 12 "
+        "bytes a pixel while it is decoded.",
+        default=MOST_PIXELS,
+        minimum=1,
+        commands=(LATENTS, TRAIN, ALL),
+        test="test_deadly_pictures.py::test_a_picture_of_more_pixels_than_max_image_pixels_is_named_with_its_size",
     ),
     flag(
         "auto_cache",

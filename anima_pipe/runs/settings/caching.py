@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from anima_pipe.dataset.config import DatasetConfig
-from anima_pipe.errors import ConfigError
+from anima_pipe.errors import ConfigError, check_number
 from anima_pipe.fill import LatentSettings, TextSettings
 from anima_pipe.hub.sources import Source
-from anima_pipe.records import PreviewPrompt
+from anima_pipe.records import MOST_PIXELS, PreviewPrompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,7 @@ class CacheLatentsSettings:
     """Of which pictures latents and masks are cached, and how.
 
     Raises:
-        ConfigError: crop_variants is below 1.
+        ConfigError: crop_variants or max_image_pixels is below 1.
     """
 
     datasets: tuple[DatasetConfig, ...]
@@ -29,12 +29,15 @@ class CacheLatentsSettings:
     """Crops of each picture, where its subset crops by chance; at least 1."""
     rehash: bool = False
     """Whether pictures are read again although nothing about their files has changed."""
+    max_image_pixels: int = MOST_PIXELS
+    """Pictures of more are left out."""
     strict: bool = False
     """Whether pictures that cannot be used are an error, once all others are encoded."""
 
     def __post_init__(self) -> None:
         if self.crop_variants < 1:
             raise ConfigError(f"crop_variants is {self.crop_variants}", "cache at least 1 crop")
+        check_number("max_image_pixels", self.max_image_pixels, least=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from anima_pipe.objective.flow_loss import ObjectiveConfig
 from anima_pipe.optimizing.checks import refuse_schedule_beside_average, refuse_two_averages
 from anima_pipe.optimizing.optimizers import OptimizerConfig, find_optimizer
 from anima_pipe.optimizing.schedules import ScheduleConfig
-from anima_pipe.records import PreviewPrompt
+from anima_pipe.records import MOST_PIXELS, PreviewPrompt
 from anima_pipe.runs.settings.trained import AdapterSettings, ModelSettings, NoAdapter
 from anima_pipe.trainer import ProcessConfig
 from anima_pipe.trainer.trackers import MAKERS
@@ -63,6 +63,8 @@ class DataSettings:
     """Places of a picture that random_crop chooses from."""
     rehash: bool = False
     """Whether pictures are read again although nothing about their files has changed."""
+    max_image_pixels: int = MOST_PIXELS
+    """Pictures of more are left out."""
     strict: bool = False
     """Whether a picture or caption that cannot be used ends the run; else it is left out."""
 
@@ -71,6 +73,7 @@ class DataSettings:
             raise ConfigError("datasets is empty", "give at least one DatasetConfig")
         check_number("caption_variants", self.caption_variants, least=1)
         check_number("crop_variants", self.crop_variants, least=1)
+        check_number("max_image_pixels", self.max_image_pixels, least=1)
         if self.auto_cache and (self.latents is None or self.text is None):
             raise ConfigError(
                 "auto_cache fills the caches, but how latents and texts are made is not said",
