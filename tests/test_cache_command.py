@@ -223,9 +223,9 @@ def test_weighted_prompts_and_kept_backslashes_are_known_to_gc_and_to_verify(tmp
 
     kept = cache("gc", data, "--cache_dir", folder, *options(**given))
     assert "would remove 0 samples" in kept.stdout, kept.output
-    # The caption as it is written, and the two prompts.
+    # The caption as it is written, the two prompts, and six that saves would be measured on.
     without = cache("gc", data, "--cache_dir", folder)
-    assert "would remove 3 samples" in without.stdout, without.output
+    assert "would remove 9 samples" in without.stdout, without.output
     models = {name: MODEL[name] for name in ("qwen3", "t5_tokenizer_dir")}
     verified = cache("verify", "--cache_dir", folder, "--reencode", 9, *options(**models))
     assert verified.exit_code == 0, verified.output

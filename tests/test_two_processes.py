@@ -132,6 +132,20 @@ def test_two_processes_speak_with_one_voice(both: Both):
 
 
 @pytest.mark.slow
+def test_processes_measure_what_leaks_as_one_does_with_parts_of_the_base_too(both: Both):
+    """Each figure a percentage of two decimals; of the first process alone where each has all."""
+    lines = [
+        [line for line in run.said.splitlines() if line.startswith("leakage")]
+        for run in (both.one, both.two, both.sharded)
+    ]
+    # Of the adapter and of its average, at two saves; behind what it is measured by.
+    assert [len(of_run) for of_run in lines] == [5, 5, 5]
+    figures = [[float(n) for n in re.findall(r"(-?[\d.]+)%", "".join(run))] for run in lines]
+    assert len(figures[0]) == 16
+    assert figures[1:] == [pytest.approx(figures[0], abs=0.02)] * 2
+
+
+@pytest.mark.slow
 def test_two_processes_resume_to_the_bytes_of_two_that_never_stopped(both: Both):
     assert "resumed   at step 2" in both.again.said
     whole, resumed = (both.folder / name / "fox.safetensors" for name in ("two", "resumed"))

@@ -249,16 +249,18 @@ def _needed(datasets: Iterable[Resolved], cache_dir: Path) -> dict[Kind, set[str
         ConfigError: A file is wrong, or names no dataset.
     """
     from anima_pipe.dataset.pictures import find_pictures
+    from anima_pipe.dataset.probes import probes_wanted
     from anima_pipe.dataset.survey import survey_pictures
-    from anima_pipe.kohya.caching import preview_prompts
+    from anima_pipe.kohya.caching import leakage_config, preview_prompts
     from anima_pipe.kohya.datasets import dataset_configs
     from anima_pipe.shards.keys import text_key
     from anima_pipe.source.prompts import prompt_texts
 
     needed: dict[Kind, set[str]] = {"latents": set(), "masks": set(), "text": set()}
     for options in datasets:
+        pictures = find_pictures(dataset_configs(options))
         survey = survey_pictures(
-            find_pictures(dataset_configs(options)),
+            pictures,
             caption_variants=options.value("caption_variants"),
             crop_variants=options.value("crop_variants"),
             cache_dir=cache_dir,
@@ -274,7 +276,9 @@ def _needed(datasets: Iterable[Resolved], cache_dir: Path) -> dict[Kind, set[str
             )
         needed["latents"].update(survey.latents)
         needed["masks"].update(survey.masks)
+        probes = probes_wanted(leakage_config(options), pictures)
         texts = [*survey.captions, *prompt_texts(preview_prompts(options))]
+        texts += probes.texts if probes else ()
         needed["text"].update(map(text_key, texts))
     return needed
 

@@ -101,14 +101,21 @@ class Saver:
 
     def at(self, moment: Moment) -> None:
         """Save under every name that is due."""
+        for path in self.paths(moment):
+            self._save(path, moment)
+        remove_old(self.config, ".safetensors", moment)
+
+    def paths(self, moment: Moment) -> list[Path]:
+        """Return the names that are due."""
         config = self.config
+        paths: list[Path] = []
         if moment.falls_on(config.every_n_steps, None):
-            self._save(config.folder / f"{config.name}-step{moment.step:08d}.safetensors", moment)
+            paths.append(config.folder / f"{config.name}-step{moment.step:08d}.safetensors")
         if moment.is_last:
-            self._save(config.final_path, moment)
+            paths.append(config.final_path)
         elif moment.falls_on(None, config.every_n_epochs):
-            self._save(config.folder / f"{config.name}-{moment.epoch:06d}.safetensors", moment)
-        remove_old(config, ".safetensors", moment)
+            paths.append(config.folder / f"{config.name}-{moment.epoch:06d}.safetensors")
+        return paths
 
     def _save(self, path: Path, moment: Moment) -> None:
         place = {"ss_steps": str(moment.step), "ss_epoch": str(moment.epoch)}

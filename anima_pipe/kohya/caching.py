@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from anima_pipe.dataset.probes import LeakageConfig
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
 from anima_pipe.kohya.datasets import dataset_configs
 from anima_pipe.kohya.model_files import completed, tokenizer_settings
@@ -12,6 +13,7 @@ from anima_pipe.kohya.sample_prompts import read_sample_prompts
 from anima_pipe.records import PreviewPrompt
 from anima_pipe.runs.settings.caching import CacheLatentsSettings, EncodeTextSettings
 from anima_pipe.shards.places import open_place
+from anima_pipe.source.prompts import unescaped
 
 
 def cache_latents_settings(options: Resolved) -> CacheLatentsSettings:
@@ -43,6 +45,7 @@ def encode_text_settings(options: Resolved) -> EncodeTextSettings:
         text=text_settings(completed(options, {"t5_tokenizer_dir": tokenizer.folder})),
         caption_variants=options.value("caption_variants"),
         prompts=tuple(preview_prompts(options)),
+        leakage=leakage_config(options),
         tokenizer_sources=tokenizer.sources,
         strict=options.value("strict"),
     )
@@ -84,6 +87,19 @@ def text_settings(options: Resolved) -> TextSettings:
         t5_tokenizer_dir=options.value("t5_tokenizer_dir"),
         batch_size=options.value("text_encoder_batch_size"),
     )
+
+
+def leakage_config(options: Resolved) -> LeakageConfig | None:
+    """Return how every save is measured: where previews are drawn, unless something else is said.
+
+    None: it is not.
+    """
+    wanted: bool | None = options.value("measure_leakage")
+    if not (bool(preview_prompts(options)) if wanted is None else wanted):
+        return None
+    phrase: str = options.value("metadata_trigger_phrase") or ""
+    words = (words.strip() for words in unescaped(phrase).split(","))
+    return LeakageConfig(trigger=tuple(words for words in words if words))
 
 
 def preview_prompts(options: Resolved) -> list[PreviewPrompt]:

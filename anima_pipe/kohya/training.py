@@ -11,7 +11,12 @@ from pathlib import Path
 from anima_pipe.adapters.peft import adapter_file_in
 from anima_pipe.hooks.validation import ValidationConfig
 from anima_pipe.hub.sources import Source
-from anima_pipe.kohya.caching import cache_settings, latent_settings, text_settings
+from anima_pipe.kohya.caching import (
+    cache_settings,
+    latent_settings,
+    leakage_config,
+    text_settings,
+)
 from anima_pipe.kohya.datasets import dataset_configs
 from anima_pipe.kohya.logs import log_settings
 from anima_pipe.kohya.metadata import metadata_settings
@@ -78,6 +83,7 @@ def train_settings(options: Resolved) -> TrainSettings:
         save_n_epoch_ratio=options.value("save_n_epoch_ratio"),
         states=states,
         ema_decay=ema_decay(options),
+        leakage=leakage_config(options),
         previews=preview_settings(options),
         logs=log_settings(options),
         metadata=metadata_settings(options),

@@ -58,16 +58,27 @@ def placed(batch: Batch, draws: Draws, device: torch.device, dtype: torch.dtype)
     )
 
 
+def pass_velocity(
+    module: torch.nn.Module, noisy: torch.Tensor, sigmas: torch.Tensor, text: PaddedText
+) -> torch.Tensor:
+    """Run the model forward and return the velocity, Float[B, C, H, W] in the model's dtype.
+
+    Args:
+        module: forward(latents, sigmas, qwen_hidden, t5_ids, qwen_mask, t5_mask) -> velocity.
+        noisy: Float[B, C, H, W] in the model's dtype.
+        sigmas: Float32[B].
+        text: In the model's dtype, on its device as the others.
+    """
+    return module(noisy, sigmas, text.qwen_hidden, text.t5_ids, text.qwen_mask, text.t5_mask)
+
+
 def pass_losses(module: torch.nn.Module, batch: PlacedBatch, config: LossConfig) -> torch.Tensor:
     """Run the model forward and return each sample's loss, Float32[B], not yet weighted.
 
     Args:
-        module: forward(latents, sigmas, qwen_hidden, t5_ids, qwen_mask, t5_mask) -> velocity.
+        module: As in `pass_velocity`.
         batch: On its device.
         config: Which loss.
     """
-    text = batch.text
-    velocity = module(
-        batch.noisy, batch.sigmas, text.qwen_hidden, text.t5_ids, text.qwen_mask, text.t5_mask
-    )
+    velocity = pass_velocity(module, batch.noisy, batch.sigmas, batch.text)
     return sample_losses(velocity, batch.target, batch.sigmas, config, batch.masks)

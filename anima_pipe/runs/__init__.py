@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anima_pipe.dataset.cached import CachedDataset as CachedDataset
     from anima_pipe.dataset.config import DatasetConfig as DatasetConfig
     from anima_pipe.dataset.config import SubsetConfig as SubsetConfig
+    from anima_pipe.dataset.probes import LeakageConfig as LeakageConfig
     from anima_pipe.errors import PipeError as PipeError
     from anima_pipe.fill import CacheSettings as CacheSettings
     from anima_pipe.fill import LatentSettings as LatentSettings
@@ -74,6 +75,7 @@ NAMES: Final = {
         "DatasetConfig",
         "SubsetConfig",
     ),
+    "anima_pipe.dataset.probes": ("LeakageConfig",),
     "anima_pipe.errors": ("PipeError",),
     "anima_pipe.fill": (
         "CacheSettings",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import and_, or_
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING
 from anima_pipe.dataset.batches import Batches
 from anima_pipe.dataset.pictures import find_pictures
 from anima_pipe.dataset.plan import Plan, plan_from_cache
+from anima_pipe.dataset.probes import Probes, probes_wanted
 from anima_pipe.dataset.survey import Survey, survey_pictures
 from anima_pipe.dataset.visits import samples_digest
 from anima_pipe.errors import DataError
 from anima_pipe.fill import fill_latents, fill_masks, fill_text
-from anima_pipe.records import PreviewPrompt
+from anima_pipe.records import Text
 from anima_pipe.runs.reports import (
     NAMED,
     report_fill,
@@ -40,6 +42,8 @@ class PreparedData:
     cache: Cache
     batches: Batches
     """Of this process."""
+    probes: Probes | None
+    """What is looked at where every save is measured; None: it is not."""
 
     @property
     def plan(self) -> Plan:
@@ -60,8 +64,10 @@ def prepare_data(settings: TrainSettings, seed: int, accelerator: Accelerator) -
         CacheError: Something is not cached, and `auto_cache` is off.
     """
     data = settings.data
+    pictures = find_pictures(data.datasets)
+    probes = probes_wanted(settings.leakage, pictures)
     survey = survey_pictures(
-        find_pictures(data.datasets),
+        pictures,
         caption_variants=data.caption_variants,
         crop_variants=data.crop_variants,
         cache_dir=data.cache.folder,
@@ -71,7 +77,8 @@ def prepare_data(settings: TrainSettings, seed: int, accelerator: Accelerator) -
     report_surveyed_captions(survey, strict=data.strict)
     if data.auto_cache:
         prompts = settings.previews.prompts if settings.previews else ()
-        survey = _filled(survey, data, prompts, accelerator)
+        others = [*prompt_texts(prompts), *(probes.texts if probes else ())]
+        survey = _filled(survey, data, others, accelerator)
     report_surveyed_pictures(survey, strict=data.strict)
     cache = open_cache(
         data.cache.folder,
@@ -81,7 +88,10 @@ def prepare_data(settings: TrainSettings, seed: int, accelerator: Accelerator) -
     plan = plan_from_cache(survey, cache, seed)
     _refuse_different_plans(plan, accelerator)
     return PreparedData(
-        survey=survey, cache=cache, batches=_batches(settings, plan, cache, accelerator)
+        survey=survey,
+        cache=cache,
+        batches=_batches(settings, plan, cache, accelerator),
+        probes=probes,
     )
 
 
@@ -112,17 +122,24 @@ def _refuse_different_plans(plan: Plan, accelerator: Accelerator) -> None:
 def _filled(
     survey: Survey,
     data: DataSettings,
-    prompts: tuple[PreviewPrompt, ...],
+    others: Sequence[Text],
     accelerator: Accelerator,
 ) -> Survey:
-    """Encode what the caches lack; return the survey without what turned out unreadable."""
+    """Encode what the caches lack; return the survey without what turned out unreadable.
+
+    Args:
+        survey: Of the dataset.
+        data: How it is encoded.
+        others: Texts that are needed besides.
+        accelerator: Of the run.
+    """
     assert data.latents is not None
     assert data.text is not None
     # The first process fills the caches; the others wait, and find nothing missing.
     with first_process_first(accelerator):
         latents = fill_latents(survey.latents, data.latents)
         masks = fill_masks(survey.masks, data.latents)
-        wanted = dict.fromkeys([*survey.captions, *prompt_texts(prompts)])
+        wanted = dict.fromkeys([*survey.captions, *others])
         texts = fill_text(list(wanted), data.text)
     report_fill("latents", latents)
     if survey.masks:

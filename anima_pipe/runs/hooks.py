@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from anima_pipe.adapters.sharded import sharded_tensors
 from anima_pipe.hooks.alarms import LossAlarm, MemoryAlarm, TimeLeft
 from anima_pipe.hooks.board import BoardConfig, start_board
 from anima_pipe.hooks.ema import Ema
+from anima_pipe.hooks.leakage import Leakage
 from anima_pipe.hooks.previews import DrawingAlong
 from anima_pipe.hooks.run_log import MetricsFile, RunLog
 from anima_pipe.hooks.saving import Saver
@@ -18,7 +19,7 @@ from anima_pipe.hooks.smoothing import SmoothedLosses
 from anima_pipe.hooks.state_saving import StateSaver
 from anima_pipe.hooks.tracking import ProgressBar, StepNumbers
 from anima_pipe.hooks.train_state import RunParts, Stateful
-from anima_pipe.hooks.validation import HeldOut, ModelInUse, Report, Validation
+from anima_pipe.hooks.validation import HeldOut, Report, Validation
 from anima_pipe.runs.identity import made_with
 from anima_pipe.runtime import Rank, say, warn
 from anima_pipe.trainer import Trackers, sum_over_processes
@@ -51,7 +52,11 @@ def make_averages(settings: TrainSettings, training: Training) -> Averages:
 
 
 def parts_in_state(
-    settings: TrainSettings, training: Training, averages: Averages, tally: Tally
+    settings: TrainSettings,
+    training: Training,
+    averages: Averages,
+    tally: Tally,
+    leakage: Leakage | None = None,
 ) -> RunParts:
     """Return the parts of a run that its state is saved from and restored to."""
     stateful: dict[str, Stateful] = {
@@ -62,6 +67,8 @@ def parts_in_state(
         stateful["scaler"] = training.accelerator.scaler
     if averages.weights is not None:
         stateful["ema"] = averages.weights
+    if leakage is not None:
+        stateful["leakage"] = leakage
     stateful |= {"losses": averages.losses, "trainer": tally}
     config = training.config
     identity = made_with(settings, config.seed, training.batches, config.max_train_steps)
@@ -103,6 +110,7 @@ def hooks_in_order(
     log: RunLog,
     stop: StopRequest,
     own: Sequence[Hook] = (),
+    leakage: Leakage | None = None,
 ) -> list[Hook]:
     """Return this process's hooks.
 
@@ -119,12 +127,15 @@ def hooks_in_order(
         log: Where numbers and pictures go.
         stop: Made by an alarm that ends the run.
         own: The caller's, on every process; they come after all that measures, draws and saves.
+        leakage: Measures what is saved; None: nothing does.
     """
     measures = _validations(settings, training, averages.weights, log.numbers)
     average: list[Hook] = [averages.weights] if averages.weights else []
+    savers = _savers(settings.save, training.write, averages.weights)
+    of_saves = _measuring(leakage, savers, log)
     if not training.accelerator.is_main_process:
         is_sharded = bool(sharded_tensors(training.trained.model))
-        along = [DrawingAlong(previews)] if previews and is_sharded else []
+        along = [*of_saves, *([DrawingAlong(previews)] if previews else [])] if is_sharded else []
         return [*average, *measures, *along, *own]
     device, steps = training.accelerator.device, training.config.max_train_steps
     alarms = settings.logs.alarms
@@ -132,7 +143,8 @@ def hooks_in_order(
         *average,
         averages.losses,
         *measures,
-        *_savers(settings.save, training.write, averages.weights),
+        *savers.values(),
+        *of_saves,
         StepNumbers(log, averages.losses, device, memory=settings.logs.memory),
         *_shown(previews, log),
         ProgressBar(steps, averages.losses),
@@ -158,19 +170,25 @@ def _validations(
     total = partial(sum_over_processes, accelerator)
     rank = Rank(number=accelerator.process_index, processes=accelerator.num_processes)
     held_out = HeldOut(plan, cache, settings.validation, rank, total)
-    # Alone: a module that averages gradients over the processes expects a backward pass.
-    module = accelerator.unwrap_model(training.module)
-    model = ModelInUse(module=module, device=accelerator.device, dtype=training.config.dtype)
-    measure = partial(Validation, model, held_out, settings.validation, report)
+    measure = partial(Validation, training.model_in_use, held_out, settings.validation, report)
     of_average = [measure("validation_ema", average.in_place)] if average else []
     return [measure(), *of_average]
 
 
-def _savers(config: SaveConfig, write: Write, average: Ema | None) -> list[Saver]:
-    """Return what saves the weights that train, and their average beside them."""
+def _savers(config: SaveConfig, write: Write, average: Ema | None) -> dict[str, Saver]:
+    """Return what saves the weights that train, and their average, by the ends of their names."""
     beside = replace(config, name=f"{config.name}-ema")
-    of_average = [Saver(write, beside, average.in_place)] if average else []
-    return [*of_average, Saver(write, config)]
+    of_average = {"_ema": Saver(write, beside, average.in_place)} if average else {}
+    return {**of_average, "": Saver(write, config)}
+
+
+def _measuring(leakage: Leakage | None, savers: Mapping[str, Saver], log: RunLog) -> list[Leakage]:
+    """Return what measures the saves, if anything does, and have its numbers logged."""
+    if leakage is None:
+        return []
+    leakage.savers = {f"leakage{end}": saver for end, saver in savers.items()}
+    leakage.report = log.numbers
+    return [leakage]
 
 
 def _shown(previews: Previews | None, log: RunLog) -> list[Previews]:

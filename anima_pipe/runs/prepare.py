@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from anima_pipe.dataset.batches import Batches
 from anima_pipe.hooks.saving import Write
+from anima_pipe.hooks.validation import ModelInUse
 from anima_pipe.model import AnimaTransformer
 from anima_pipe.optimizing.optimizers import (
     ParameterGroup,
@@ -92,6 +93,14 @@ class Training:
     batches: Batches
     """Of this process."""
     config: TrainerConfig
+
+    @property
+    def model_in_use(self) -> ModelInUse:
+        """The model as it is looked at between the steps."""
+        # Alone: a module that averages gradients over the processes expects a backward pass.
+        module = self.accelerator.unwrap_model(self.module)
+        device, dtype = self.accelerator.device, self.config.dtype
+        return ModelInUse(module=module, device=device, dtype=dtype)
 
     @property
     def transformer(self) -> AnimaTransformer:

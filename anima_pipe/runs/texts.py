@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from anima_pipe.dataset.picture_captions import PictureTexts, uncaptioned
 from anima_pipe.dataset.pictures import find_pictures
+from anima_pipe.dataset.probes import probes_wanted
 from anima_pipe.fill import FillSummary, fill_text
 from anima_pipe.hub.tokenizer import complete_t5_tokenizer
 from anima_pipe.records import Skipped
@@ -68,10 +69,11 @@ def encode_text(settings: EncodeTextSettings) -> TextSummary:
     rank = launched_rank()
     if rank.number == 0:
         report_uncaptioned(uncaptioned(pictures), strict=settings.strict)
+    probes = probes_wanted(settings.leakage, pictures)
     texts = PictureTexts(
         pictures,
         caption_variants=settings.caption_variants,
-        others=prompt_texts(settings.prompts),
+        others=[*prompt_texts(settings.prompts), *(probes.texts if probes else ())],
     )
     filled = fill_text(texts, settings.text, rank)
     report_fill("texts", filled, rank)

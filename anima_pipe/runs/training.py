@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from anima_pipe.adapters.sharded import sharded_tensors
+from anima_pipe.dataset.probes import Probes
 from anima_pipe.files import make_folder
+from anima_pipe.hooks.leakage import BestSave
 from anima_pipe.hooks.previews import Previews
 from anima_pipe.hooks.state_saving import StateSaver
 from anima_pipe.hooks.tracking import loss_ends
@@ -27,6 +29,7 @@ from anima_pipe.runs.checks import (
 from anima_pipe.runs.data import prepare_data
 from anima_pipe.runs.hooks import hooks_in_order, make_averages, open_log, parts_in_state
 from anima_pipe.runs.interrupts import stopped_by_signals
+from anima_pipe.runs.leakage import prepare_leakage, report_best
 from anima_pipe.runs.logs import tracker_config
 from anima_pipe.runs.memory_needs import MemoryNeeds, largest_batch, memory_explained, memory_needs
 from anima_pipe.runs.outputs import prepare_previews, rehearse_saves, save_config, state_config
@@ -81,6 +84,8 @@ class TrainSummary:
     state_dir: str | None
     """The state saved last, to go on from."""
     contact_sheet: str | None
+    best_save: str | None = None
+    """The save that learned most while leaking least, where several were measured."""
     seconds: float = 0.0
     """All that the run took, caches and loading included."""
 
@@ -160,7 +165,7 @@ def _train(
     module = TextConditionedTransformer(model)
     with way.put_on(module, seed, shared=base is not None) as subject:
         training = prepare_training(settings, seed, accelerator, subject, module, data.batches)
-        return _run(settings, training, trackers, hooks, stop)
+        return _run(settings, training, data.probes, trackers, hooks, stop)
 
 
 def _seed(settings: TrainSettings, accelerator: Accelerator) -> int:
@@ -174,6 +179,7 @@ def _seed(settings: TrainSettings, accelerator: Accelerator) -> int:
 def _run(
     settings: TrainSettings,
     training: Training,
+    probes: Probes | None,
     trackers: TrackerConfig | None,
     own: Hooks,
     stop: StopRequest,
@@ -183,18 +189,23 @@ def _run(
     text = settings.data.text
     previews = prepare_previews(settings, training)
     averages, tally = make_averages(settings, training), Tally()
-    parts = parts_in_state(settings, training, averages, tally)
     report_plan(training, needs, text.t5_tokenizer_dir if text else None)
+    leakage = prepare_leakage(training, probes)
+    parts = parts_in_state(settings, training, averages, tally, leakage)
     steps_done = resume_if_asked(settings, parts, training)
     states = StateSaver(parts, state_config(settings, trackers))
     own_hooks = own(training) if callable(own) else own
     log = open_log(settings.logs.board, trackers, training.accelerator, steps_done)
-    hooks = hooks_in_order(settings, training, averages, states, previews, log, stop, own_hooks)
+    hooks = hooks_in_order(
+        settings, training, averages, states, previews, log, stop, own_hooks, leakage
+    )
     trainer = training.trainer(hooks, stop, tally)
     with stopped_by_signals(stop), memory_explained(needs):
         end = trainer.run(steps_done)
-    summary = _summary(settings, tally, end, states, previews)
+    best = leakage.best(settings.save.folder) if leakage and end.is_last else None
+    summary = _summary(settings, tally, end, states, previews, best)
     _report_end(summary)
+    report_best(best)
     return summary
 
 
@@ -219,6 +230,7 @@ def _summary(
     end: Moment,
     states: StateSaver,
     previews: Previews | None,
+    best: BestSave | None,
 ) -> TrainSummary:
     ends = loss_ends(tally.losses)
     return TrainSummary(
@@ -229,6 +241,7 @@ def _summary(
         output=str(settings.save.final_path) if end.is_last else None,
         state_dir=str(states.last) if states.last else None,
         contact_sheet=str(previews.sheet_path) if previews else None,
+        best_save=str(best.path) if best and best.stands_out else None,
     )
 
 

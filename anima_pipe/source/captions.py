@@ -285,6 +285,22 @@ def _tags_of(text: str, rules: CaptionRules) -> list[str]:
     return [tag.strip() for tag in text.strip().split(rules.caption_separator)]
 
 
+def tags_of_caption(text: str, rules: CaptionRules) -> list[str]:
+    """Return the tags of a final text, as they are written; what reads as sentences is none."""
+    tags = _tags_of(_sentences_apart(text, rules)[0], rules)
+    return [tag for tag in tags if tag]
+
+
+def plain_tag(tag: str) -> str:
+    """Return what tags that say the same have in common: no weight, no underscores, no capitals."""
+    return _plainly(tag).casefold()
+
+
+def is_leading_tag(tag: str) -> bool:
+    """Tell whether a tag is of quality, file, year or safety, or the count: of no one picture."""
+    return _LEADING_TAG.fullmatch(_plainly(tag)) is not None
+
+
 def warmup_steps(warmup: float, max_train_steps: int) -> int:
     """Return the steps of a token warmup that may be given as a share of the whole training."""
     return int(warmup * max_train_steps) if warmup < 1 else int(warmup)

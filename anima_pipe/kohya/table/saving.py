@@ -199,6 +199,19 @@ _PREVIEWS: Final = group(
     ),
 )
 
+_LEAKAGE: Final = group(
+    "What was learned, and what leaked",
+    TRAINING,
+    flag(
+        "measure_leakage",
+        "Measure of every save what it learned, how much of that is bound to the trigger, and what "
+        "leaked into unrelated prompts; not set: where there are sample_prompts.",
+        default=None,
+        commands=(TEXT, TRAIN, ALL),
+        test="test_leakage.py::test_nothing_is_measured_where_it_is_not_wanted",
+    ),
+)
+
 _METADATA: Final = group(
     "Metadata of saved files",
     TRAINING,
@@ -249,7 +262,8 @@ _METADATA: Final = group(
     ),
     text(
         "metadata_trigger_phrase",
-        "Words that call the subject.",
+        "Words that call the subject, with commas between several; measure_leakage drops them.",
+        commands=(TEXT, TRAIN, ALL),
         test="test_metadata.py::test_the_users_own_words_are_in_the_model_spec",
     ),
     text(
@@ -288,4 +302,10 @@ _UPLOAD: Final = group(
     ),
 )
 
-SAVING: Final[tuple[Option, ...]] = (*_SAVING, *_PREVIEWS, *_METADATA, *_UPLOAD)
+SAVING: Final[tuple[Option, ...]] = (
+    *_SAVING,
+    *_PREVIEWS,
+    *_LEAKAGE,
+    *_METADATA,
+    *_UPLOAD,
+)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from anima_pipe.dataset.config import DatasetConfig
+from anima_pipe.dataset.probes import LeakageConfig
 from anima_pipe.errors import ConfigError, check_number
 from anima_pipe.fill import LatentSettings, TextSettings
 from anima_pipe.hub.sources import Source
@@ -55,6 +56,8 @@ class EncodeTextSettings:
     """Renderings of each caption, at least 1; None: 1 where nothing varies, else 8."""
     prompts: tuple[PreviewPrompt, ...] = ()
     """Previews that a training will draw: their prompts are encoded too."""
+    leakage: LeakageConfig | None = None
+    """As of the training: what it looks at is encoded too; None: nothing for it."""
     tokenizer_sources: tuple[Source, ...] = ()
     """Where files that the tokenizer's folder lacks are fetched from, in this order, each source
     with its folder and revision; none: a file that is lacking is an error."""

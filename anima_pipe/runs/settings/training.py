@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from anima_pipe.dataset.config import DatasetConfig
+from anima_pipe.dataset.probes import LeakageConfig
 from anima_pipe.errors import ConfigError, check_above_zero, check_choice, check_number
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
 from anima_pipe.hooks.alarms import AlarmConfig
@@ -238,6 +239,8 @@ class TrainSettings:
     ema_decay: float | None = None
     """Of the average of what trains that is saved beside it; None: no average."""
     validation: ValidationConfig = field(default_factory=lambda: ValidationConfig(every_n_epochs=1))
+    leakage: LeakageConfig | None = None
+    """Measure of every save whether it knows its trigger and nothing else; None: not measured."""
     previews: PreviewSettings | None = None
     states: StateSettings = field(default_factory=StateSettings)
     save_n_epoch_ratio: int | None = None
