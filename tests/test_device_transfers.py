@@ -26,6 +26,7 @@ from anima_pipe.adapters.eight_bit import keep_in_eight_bits
 from anima_pipe.dataset.batches import MicroBatch, Window
 from anima_pipe.drawing.painter import LazyVae
 from anima_pipe.encoders import ImageVae
+from anima_pipe.finetuning.whole_model import WholeModel
 from anima_pipe.model import (
     BLOCK_LAYERS,
     AnimaTransformer,
@@ -38,6 +39,7 @@ from anima_pipe.objective.passes import pass_losses, placed
 from anima_pipe.optimizing.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
 from anima_pipe.optimizing.schedules import ScheduleConfig, create_schedule
 from anima_pipe.records import Batch, PaddedText
+from anima_pipe.trained import PartRate
 from anima_pipe.trainer.step import TrainerConfig, TrainStep
 from anima_pipe.transfer import on_device
 
@@ -60,6 +62,11 @@ KINDS = {
     "loha": ("loha", {}),
 }
 
+WHOLE = {
+    "the model itself": (),
+    "a part of the model": (PartRate(name="rest", pattern=r"(?!blocks).*", rate=0.0),),
+}
+
 
 class Operations(TorchDispatchMode):
     """Notes copies between devices, and numbers that the host reads."""
@@ -80,8 +87,12 @@ class Operations(TorchDispatchMode):
 
 def a_model(kind: str, *, checkpointed: bool = False, eight_bit: bool = False) -> nn.Module:
     transformer = load_transformer(demo.DEMO_TRANSFORMER, torch.float32)
-    transformer.requires_grad_(requires_grad=False)
     transformer.checkpoint_blocks(checkpointed)
+    if kind in WHOLE:
+        WholeModel(transformer, WHOLE[kind])
+        transformer.compute_in(torch.bfloat16)
+        return TextConditionedTransformer(transformer).train()
+    transformer.requires_grad_(requires_grad=False)
     if eight_bit:
         keep_in_eight_bits(transformer, BLOCK_LAYERS)
     name, arguments = KINDS[kind]
@@ -139,8 +150,9 @@ def a_step(
 @pytest.mark.parametrize(
     ("kind", "how"),
     [
-        *((kind, "plain") for kind in KINDS),
+        *((kind, "plain") for kind in (*KINDS, *WHOLE)),
         *product(("lora", "lokr"), ("checkpointed", "eight_bit")),
+        *product(WHOLE, ("checkpointed",)),
     ],
 )
 def test_from_a_steps_first_pass_to_its_last_gradient_the_host_reads_nothing(
@@ -181,7 +193,7 @@ def test_a_batch_is_on_the_device_before_its_pass_each_tensor_copied_once(
     assert all(gradient is not None and gradient.device == META for gradient in gradients)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *WHOLE])
 def test_every_kind_runs_forward_and_backward_on_another_device_than_the_processor(
     kind: str,
 ) -> None:

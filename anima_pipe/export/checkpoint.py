@@ -14,7 +14,7 @@ from anima_pipe.adapters.extract import read_tensor
 from anima_pipe.adapters.foreign import DIFFUSERS_TEXT_ADAPTER, diffusers_path
 from anima_pipe.adapters.headers import Origin, Source, baked_header, stored_metadata
 from anima_pipe.errors import CheckpointError, ConfigError
-from anima_pipe.files import published
+from anima_pipe.files import published, require_readable_name
 from anima_pipe.folders import published_folder
 from anima_pipe.model import TransformerConfig, read_transformer_config
 from anima_pipe.model.config import LATENT_CHANNELS, PATCH
@@ -112,7 +112,7 @@ def convert_checkpoint(
     if style == "diffusers":
         _write_folder(target, anew, _parts_for_diffusers(tensors, config))
     else:
-        _refuse_same(source, target)
+        _refuse_unfit_file(source, target)
         released = {f"{RELEASED_PREFIX}{name}": tensor for name, tensor in tensors.items()}
         with published(target) as unfinished:
             _write(unfinished, target, anew, released)
@@ -130,7 +130,8 @@ def _write_folder(target: Path, source: _Source, parts: Sequence[_Part]) -> None
             _write(place / WEIGHTS, target / part.folder / WEIGHTS, source, part.tensors)
 
 
-def _refuse_same(source: Path, target: Path) -> None:
+def _refuse_unfit_file(source: Path, target: Path) -> None:
+    require_readable_name(target, "give another --output")
     if target.resolve() == source.resolve():
         raise ConfigError(f"{target} is the checkpoint itself", "give another --output")
 
@@ -142,6 +143,7 @@ def _refuse_unfit_folder(target: Path) -> None:
             f"{target} is to be a file, but diffusers has a checkpoint in a folder",
             "give --output the name of a folder",
         )
+    require_readable_name(target, "give another --output")
     if target.exists():
         raise ConfigError(f"{target} is there already", "give --output another name, or remove it")
 
