@@ -10,15 +10,22 @@ about an hour and the transformer some hours; with a GPU, less.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 sys.path.insert(0, str(Path(__file__).parent))
 
+from pico.card import measure, write_figures
 from pico.pictures import world_pictures, write_dataset
 from pico.start import write_fresh_transformer, write_text_parts
 from pico.transformer import TransformerTraining, train_transformer
 from pico.vae import VaeTraining, save_vae, train_vae
+
+from anima_pipe.weights.writing import write_tensors
 
 
 def main() -> None:
@@ -35,7 +42,11 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     make_vae(folder, given.vae_pictures, given.vae_steps)
     make_start(folder, given.pictures)
-    train_transformer(folder, TransformerTraining(steps=given.steps, batch=given.batch))
+    training = TransformerTraining(steps=given.steps, batch=given.batch)
+    make_bundle(folder, train_transformer(folder, training))
+    figures = measure(folder / "bundle", folder / "sheet.png")
+    write_figures(figures, folder / "bundle" / "figures.json")
+    print(figures)
 
 
 def make_vae(folder: Path, pictures: int, steps: int) -> None:
@@ -43,8 +54,8 @@ def make_vae(folder: Path, pictures: int, steps: int) -> None:
     path = folder / "vae.safetensors"
     if path.exists():
         return
-    model = train_vae(VaeTraining(steps=steps), world_pictures(pictures, 128, seed=1), folder)
-    save_vae(model, path)
+    painted = world_pictures(pictures, 128, seed=1)
+    save_vae(train_vae(VaeTraining(steps=steps), painted, folder), painted, path)
 
 
 def make_start(folder: Path, pictures: int) -> None:
@@ -54,6 +65,16 @@ def make_start(folder: Path, pictures: int) -> None:
         return
     captions = write_dataset(folder / "pictures", pictures, seed=2)
     write_fresh_transformer(fresh, write_text_parts(folder, captions))
+
+
+def make_bundle(folder: Path, transformer: Path) -> None:
+    """Gather what is shipped, the transformer's averaged weights in bf16."""
+    bundle = folder / "bundle"
+    for name in ("qwen3", "t5_tokenizer"):
+        shutil.copytree(folder / name, bundle / name, dirs_exist_ok=True)
+    shutil.copy(folder / "vae.safetensors", bundle)
+    tensors = {name: value.to(torch.bfloat16) for name, value in load_file(transformer).items()}
+    write_tensors(bundle / "transformer.safetensors", tensors, {"format": "pt"})
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ from anima_pipe.weights.writing import write_tensors
 LATENT_CHANNELS: Final = 16
 STATE: Final = "vae.pt"
 REPORT_EVERY: Final = 100
+MEASURED: Final = 512
+"""Pictures over which the latents' channels are measured."""
 KL_WEIGHT: Final = 5e-4
 """Against the mean absolute error of values in [-1, 1]: latents come out near a unit normal, which
 is what a flow model learns most easily, at hardly any cost in sharpness."""
@@ -249,31 +251,59 @@ def recoloured(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(mixed * rng.uniform(0.7, 1.1), 0, 255)
 
 
-def save_vae(model: TrainableVae, path: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+def save_vae(
+    model: TrainableVae,
+    pictures: np.ndarray,
+    path: Path,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
     """Write the VAE with Wan's key names and three-dimensional kernels.
 
-    Users subtract Wan's mean from what the encoder says and divide by its deviation: the last
-    layer of the encoder and the first of the decoder take the inverse of that into themselves.
+    Users subtract Wan's mean from what the encoder says and divide by its deviation. The last layer
+    of the encoder and the first of the decoder take a scale and a shift into themselves so that
+    what users get has mean 0 and deviation 1 in every channel.
+
+    Args:
+        model: What was trained.
+        pictures: UInt8[N, H, W, 3], over which the channels are measured.
+        path: The file.
+        dtype: Of its tensors.
     """
-    flat = {name: tensor.detach() for name, tensor in model.vae.state_dict().items()}
-    mean, deviation = torch.tensor(LATENTS_MEAN), torch.tensor(LATENTS_STD)
-    weight, bias = flat["conv1.weight"], flat["conv1.bias"]
+    flat = {name: tensor.detach().float() for name, tensor in model.vae.state_dict().items()}
+    mean, deviation = _channels(model, pictures)
+    scale = torch.tensor(LATENTS_STD) / deviation
+    shift = torch.tensor(LATENTS_MEAN) - mean * scale
     spread = model.spread
     assert spread.bias is not None
-    flat["conv1.weight"] = torch.cat([weight * deviation.view(-1, 1, 1, 1), spread.weight.detach()])
-    flat["conv1.bias"] = torch.cat(
-        [bias * deviation + mean, spread.bias.detach() + 2 * deviation.log()]
-    )
-    flat["conv2.weight"] = flat["conv2.weight"] / deviation.view(1, -1, 1, 1)
-    flat["conv2.bias"] = flat["conv2.bias"] - (flat["conv2.weight"][:, :, 0, 0] @ mean)
-    tensors: dict[str, torch.Tensor] = {}
-    for name, shape in vae_shapes(model.vae.config.width).items():
-        tensor = torch.zeros(shape)
-        if name in flat:
-            source = flat[name].float()
-            if tensor.ndim == 5:
-                tensor[:, :, -1] = source.view(*source.shape[:2], *source.shape[-2:])
-            else:
-                tensor.copy_(source.view(shape))
-        tensors[name] = tensor.to(dtype).contiguous()
+    weight, bias = flat["conv1.weight"], flat["conv1.bias"]
+    flat["conv1.weight"] = torch.cat([weight * scale.view(-1, 1, 1, 1), spread.weight.detach()])
+    flat["conv1.bias"] = torch.cat([bias * scale + shift, spread.bias.detach() + 2 * scale.log()])
+    flat["conv2.weight"] = flat["conv2.weight"] / scale.view(1, -1, 1, 1)
+    flat["conv2.bias"] = flat["conv2.bias"] - flat["conv2.weight"][:, :, 0, 0] @ shift
+    tensors = {
+        name: _in_three_dimensions(flat.get(name), shape).to(dtype).contiguous()
+        for name, shape in vae_shapes(model.vae.config.width).items()
+    }
     write_tensors(path, dict(sorted(tensors.items())), {"format": "pt"})
+
+
+@torch.no_grad()
+def _channels(model: TrainableVae, pictures: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and deviation of every channel of the latents, both Float32[16]."""
+    means: list[torch.Tensor] = []
+    for first in range(0, min(len(pictures), MEASURED), 16):
+        pixels = torch.from_numpy(pictures[first : first + 16] / 127.5 - 1).float()
+        means.append(model.encode(pixels.permute(0, 3, 1, 2))[0])
+    latents = torch.cat(means).transpose(0, 1).flatten(1)
+    return latents.mean(1), latents.std(1)
+
+
+def _in_three_dimensions(flat: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a kernel whose last temporal slice is the flat one, which is what one frame meets."""
+    tensor = torch.zeros(shape)
+    if flat is None:
+        return tensor
+    if tensor.ndim < 5:
+        return flat.view(shape).clone()
+    tensor[:, :, -1] = flat.view(*flat.shape[:2], *flat.shape[-2:])
+    return tensor

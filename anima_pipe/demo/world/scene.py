@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -71,6 +71,10 @@ class Scene:
     def is_row(self) -> bool:
         """Whether its things are alike."""
         return len(self.things) > 1 and len(set(self.things)) == 1
+
+    def with_things(self, things: tuple[Thing, ...]) -> Scene:
+        """Return the same scene with other things."""
+        return replace(self, things=things)
 
     @property
     def is_held_out(self) -> bool:
@@ -139,34 +143,35 @@ def draw_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
 
 
 def _any_scene(rng: np.random.Generator) -> Scene:
-    place, time = _one_of(rng, PLACES), _one_of(rng, TIMES)
     style = STYLES[int(rng.choice(len(STYLES), p=(0.5, 0.2, 0.2, 0.1)))]
     count = int(rng.choice(4, p=(0.05, 0.55, 0.27, 0.13)))
     if not count and style == "thick outlines":
         style = "flat color"  # There is nothing to be outlined.
-    weather = _one_of(rng, WEATHERS)
-    colours = [colour for colour in COLOURS if not _is_lost(colour, place, time, weather, style)]
+    empty = Scene(
+        things=(),
+        side=_one_of(rng, SIDES) if count == 1 else "center",
+        place=_one_of(rng, PLACES),
+        time=_one_of(rng, TIMES),
+        weather=_one_of(rng, WEATHERS),
+        style=style,
+    )
+    colours = [colour for colour in COLOURS if is_seen(colour, empty)]
     things = [Thing(_one_of(rng, KINDS), _one_of(rng, colours)) for _ in range(count)]
     # Two are unlike more often than not, three are alike.
     if count == 3 or (count == 2 and rng.random() < 0.4):
         things = things[:1] * count
-    return Scene(
-        things=tuple(things),
-        side=_one_of(rng, SIDES) if count == 1 else "center",
-        place=place,
-        time=time,
-        weather=weather,
-        style=style,
-    )
+    return empty.with_things(tuple(things))
 
 
-def _is_lost(colour: str, place: str, time: str, weather: str, style: str) -> bool:
-    """Tell whether a thing in a colour would hardly be seen, or its outline would not."""
-    if (colour, style) == ("black", "thick outlines") or (colour, weather) == ("white", "snowing"):
-        return True
+def is_seen(colour: str, scene: Scene) -> bool:
+    """Tell whether a thing in a colour would be seen well in a scene, and its outline too."""
+    if (colour, scene.style) == ("black", "thick outlines"):
+        return False
+    if (colour, scene.weather) == ("white", "snowing"):
+        return False
     own = ImageColor.getrgb(PALETTE[colour])[:3]
-    ground = ImageColor.getrgb(lit(GROUNDS[place], time))[:3]
-    return math.dist(own, ground) < _UNSEEN
+    ground = ImageColor.getrgb(lit(GROUNDS[scene.place], scene.time))[:3]
+    return math.dist(own, ground) >= _UNSEEN
 
 
 def _one_of(rng: np.random.Generator, names: tuple[str, ...] | list[str]) -> str:
