@@ -83,6 +83,19 @@ def test_two_trainings_share_a_model_that_is_loaded_once_and_stays_as_it_was(
     assert tensors(tmp_path / "alone.safetensors") == tensors(tmp_path / "lokr.safetensors")
 
 
+def test_the_model_itself_is_trained_but_for_a_part_and_written_for_diffusers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ran = example(tmp_path, "full_fine_tuning.py", monkeypatch)
+
+    assert ran["summary"].final_loss < ran["summary"].first_loss
+    before = load_transformer(DEMO_TRANSFORMER).state_dict()
+    after = load_transformer(tmp_path / "model.safetensors").state_dict()
+    same = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
+    assert same == {name for name in before if name.startswith("llm_adapter.")}
+    assert (tmp_path / "diffusers" / "text_conditioner" / "config.json").is_file()
+
+
 def test_a_training_leaves_torch_and_accelerate_as_the_caller_had_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
