@@ -162,8 +162,16 @@ def test_in_mixed_precision_no_small_step_is_lost(
 ) -> None:
     model = replace(whole.model, mixed_precision=precision)
     before = start()
-    trained = weights(runs.train(into(tmp_path, whole, model=model, learning_rate=1e-7)))
+    computed: list[torch.dtype] = []
 
+    def look(training: runs.Training) -> list[runs.Hook]:
+        computed.append(training.transformer.dtype)
+        return []
+
+    settings = into(tmp_path, whole, model=model, learning_rate=1e-7)
+    trained = weights(runs.train(settings, look))
+
+    assert computed == [{"bf16": torch.bfloat16, "fp16": torch.float16}[precision]]
     assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
     name = "blocks.0.mlp.layer1.weight"
     steps = (trained[name] - before[name]).abs()

@@ -14,14 +14,14 @@ from anima_pipe.adapters import Adapter, create_adapter, save_adapter
 from anima_pipe.adapters.continued import continue_adapter
 from anima_pipe.adapters.files import check_style, fitting_deltas, warn_of_unread_norms
 from anima_pipe.adapters.headers import ARCHITECTURE, NETWORK_MODULES
-from anima_pipe.encoders.fingerprints import file_digest
 from anima_pipe.hooks.saving import SaveConfig, Write
 from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
 from anima_pipe.plain_text import json_text
 from anima_pipe.runs.base import load_base
+from anima_pipe.runs.facts import each, short_digest
 from anima_pipe.runs.settings.trained import AdapterSettings
 from anima_pipe.runs.settings.training import TrainSettings
-from anima_pipe.runs.subject import DIGEST_LETTERS, Subject, each, effective_rate
+from anima_pipe.runs.subject import Subject
 from anima_pipe.runtime import Rank, warn
 
 
@@ -88,7 +88,7 @@ class Adapting:
         own, start = self.own, self.own.network_weights
         return {
             # A state holds the tensors; which alphas they are scaled by, that file says.
-            "network_weights": file_digest(start)[:DIGEST_LETTERS] if start else None,
+            "network_weights": short_digest(start) if start else None,
             "scale_weight_norms": own.scale_weight_norms,
             "network_module": own.kind,
             **each("network_args", own.arguments),
@@ -127,7 +127,7 @@ class Adapting:
         return {
             **self.own.arguments,
             "parts": self.own.part_rates,
-            "learning_rate": effective_rate(self.settings),
+            "learning_rate": self.settings.heeded_rate,
         }
 
 

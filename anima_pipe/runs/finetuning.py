@@ -15,7 +15,7 @@ from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
 from anima_pipe.runs.base import load_merged
 from anima_pipe.runs.settings.trained import NoAdapter
 from anima_pipe.runs.settings.training import TrainSettings
-from anima_pipe.runs.subject import Subject, effective_rate
+from anima_pipe.runs.subject import Subject
 from anima_pipe.runtime import Rank
 
 ARCHITECTURE: Final = "anima-preview"
@@ -74,4 +74,4 @@ class Finetuning:
         return {"ss_full_bf16": self.own.full_bf16, **rates}
 
     def _whole(self, model: AnimaTransformer) -> WholeModel:
-        return WholeModel(model, self.own.part_rates, effective_rate(self.settings))
+        return WholeModel(model, self.own.part_rates, self.settings.heeded_rate)

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from anima_pipe import __version__
 from anima_pipe.dataset.batches import Batches
-from anima_pipe.encoders.fingerprints import file_digest
 from anima_pipe.hooks.train_state import ANY_LENGTH, LENGTH
 from anima_pipe.optimizing.optimizers import find_optimizer
+from anima_pipe.runs.facts import DIGEST_LETTERS, each, short_digest
 from anima_pipe.runs.settings.training import TrainSettings
-from anima_pipe.runs.subject import DIGEST_LETTERS, each
 from anima_pipe.runs.ways import way_of
 from anima_pipe.shards.folders import Identity
 
@@ -52,11 +51,9 @@ def made_with(
     shares = [sample for sample in batches.plan.samples if 0 < sample.warmup_length < 1]
     follows_length = schedule.follows_length or bool(shares)
     facts: dict[str, object] = {
-        "base": file_digest(model.transformer)[:DIGEST_LETTERS],
+        "base": short_digest(model.transformer),
         **_text_adapter(model.llm_adapter),
-        "base_weights": [
-            (file_digest(path)[:DIGEST_LETTERS], strength) for path, strength in model.base_weights
-        ],
+        "base_weights": [(short_digest(path), strength) for path, strength in model.base_weights],
         "dataset": batches.plan.digest(),
         **way_of(settings).facts(),
         "optimizer_type": settings.optimizer.optimizer_type.lower(),
@@ -112,7 +109,7 @@ def _fields(name: str, settings: DataclassInstance) -> dict[str, object]:
 
 def _text_adapter(path: Path | None) -> dict[str, object]:
     """Return the hash of the text adapter's own file; nothing where it is in the base's."""
-    return {"llm_adapter_path": file_digest(path)[:DIGEST_LETTERS]} if path else {}
+    return {"llm_adapter_path": short_digest(path)} if path else {}
 
 
 def _encoder(identity: Identity | None) -> str:

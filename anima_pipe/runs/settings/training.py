@@ -22,7 +22,7 @@ from anima_pipe.hooks.validation import ValidationConfig
 from anima_pipe.hub.sources import Source
 from anima_pipe.objective.flow_loss import ObjectiveConfig
 from anima_pipe.optimizing.checks import refuse_schedule_beside_average, refuse_two_averages
-from anima_pipe.optimizing.optimizers import OptimizerConfig, find_optimizer
+from anima_pipe.optimizing.optimizers import OptimizerConfig, find_optimizer, sizes_own_steps
 from anima_pipe.optimizing.schedules import ScheduleConfig
 from anima_pipe.records import MOST_PIXELS, PreviewPrompt
 from anima_pipe.runs.settings.trained import AdapterSettings, ModelSettings, NoAdapter
@@ -273,6 +273,11 @@ class TrainSettings:
             )
         if isinstance(self.adapter, NoAdapter):
             self._check_without_adapter()
+
+    @property
+    def heeded_rate(self) -> float | None:
+        """The learning rate; None: the optimizer finds its own steps, and heeds not even 0."""
+        return None if sizes_own_steps(self.optimizer) else self.learning_rate
 
     def _check_without_adapter(self) -> None:
         """Refuse what says something of adapters, or of frozen weights, alone."""
