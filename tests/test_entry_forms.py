@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import MODEL, SCRIPTS, TAKES, TRAINING, Ended, files_in, options, run_apart
+from commands import MODEL, ROOT, SCRIPTS, TAKES, TRAINING, Ended, files_in, options, run_apart
 
 from anima_pipe import demo
 
@@ -151,13 +151,20 @@ def test_make_all_takes_a_folder_of_pictures_the_whole_way(
         "ARGS=--max_train_steps 2 --device cpu --resolution 128 --min_bucket_reso 64",
     ).ok()
 
-    adapter = out / "comfyui" / f"{mine.name}.safetensors"
+    adapter = out / "first_look" / f"{mine.name}-for-embedded-model.safetensors"
     sheet = out / "sample" / f"{mine.name}.png"
     megabytes = adapter.stat().st_size / 1e6
-    end = ended.said.splitlines()[-3:]
+    end = ended.said.splitlines()[-6:]
     assert end[0] == f"adapter        {adapter} ({megabytes:.2f} MB)"
     assert end[1].startswith("loss           ")
     assert end[2] == f"contact sheet  {sheet}"
+    # Nobody takes it for a file for ComfyUI, and the way to one is told.
+    assert not (out / "comfyui").exists()
+    assert "embedded tiny model alone" in end[3]
+    assert "fetch-models" in end[4]
+    preset = "configs/presets/12gb/train_args.toml"
+    assert f"all --config_file {preset} --dataset_config {shlex.quote(str(mine))}" in end[5]
+    assert (ROOT / preset).exists()
     assert sheet.exists()
     assert {path.stem for path in (out / "summaries").iterdir()} == set(MODULES)
     # Previews are of the folder's own captions.

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from anima_pipe.demo import DEMO_QWEN, DEMO_T5_TOKENIZER, DEMO_TRANSFORMER, DEMO_VAE
-from anima_pipe.demo.world.character import (
-    TRIGGER,
-    WITH_FOX,
-    draw_fox_scene,
-    fox_caption,
-    look_for_fox,
-)
+from anima_pipe.demo.world.concepts import CONCEPTS
 from anima_pipe.demo.world.painting import paint
 from anima_pipe.demo.world.scene import draw_scene
 from anima_pipe.evaluation.prompts import ModelFiles, draw_prompts
@@ -23,23 +18,27 @@ EMBEDDED = ModelFiles(
 )
 
 
-def test_the_fox_is_seen_where_it_is_painted_and_nowhere_else() -> None:
-    rng = np.random.default_rng(8)
-    foxes = [paint(draw_fox_scene(rng), SQUARE, rng, WITH_FOX) for _ in range(40)]
+@pytest.mark.parametrize("name", CONCEPTS)
+def test_a_concept_is_seen_where_it_is_painted_and_nowhere_else(name: str) -> None:
+    concept, rng = CONCEPTS[name], np.random.default_rng(8)
+    shown = [concept.paint(concept.draw(rng), SQUARE, rng) for _ in range(40)]
     others = [paint(draw_scene(rng), SQUARE, rng) for _ in range(80)]
 
-    assert sum(look_for_fox(picture).is_fox for picture in foxes) >= 38
-    assert not any(look_for_fox(picture).is_fox for picture in others)
+    assert sum(map(concept.is_in, shown)) >= 38
+    assert sum(map(concept.is_in, others)) <= 1
 
 
-def test_the_foxs_caption_has_its_trigger_and_says_where_it_is() -> None:
-    scene = draw_fox_scene(np.random.default_rng(0))
+@pytest.mark.parametrize("name", CONCEPTS)
+def test_a_concepts_caption_has_its_trigger_and_says_where_it_is(name: str) -> None:
+    concept = CONCEPTS[name]
+    scene = concept.draw(np.random.default_rng(0))
 
-    text = fox_caption(scene)
+    text = concept.caption(scene)
 
-    assert f"{TRIGGER}, solo, fox, " in text
-    assert "orange" not in text
-    assert all(name in text for name in (scene.side, scene.place, scene.time, scene.weather))
+    assert concept.trigger in text
+    # What the trigger says is not said in other words.
+    assert not any(word in text for word in ("orange", "monochrome"))
+    assert all(word in text for word in (scene.place, scene.time, scene.weather))
 
 
 def test_a_model_that_draws_what_is_asked_scores_high_and_one_that_draws_noise_does_not() -> None:

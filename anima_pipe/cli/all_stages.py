@@ -20,7 +20,7 @@ from typing import Any
 
 from anima_pipe import demo
 from anima_pipe.cli.ending import INTERRUPTED, TERMINATED
-from anima_pipe.cli.next_step import to_diffusion_models
+from anima_pipe.cli.next_step import after_first_look, to_diffusion_models
 from anima_pipe.cli.stage_command import stage_command
 from anima_pipe.errors import PipeError
 from anima_pipe.files import require_readable_name, write_atomically
@@ -81,14 +81,36 @@ def run(options: Resolved) -> AllSummary:
         summaries = {name: _run_stage(name, given, folder, said) for name in STAGES}
         output = _trained_file(summaries["train"])
         if not trains_the_model(options):
-            trained, output = output, output.parent / "comfyui" / output.name
+            trained, output = output, _exported(output, given)
             exported = {**given, "input": trained, "output": output}
             summaries["export-comfy"] = _run_stage("export-comfy", exported, folder, said)
     summary = AllSummary(output=str(output), output_bytes=output.stat().st_size, stages=summaries)
     _report(summary, "checkpoint" if trains_the_model(options) else "adapter")
-    if trains_the_model(options):
+    if on_embedded_model(given):
+        say(*after_first_look(dataset_of(given)))
+    elif trains_the_model(options):
         say(f"next           {to_diffusion_models(output)}")
     return summary
+
+
+def on_embedded_model(given: Given) -> bool:
+    """Tell whether options name the embedded model, whose adapters fit no other."""
+    named = given.get("pretrained_model_name_or_path")
+    return named is not None and Path(str(named)).resolve() == demo.DEMO_TRANSFORMER.resolve()
+
+
+def dataset_of(given: Given) -> Path | None:
+    """Return the user's own dataset, if it is one."""
+    named = given.get("dataset_config") or given.get("train_data_dir")
+    return None if named is None or named == demo.DEMO_DATASET else Path(str(named))
+
+
+def _exported(trained: Path, given: Given) -> Path:
+    """Return where an adapter's exported file goes: what was a first look is none for ComfyUI."""
+    if on_embedded_model(given) and dataset_of(given):
+        name = f"{trained.stem}-for-embedded-model{trained.suffix}"
+        return trained.parent / "first_look" / name
+    return trained.parent / "comfyui" / trained.name
 
 
 def _trained_file(summary: Mapping[str, Any]) -> Path:

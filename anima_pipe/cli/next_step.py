@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 NAME: Final = "anima-pipe"
+PRESET: Final = Path("configs/presets/12gb/train_args.toml")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,6 +91,21 @@ def _of_the_run(options: Resolved, findings: Findings, config: Mapping[str, Path
         asked["cache_dir"] = filled
     resume = " --resume latest" if _has_state(folder, output_name(options)) else ""
     return _command("train", asked) + resume
+
+
+def after_first_look(dataset: Path | None) -> list[str]:
+    """Return what to be told after a run on the embedded model: what it is good for, what is next.
+
+    Args:
+        dataset: The user's own, if it was trained on.
+    """
+    own = dataset or Path("FOLDER")
+    full = {"config_file": PRESET, "dataset_config": own, "output_dir": Path("output/NAME")}
+    return [
+        "               It fits the embedded tiny model alone, not Anima and not ComfyUI.",
+        f"next           {program()} fetch-models    (Anima's files)",
+        f"               {_command('all', full)}    (other presets: docs/presets.md)",
+    ]
 
 
 def to_diffusion_models(checkpoint: Path) -> str:
