@@ -1,6 +1,7 @@
 """Kohya's metadata files: which pictures they mean, and with which captions."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,12 +90,8 @@ def test_an_object_of_jsonl_ends_at_the_end_of_its_line_alone(pictures, sign):
     [
         ("{", "is not JSON"),
         ("[1]", "is not a metadata file"),
-        ({"a": "caption"}, "'a' has no object of its own"),
-        ({"a": {"caption": 5}}, "'a': caption is 5, not a text"),
-        (
-            {"a": {"caption": "fox", "tags": ["b", 1]}},
-            r"'a': tags is \['b', 1\], not a text or a li",
-        ),
+        ('{"a": ' * 200_000, "is not JSON"),
+        ('{"a": {"train_resolution": ' + "9" * 5000 + "}}", "is not JSON"),
         ({}, "describes no picture"),
         (b"\xff", "is not UTF-8"),
     ],
@@ -107,6 +104,66 @@ def test_what_is_wrong_with_a_file_is_named(pictures, content, problem):
         metadata(pictures, content)
     with pytest.raises(DataError, match=problem):
         read_metadata_file(file, pictures, separator=",", enable_wildcard=False)
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("caption", "'a' has no object of its own"),
+        ({"caption": 5}, "'a': caption is 5, not a text"),
+        ({"caption": "fox", "tags": ["b", 1]}, r"'a': tags is ['b', 1], not a text or a li"),
+    ],
+)
+def test_what_is_wrong_with_an_entry_leaves_out_its_picture_alone(pictures, entry, problem):
+    file = metadata(pictures, {"a": entry, "b": {"caption": "two"}})
+    found = find_pictures([dataset(pictures, file)])
+
+    survey = survey_pictures(found, caption_variants=None)
+    texts = PictureTexts(found, caption_variants=None)
+
+    assert [sample.picture.name for sample in survey.samples] == ["b.webp"]
+    assert [problem in skipped.reason for skipped in survey.skipped] == [True]
+    assert list(texts) == ["", "two"]
+    assert texts.skipped == survey.skipped
+
+
+def test_what_is_wrong_with_a_line_is_said_of_the_line(pictures):
+    lines = [
+        '{"image_path": "a.png", "caption": "one"}',
+        '{"image_path": "b.webp", "caption": "two"',
+        '{"caption": "three"}',
+        '{"x": ' * 100_000,
+        '{"image_path": "deeper/c.png", "seed": ' + "9" * 5000 + "}",
+        '{"image_path": "d.png", "caption": "' + "x" * 2**20 + '"}',
+        '{"image_path": "deeper/c.png", "caption": "four"}',
+    ]
+    file = metadata(pictures, "\n".join(lines), "meta.jsonl")
+
+    survey = survey_pictures(find_pictures([dataset(pictures, file)]), caption_variants=None)
+
+    assert [sample.picture.name for sample in survey.samples] == ["a.png", "c.png"]
+    said = {skipped.name.rpartition("/")[2]: skipped.reason for skipped in survey.skipped}
+    assert [*said] == [f"meta.jsonl line {number}" for number in (2, 3, 4, 5, 6)]
+    assert ["is not JSON" in reason for reason in said.values()] == [True, False, True, True, False]
+    assert "no object with an image_path" in said["meta.jsonl line 3"]
+    assert "more than 1,048,576 letters" in said["meta.jsonl line 6"]
+
+
+def test_a_name_that_no_disk_holds_leaves_out_its_picture_alone(pictures):
+    names = ["x" * 5000, "y" * 5000 + ".png", "deeper/" * 2000 + "z", "no\0where.png"]
+    file = metadata(pictures, {name: {"caption": "one"} for name in ["a", *names]})
+
+    survey = survey_pictures(find_pictures([dataset(pictures, file)]), caption_variants=None)
+
+    assert [sample.picture.name for sample in survey.samples] == ["a.png"]
+    assert len(survey.skipped) == len(names)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+def test_a_pipe_in_a_metadata_files_place_is_not_waited_for(pictures):
+    os.mkfifo(pictures.parent / "meta.json")
+    with pytest.raises(DataError, match=r"meta\.json is no file, but a folder, a pipe or a device"):
+        find_pictures([dataset(pictures, pictures.parent / "meta.json")])
 
 
 def test_a_missing_file_is_named(pictures):

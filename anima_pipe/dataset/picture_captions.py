@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from anima_pipe.dataset.config import SubsetConfig
@@ -12,10 +13,17 @@ from anima_pipe.dataset.pictures import Picture
 from anima_pipe.errors import DataError
 from anima_pipe.records import Skipped, Text
 from anima_pipe.runtime import counted
+from anima_pipe.source.boundary import one_item
 from anima_pipe.source.caption_files import read_caption_lines, read_json_caption
 from anima_pipe.source.json_captions import GroupedCaption
 from anima_pipe.source.prompts import half_character
 from anima_pipe.source.variants import CaptionNote, CaptionTexts, caption_notes, caption_texts
+
+MOST_LETTERS: Final = 16_384
+"""Of one caption: some 4,000 tokens, eight times what the model was made for. More is another text
+that got there by mistake, and takes minutes to encode."""
+
+_REMEDY: Final = "correct the caption, or remove the picture"
 
 NAMED_PICTURES: Final = 20
 """With the same oddity, of which the names are kept; of the others there is a count."""
@@ -121,19 +129,34 @@ def picture_captions(picture: Picture, variants: int | None) -> CaptionTexts:
     """Return the final texts of one picture's caption, see `caption_texts`.
 
     Raises:
-        DataError: The caption file is not UTF-8, or is to be JSON and is not, or there is half a
-            character in it.
+        DataError: It cannot be read or used.
     """
     raw, rules = _read(picture), picture.rules.captions
     text = raw.text or ""
-    if half := half_character(text if isinstance(text, str) else text.written):
+    with one_item(f"the caption of {picture.path}", _REMEDY):
+        _refuse_unfit(text if isinstance(text, str) else text.written, picture.path)
+        texts = caption_texts(text, rules, 1 if picture.held_out else variants)
+        notes = caption_notes(text, rules, has_more_lines=raw.has_more_lines)
+    return replace(texts, notes=notes) if notes else texts
+
+
+def _refuse_unfit(text: str, path: Path) -> None:
+    """Check a caption's text.
+
+    Raises:
+        DataError: It is too long to be a caption, or holds half a character.
+    """
+    longest = max(map(len, text.split("\n")))
+    if longest > MOST_LETTERS:
         raise DataError(
-            f"the caption of {picture.path} holds half a character, {half}",
+            f"the caption of {path} has {longest:,} letters, more than {MOST_LETTERS:,}",
+            "shorten it: encoding would take minutes, and the model was made for 512 tokens",
+        )
+    if half := half_character(text):
+        raise DataError(
+            f"the caption of {path} holds half a character, {half}",
             "write the character whole, or remove it",
         )
-    texts = caption_texts(text, rules, 1 if picture.held_out else variants)
-    notes = caption_notes(text, rules, has_more_lines=raw.has_more_lines)
-    return replace(texts, notes=notes) if notes else texts
 
 
 def caption_lines(notes: Mapping[CaptionNote, int]) -> list[str]:
@@ -162,8 +185,15 @@ def _read(picture: Picture) -> _RawCaption:
     """Return the caption of a metadata file or of the file beside it, else the class tokens.
 
     Raises:
-        DataError: The file is not UTF-8, or is to be JSON and is not.
+        DataError: It cannot be read.
     """
+    with one_item(f"the caption of {picture.path}", _REMEDY):
+        return _as_written(picture)
+
+
+def _as_written(picture: Picture) -> _RawCaption:
+    if picture.refused:
+        raise DataError(picture.refused, _REMEDY)
     if picture.caption is not None:
         return _RawCaption(picture.caption)
     subset, extension = picture.subset, picture.subset.caption_extension

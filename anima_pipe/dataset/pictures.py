@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -28,6 +28,8 @@ class Picture:
     subset: SubsetConfig
     caption: str | None = None
     """By a metadata file; None: the file beside the picture says it."""
+    refused: str | None = None
+    """Why a metadata file's entry of it cannot be used; None: it can."""
     mask: Path | None = None
     """Its mask image, where the subset has a folder of them."""
     held_out: bool = False
@@ -81,6 +83,8 @@ class _Listing:
     names: FileNames
     captions: Sequence[str | None] | None
     """By a metadata file, where there is one."""
+    refused: Mapping[int, str]
+    """Why what a metadata file says of some cannot be used, by their places."""
     masks: FileNames | None
     """In the subset's folder of masks, where there is one."""
     held_out: frozenset[int]
@@ -94,6 +98,7 @@ class _Listing:
             dataset=self.dataset,
             subset=self.subset,
             caption=self.captions[place] if self.captions else None,
+            refused=self.refused.get(place),
             mask=mask_dir / masks[place] if mask_dir and masks else None,
             held_out=place in self.held_out,
         )
@@ -102,6 +107,7 @@ class _Listing:
 def _listing(dataset: DatasetConfig, subset: SubsetConfig) -> _Listing:
     """List a subset's pictures, those that are held out marked."""
     captions: list[str | None] | None = None
+    refused: dict[int, str] = {}
     if subset.metadata_file:
         described = read_metadata_file(
             subset.metadata_file,
@@ -110,6 +116,7 @@ def _listing(dataset: DatasetConfig, subset: SubsetConfig) -> _Listing:
             enable_wildcard=subset.captions.enable_wildcard,
         )
         captions = [picture.caption for picture in described]
+        refused = {place: one.refused for place, one in enumerate(described) if one.refused}
         names = [picture.path.name for picture in described]
         numbers: dict[Path, int] = {}
         places = [numbers.setdefault(one.path.parent, len(numbers)) for one in described]
@@ -125,6 +132,7 @@ def _listing(dataset: DatasetConfig, subset: SubsetConfig) -> _Listing:
         folder_of=array("I", places),
         names=FileNames(names),
         captions=captions,
+        refused=refused,
         masks=FileNames(find_masks(subset.mask_dir, names)) if subset.mask_dir else None,
         held_out=held_out(len(names), share, subset.validation_seed),
     )

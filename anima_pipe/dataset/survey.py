@@ -31,8 +31,9 @@ from anima_pipe.dataset.samples import Sample, SampleTable
 from anima_pipe.errors import DataError
 from anima_pipe.records import MOST_PIXELS, ImageFile, LatentRequest, MaskRequest, Skipped
 from anima_pipe.runtime import counted, say
+from anima_pipe.source.boundary import one_item
 from anima_pipe.source.deadly import DeadlyPictures, deadly_picture
-from anima_pipe.source.images import refuse_more_pixels
+from anima_pipe.source.images import REMEDY, refuse_more_pixels
 from anima_pipe.source.scan import scan_images
 from anima_pipe.source.variants import CaptionNote, CaptionTexts
 
@@ -177,7 +178,8 @@ def survey_pictures(
             too_small += 1
             continue
         try:
-            sample = _sample(picture, image, mask, caption_variants, crop_variants)
+            with one_item(picture.path, REMEDY):
+                sample = _sample(picture, image, mask, caption_variants, crop_variants)
         except DataError as error:
             skipped.append(Skipped(name=str(picture.path), reason=error.problem))
         else:
@@ -187,10 +189,7 @@ def survey_pictures(
     if not len(table):
         raise _none_left(pictures, skipped)
     balanced = _balanced(table)
-    if unused := len(table) - len(balanced):
-        say(f"{counted(unused, 'regularisation picture')} not used: the others are enough")
-    if faceless := _faceless(balanced):
-        say(f"no face in the file names of {counted(faceless, 'picture')} of face_crop_aug_range")
+    _tell_what_is_unused(len(table) - len(balanced), _faceless(balanced))
     datasets = {id(picture.dataset): picture.dataset for picture in pictures}
     return _survey(
         balanced,
@@ -200,6 +199,14 @@ def survey_pictures(
         too_small=too_small,
         not_needed=len(table) - len(balanced),
     )
+
+
+def _tell_what_is_unused(regularisation: int, faceless: int) -> None:
+    if regularisation:
+        unused = counted(regularisation, "regularisation picture")
+        say(f"{unused} not used: the others are enough")
+    if faceless:
+        say(f"no face in the file names of {counted(faceless, 'picture')} of face_crop_aug_range")
 
 
 def _scanned(
@@ -252,6 +259,8 @@ def _sample(
     Raises:
         DataError: The picture, its mask or its caption cannot be used.
     """
+    if picture.refused:
+        raise DataError(picture.refused, REMEDY)
     if isinstance(image, DataError):
         raise image
     captions = UNREAD if caption_variants == 0 else picture_captions(picture, caption_variants)

@@ -29,6 +29,7 @@ def cache_latents_settings(options: Resolved) -> CacheLatentsSettings:
         rehash=options.value("rehash"),
         max_image_pixels=options.value("max_image_pixels"),
         strict=options.value("strict"),
+        rejects=rejects_file(options),
     )
 
 
@@ -48,7 +49,14 @@ def encode_text_settings(options: Resolved) -> EncodeTextSettings:
         leakage=leakage_config(options),
         tokenizer_sources=tokenizer.sources,
         strict=options.value("strict"),
+        rejects=rejects_file(options),
     )
+
+
+def rejects_file(options: Resolved) -> Path | None:
+    """Return the list of what is left out: beside the summary, if one is asked for."""
+    summary: Path | None = options.value("summary_json")
+    return summary.with_name("rejects.jsonl") if summary else None
 
 
 def cache_settings(options: Resolved) -> CacheSettings:

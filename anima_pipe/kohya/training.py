@@ -15,6 +15,7 @@ from anima_pipe.kohya.caching import (
     cache_settings,
     latent_settings,
     leakage_config,
+    rejects_file,
     text_settings,
 )
 from anima_pipe.kohya.datasets import dataset_configs
@@ -108,6 +109,7 @@ def _data(options: Resolved, tokenizer_sources: tuple[Source, ...]) -> DataSetti
         rehash=options.value("rehash"),
         max_image_pixels=options.value("max_image_pixels"),
         strict=options.value("strict"),
+        rejects=rejects_file(options),
     )
 
 

@@ -18,6 +18,7 @@ from anima_pipe.dataset.visits import samples_digest
 from anima_pipe.errors import DataError
 from anima_pipe.fill import fill_latents, fill_masks, fill_text
 from anima_pipe.records import Text
+from anima_pipe.runs.rejects import Rejects
 from anima_pipe.runs.reports import (
     NAMED,
     report_fill,
@@ -79,7 +80,10 @@ def prepare_data(settings: TrainSettings, seed: int, accelerator: Accelerator) -
         prompts = settings.previews.prompts if settings.previews else ()
         others = [*prompt_texts(prompts), *(probes.texts if probes else ())]
         survey = _filled(survey, data, others, accelerator)
-    report_surveyed_pictures(survey, strict=data.strict)
+    # The first process alone knows what could not be decoded.
+    rejects = Rejects.of("train", data.rejects, data.cache.folder)
+    listed = rejects if accelerator.is_main_process else None
+    report_surveyed_pictures(survey, strict=data.strict, rejects=listed)
     cache = open_cache(
         data.cache.folder,
         data.latents.cache_name if data.latents else None,

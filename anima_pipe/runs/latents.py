@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from anima_pipe.dataset.pictures import find_pictures
 from anima_pipe.dataset.survey import survey_pictures
 from anima_pipe.fill import FillSummary, fill_latents, fill_masks
+from anima_pipe.runs.rejects import Rejects
 from anima_pipe.runs.reports import report_fill, report_skipped
 from anima_pipe.runs.settings.caching import CacheLatentsSettings
 from anima_pipe.runtime import launched_rank
@@ -63,10 +64,10 @@ def cache_latents(settings: CacheLatentsSettings) -> LatentSummary:
         report_fill("masks", masks, rank)
     skipped = survey.skipped if rank.number == 0 else ()  # every process finds the same ones
     failed = list(dict.fromkeys([*filled.failed, *masks.failed]))
-    report_skipped([*skipped, *failed], strict=settings.strict)
-    return _summary(
-        filled, masks, len(survey.skipped), len(failed), shown_place(settings.latents.cache.folder)
-    )
+    cache = settings.latents.cache.folder
+    rejects = Rejects.of("cache-latents", settings.rejects, cache)
+    report_skipped([*skipped, *failed], strict=settings.strict, rejects=rejects)
+    return _summary(filled, masks, len(survey.skipped), len(failed), shown_place(cache))
 
 
 def _summary(

@@ -13,6 +13,7 @@ from anima_pipe.dataset.plan import describe
 from anima_pipe.errors import DataError
 from anima_pipe.fill import ALONE, FillSummary, long_text
 from anima_pipe.records import T5_LIMIT, Skipped
+from anima_pipe.runs.rejects import Rejects
 from anima_pipe.runtime import Rank, counted, say, warn
 from anima_pipe.shards.index import Problem
 from anima_pipe.source.variants import CaptionNote
@@ -85,7 +86,11 @@ def report_surveyed_captions(survey: Survey, *, strict: bool) -> None:
 
 
 def report_surveyed_pictures(
-    survey: Survey, *, strict: bool, undecoded: Sequence[Skipped] = ()
+    survey: Survey,
+    *,
+    strict: bool,
+    undecoded: Sequence[Skipped] = (),
+    rejects: Rejects | None = None,
 ) -> None:
     """Tell what is wrong with the pictures of a survey; see `report_survey`.
 
@@ -93,8 +98,10 @@ def report_surveyed_pictures(
         survey: Of the dataset.
         strict: Make it an error if any cannot be used.
         undecoded: Pictures of it that turned out unreadable when they were decoded.
+        rejects: Where all of them are listed.
     """
-    report_skipped([*survey.skipped, *dict.fromkeys(undecoded)], strict=strict)
+    skipped = [*survey.skipped, *dict.fromkeys(undecoded)]
+    report_skipped(skipped, strict=strict, rejects=rejects)
     report_overlap(held_out_but_trained(survey))
 
 
@@ -116,19 +123,23 @@ def report_problems(problems: Sequence[Problem]) -> None:
         _list(f"wrong in the cache ({len(problems)}):", problems)
 
 
-def report_skipped(skipped: Sequence[Skipped], *, strict: bool) -> None:
+def report_skipped(
+    skipped: Sequence[Skipped], *, strict: bool, rejects: Rejects | None = None
+) -> None:
     """List what could not be used.
 
     Args:
         skipped: Pictures and captions that were left out.
         strict: Make any of them an error.
+        rejects: Where all of them are listed; None: nowhere.
 
     Raises:
         DataError: Something was left out, under `strict`.
     """
+    place = rejects.write(skipped) if rejects else None
     if not skipped:
         return
-    _list(f"left out {len(skipped)}:", skipped)
+    _list(f"left out {len(skipped)}:", skipped, place=place)
     if strict:
         raise DataError(
             f"{len(skipped)} pictures or captions could not be used",
@@ -235,16 +246,22 @@ def _table_lines(rows: Sequence[TableRow]) -> list[str]:
     return [head, *body, f"{'in all':<{width}}  {'':<{kind}} {'':>5} {'':>8} {total:>12,}"]
 
 
-def _list(heading: str, items: Sequence[object], count: int | None = None) -> None:
+def _list(
+    heading: str,
+    items: Sequence[object],
+    count: int | None = None,
+    place: Path | None = None,
+) -> None:
     """List the first items, and say how many others there are.
 
     Args:
         heading: What they are.
         items: All of them, or the first.
         count: Of all of them, where there are more than `items`.
+        place: A file that lists all of them.
     """
     more = (len(items) if count is None else count) - min(len(items), NAMED)
     lines = [f"  {item}" for item in items[:NAMED]]
     if more:
-        lines.append(f"  ... and {more} more")
+        lines.append(f"  ... and {more} more" + (f", all in {place}" if place else ""))
     warn(heading, *lines)

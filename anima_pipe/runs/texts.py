@@ -11,6 +11,7 @@ from anima_pipe.dataset.probes import probes_wanted
 from anima_pipe.fill import FillSummary, fill_text
 from anima_pipe.hub.tokenizer import complete_t5_tokenizer
 from anima_pipe.records import Skipped
+from anima_pipe.runs.rejects import Rejects
 from anima_pipe.runs.reports import (
     NAMED,
     report_captions,
@@ -82,7 +83,8 @@ def encode_text(settings: EncodeTextSettings) -> TextSummary:
         report_captions(texts.notes, texts.weighted)
     # Every process finds the same unreadable captions: the first one names them.
     unreadable = texts.skipped if rank.number == 0 else ()
-    report_skipped([*unreadable, *filled.failed], strict=settings.strict)
+    rejects = Rejects.of("encode-text", settings.rejects, settings.text.cache.folder)
+    report_skipped([*unreadable, *filled.failed], strict=settings.strict, rejects=rejects)
     return _summary(filled, texts.skipped, shown_place(settings.text.cache.folder))
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from anima_pipe.errors import DataError
 from anima_pipe.source.json_captions import GroupedCaption, parse_json_caption
 
 FACE_NUMBERS = 4
 """A face crop is named <name>_<centre x>_<centre y>_<width>_<height>; captions say <name> only."""
+
+
+MOST_BYTES: Final = 2**20
+"""Of a file of captions: thousands of lines to draw from, or somebody else's file."""
 
 
 def read_caption(image: Path, extension: str, *, enable_wildcard: bool) -> str | None:
@@ -71,8 +76,10 @@ def _candidates(image: Path, extension: str) -> list[Path]:
 
 def _read_text(path: Path) -> str:
     try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
         # utf-8-sig is UTF-8 with or without the mark that Windows editors put at the start.
-        text = path.read_text(encoding="utf-8-sig")
+        text = content[:MOST_BYTES].decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise DataError(
             f"caption file {path} is not UTF-8: byte 0x{error.object[error.start]:02x} "
@@ -83,6 +90,11 @@ def _read_text(path: Path) -> str:
         raise DataError(
             f"caption file {path} cannot be read: {error.strerror}", "correct its permissions"
         ) from error
+    if len(content) > MOST_BYTES:
+        raise DataError(
+            f"caption file {path} has more than {MOST_BYTES:,} bytes",
+            "that is no caption: remove the file, or correct caption_extension",
+        )
     if "\0" in text:
         # Latin letters in UTF-16 are UTF-8 too, with a zero byte beside each.
         raise DataError(

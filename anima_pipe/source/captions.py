@@ -7,6 +7,7 @@ the random generator exactly when Kohya draws, so that a seed gives the same tex
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from math import floor
@@ -17,8 +18,8 @@ from anima_pipe.errors import ConfigError
 if TYPE_CHECKING:
     from random import Random
 
-_CHOICE = re.compile(r"\{([^}]+)\}")
 _FULL_STOP = re.compile(r"\.\s+[\"'“«(]?(?=\w)")
+_CLAUSE_END = re.compile(r"[,.]")
 _SENTENCE_WORDS = 4
 """So many words and more up to the next comma are no tag's name behind an abbreviation."""
 _LOWER_SHARE = 0.7
@@ -210,8 +211,23 @@ def _with_choices_made(text: str, rng: Random) -> str:
     if "\n" in text:
         text = rng.choice(text.split("\n"))
     text = text.replace("{{", _OPENING).replace("}}", _CLOSING)
-    text = _CHOICE.sub(lambda options: rng.choice(options[1].split("|")), text)
+    text = "".join(_drawn(text, rng))
     return text.replace(_OPENING, "{").replace(_CLOSING, "}")
+
+
+def _drawn(text: str, rng: Random) -> Iterator[str]:
+    """Yield a text in parts: an option of what each brace begins and the next closing one ends.
+
+    Not by an expression, which would look for the end of every brace that is never closed.
+    """
+    done = at = 0
+    while (opening := text.find("{", at)) >= 0 and (closing := text.find("}", opening)) >= 0:
+        at = opening + 1
+        if closing > at:  # nothing is drawn from {}
+            yield text[done:opening]
+            yield rng.choice(text[opening + 1 : closing].split("|"))
+            done = at = closing + 1
+    yield text[done:]
 
 
 def _split(text: str, rules: CaptionRules) -> _Tags:
@@ -241,7 +257,7 @@ def _sentences_apart(text: str, rules: CaptionRules) -> tuple[str, str]:
     ends = [
         stop.start()
         for stop in _FULL_STOP.finditer(text, start)
-        if _goes_on_as_sentence(text[stop.end() :])
+        if _goes_on_as_sentence(text, stop.end())
     ]
     place = start
     for piece in text[start:].split(rules.caption_separator):
@@ -254,10 +270,12 @@ def _sentences_apart(text: str, rules: CaptionRules) -> tuple[str, str]:
     return text[:end], text[end:]
 
 
-def _goes_on_as_sentence(text: str) -> bool:
+def _goes_on_as_sentence(text: str, start: int) -> bool:
     """Tell whether what follows a full stop is a sentence, and not the rest of "dr. stone"."""
-    capital = text[0].isalpha() and not text[0].islower()
-    return capital or len(re.split(r"[,.]", text)[0].split()) >= _SENTENCE_WORDS
+    if text[start].isalpha() and not text[start].islower():
+        return True
+    end = _CLAUSE_END.search(text, start)
+    return len(text[start : end.start() if end else None].split()) >= _SENTENCE_WORDS
 
 
 def _reads_as_sentence(piece: str) -> bool:

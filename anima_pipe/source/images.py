@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Generator
@@ -18,6 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from anima_pipe.errors import DataError, PipeError
 from anima_pipe.records import PIXELS_PER_LATENT, ImageFile, LatentRequest, MaskRequest
+from anima_pipe.source.boundary import reason_of
 from anima_pipe.source.colours import to_mask, to_rgb
 from anima_pipe.source.resize import resize_and_crop
 
@@ -93,7 +95,12 @@ def image_names(folder: Path) -> list[str]:
 def _is_picture(entry: os.DirEntry[str]) -> bool:
     name = entry.name
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a Path for each is five times slower
-    return suffix in EXTENSIONS and not name.startswith(".") and not entry.is_dir()
+    if suffix not in EXTENSIONS or name.startswith("."):
+        return False
+    try:
+        return not entry.is_dir()
+    except OSError:
+        return True  # a link to itself, for one: reading it says what is wrong
 
 
 def read_image_file(path: Path) -> ImageFile:
@@ -104,10 +111,7 @@ def read_image_file(path: Path) -> ImageFile:
     Raises:
         DataError: The file is missing, empty, or not a picture that Pillow can read.
     """
-    # Opening a pipe, which has a name like a file, waits for somebody to write into it.
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path} is no file, but a pipe or a device", "remove it from the folder")
-    with _failing_as_data_error(path), path.open("rb") as file:
+    with _failing_as_data_error(path), _regular(path) as file:
         content = _content_hash(file)
         if not file.tell():
             raise DataError(f"{path} is empty (0 bytes)", REMEDY)
@@ -198,6 +202,18 @@ def load_mask(request: MaskRequest) -> NDArray[np.float32]:
     return averaged[:, ::-1].copy() if request.flipped else averaged
 
 
+def _regular(path: Path) -> BufferedReader:
+    """Open a file.
+
+    Raises:
+        DataError: It is a pipe or a device, opening which may wait for ever.
+        OSError: There is none, or it cannot be opened.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DataError(f"{path} is no file, but a pipe or a device", "remove it from the folder")
+    return path.open("rb")
+
+
 def _opened(file: Path | BufferedReader | BytesIO) -> Image.Image:
     """Read a picture's header, if it is of one of the `FORMATS` that there is a decoder for."""
     return Image.open(file, formats=_decoders())
@@ -284,6 +300,4 @@ def _failing_as_data_error(path: Path) -> Generator[None]:
         ) from error
     except Exception as error:
         # Pillow's decoders raise nearly every kind of error on damaged files.
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        reason = " ".join(reason.split())
-        raise DataError(f"{path} cannot be used: {reason}", REMEDY) from error
+        raise DataError(f"{path} cannot be used: {reason_of(error)}", REMEDY) from error

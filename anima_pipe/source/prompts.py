@@ -19,7 +19,7 @@ EMPHASIS: Final = 1.1
 # Stand for escaped parentheses; Unicode never assigns these two, so no prompt has them.
 _OPENING, _CLOSING = "\ufdd2", "\ufdd3"
 _ESCAPED = re.compile(r"\\([()])")
-_WEIGHT = re.compile(r"(?<!\\)\([^()]+:\s*[-+]?(?:\d+\.?\d*|\.\d+)\s*(?<!\\)\)")
+_WEIGHT = re.compile(r"(?<!\\)\([^()]+:\s*[-+]?(?:\d+(?:\.\d*)?|\.\d+)\s*(?<!\\)\)")
 
 
 def prompt_texts(prompts: Iterable[PreviewPrompt]) -> list[Text]:

@@ -14,7 +14,8 @@ from typing import Final
 
 from anima_pipe.errors import DataError
 from anima_pipe.records import ImageFile
-from anima_pipe.source.images import read_image_file
+from anima_pipe.source.boundary import one_item
+from anima_pipe.source.images import REMEDY, read_image_file
 from anima_pipe.source.scan_memory import ScanMemory, Seen, stamp_if_there
 from anima_pipe.stamps import is_settled
 
@@ -61,14 +62,19 @@ def _look_at_all(
 
 
 def _look(path: Path, memory: ScanMemory | None, rehash: bool) -> ImageFile | DataError:
+    try:
+        with one_item(path, REMEDY):
+            return _seen(path, memory, rehash)
+    except DataError as error:
+        return error
+
+
+def _seen(path: Path, memory: ScanMemory | None, rehash: bool) -> ImageFile:
     before = stamp_if_there(path)
     known = memory.recall(path.name, before) if memory and not rehash else None
     if known:
         return ImageFile(path=path, size=known.size, content=known.content)
-    try:
-        image = read_image_file(path)
-    except DataError as error:
-        return error
+    image = read_image_file(path)
     if memory and before and is_settled(before) and stamp_if_there(path) == before:
         memory.note(path.name, Seen(stamp=before, size=image.size, content=image.content))
     return image

@@ -6,6 +6,7 @@ Importing this module imports no torch, for a run with nothing to do needs none.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from anima_pipe.dataset.config import DatasetConfig
 from anima_pipe.dataset.probes import LeakageConfig
@@ -34,6 +35,8 @@ class CacheLatentsSettings:
     """Pictures of more are left out."""
     strict: bool = False
     """Whether pictures that cannot be used are an error, once all others are encoded."""
+    rejects: Path | None = None
+    """Lists all that is left out; None: rejects.jsonl in the folder of the cache."""
 
     def __post_init__(self) -> None:
         if self.crop_variants < 1:
@@ -63,6 +66,8 @@ class EncodeTextSettings:
     with its folder and revision; none: a file that is lacking is an error."""
     strict: bool = False
     """Whether captions that cannot be used, or are not there, are an error."""
+    rejects: Path | None = None
+    """Lists all that is left out; None: rejects.jsonl in the folder of the cache."""
 
     def __post_init__(self) -> None:
         if self.caption_variants is not None and self.caption_variants < 1:

@@ -68,6 +68,8 @@ class DataSettings:
     """Pictures of more are left out."""
     strict: bool = False
     """Whether a picture or caption that cannot be used ends the run; else it is left out."""
+    rejects: Path | None = None
+    """Lists all that is left out; None: rejects.jsonl in the folder of the cache."""
 
     def __post_init__(self) -> None:
         if not self.datasets:
