@@ -11,17 +11,18 @@ import torch
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
-from anima_pipe.adapters import Adapter
 from anima_pipe.dataset.batches import Batches
 from anima_pipe.dataset.plan import Plan
 from anima_pipe.dataset.visits import PlannedSample
 from anima_pipe.model import AnimaTransformer, TextConditionedTransformer
 from anima_pipe.objective.flow_loss import ObjectiveConfig
 from anima_pipe.optimizing.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
+from anima_pipe.optimizing.rounding import StochasticRounding
 from anima_pipe.optimizing.schedules import ScheduleConfig, create_schedule
 from anima_pipe.records import Moment, TextCondition
 from anima_pipe.runs.memory_needs import largest_batch, memory_needs
 from anima_pipe.shards import Cache, LatentWriter, TextWriter, open_cache
+from anima_pipe.trained import Trained
 from anima_pipe.trainer import StopRequest, Trainer, TrainerConfig, prepared, start_accelerate
 from gpu.kernels import Kernels, watching
 from gpu.setting import Setting
@@ -145,16 +146,28 @@ class Watched:
             self.host.append(time.perf_counter() - self._began)
 
 
+@dataclass(frozen=True)
+class How:
+    """How a run takes its steps."""
+
+    optimizer: str = "AdamW"
+    rate: float = 1e-4
+    in_bf16: bool = False
+    """Whether what trains is kept in bf16."""
+
+
 def run_loop(
     setting: Setting,
     transformer: AnimaTransformer,
-    adapter: Adapter,
+    trained: Trained,
     batches: Batches,
     *,
     profiled: bool,
     counted: bool,
+    how: How | None = None,
 ) -> Watched:
-    """Train as `anima-pipe train` does, with AdamW, and watch the steps."""
+    """Train as `anima-pipe train` does, and watch the steps."""
+    how = how or How()
     watched = Watched(
         setting.device,
         settling=0 if setting.small else SETTLING_STEPS,
@@ -163,11 +176,13 @@ def run_loop(
         counted=counted,
     )
     groups = [
-        ParameterGroup(name=group.name, parameters=group.parameters, learning_rate=1e-4)
-        for group in adapter.groups()
+        ParameterGroup(name=group.name, parameters=group.parameters, learning_rate=how.rate)
+        for group in trained.groups()
     ]
     steps = watched.steps
-    optimizer = create_optimizer(groups, OptimizerConfig(optimizer_type="AdamW"))
+    optimizer = create_optimizer(groups, OptimizerConfig(optimizer_type=how.optimizer))
+    if how.in_bf16:
+        StochasticRounding(optimizer, trained.matrices(), seed=9, piecewise=True)
     precision = "bf16" if setting.dtype == torch.bfloat16 else "no"
     accelerator = start_accelerate(precision, cpu=not setting.on_gpu)
     tell_of_waiting(accelerator, watched)
@@ -221,7 +236,16 @@ def tell_of_waiting(accelerator: Accelerator, watched: Watched) -> None:
     accelerator.reduce = told
 
 
-def estimated_gib(setting: Setting, adapter: Adapter, plan: Plan, *, in_8_bits: bool) -> float:
+def estimated_gib(
+    setting: Setting,
+    trained: Trained,
+    plan: Plan,
+    *,
+    in_8_bits: bool = False,
+    optimizer: str = "AdamW",
+    widened: int = 0,
+) -> float:
     """Return what the library itself says that such a run needs."""
-    needs = memory_needs(adapter, "AdamW", largest_batch(plan), setting.device, in_8_bits=in_8_bits)
+    batch, device = largest_batch(plan), setting.device
+    needs = memory_needs(trained, optimizer, batch, device, in_8_bits=in_8_bits, widened=widened)
     return needs.whole / 2**30

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from safetensors.torch import load_file
+
+from anima_pipe.demo import DEMO_TRANSFORMER
 from gpu.differences import largest, overall, plain_fp32
 from gpu.results import Results
 from gpu.setting import Setting, run_part
@@ -23,8 +26,21 @@ PRECISIONS = {
 """What is trained with -> options, and how near its losses come to those of fp32."""
 
 
+WHOLE = {"network_module": "none", "learning_rate": 1e-4}
+PRECISIONS_OF_WHOLE = {
+    # From weights that bf16 holds exactly, steps show once they add up to half of its own.
+    "the model itself, bf16": ({"mixed_precision": "bf16"}, 6e-2),
+    "the model itself, fp16 with its scaler": ({"mixed_precision": "fp16"}, 1e-2),
+    "the model itself, bf16 throughout": (
+        {"mixed_precision": "bf16", "full_bf16": True, "gradient_checkpointing": True},
+        4e-2,
+    ),
+}
+"""The same of a run that trains the model's own weights."""
+
+
 def measure(setting: Setting, results: Results) -> None:
-    """Train with every kind of adapter in fp32, then with LoRA in other precisions."""
+    """Train every kind of adapter, and the model itself, in fp32 and in other precisions."""
     plain_fp32()
     for kind, module in (("LoRA", "networks.lora_anima"), ("LoKr", "networks.lokr_anima")):
         with results.attempt(f"ten steps of {kind}"):
@@ -34,6 +50,28 @@ def measure(setting: Setting, results: Results) -> None:
         for name, (options, within) in PRECISIONS.items():
             with results.attempt(f"ten steps: {name}"):
                 against_fp32(setting, results, whole, name, options, within)
+    with results.attempt("ten steps of the model itself"):
+        whole = model_against_processor(setting, results)
+        for name, (options, within) in PRECISIONS_OF_WHOLE.items():
+            with results.attempt(f"ten steps: {name}"):
+                against_fp32(setting, results, whole, name, {**WHOLE, **options}, within)
+
+
+def model_against_processor(setting: Setting, results: Results) -> Trained:
+    """Train the model itself in fp32 on both; return the run on the card."""
+    own, processor = (
+        train(setting, f"model-{name}", device, max_train_steps=STEPS, **WHOLE)
+        for name, device in (("own", setting.device), ("processor", "cpu"))
+    )
+    base = load_file(DEMO_TRANSFORMER)
+    # By whatever prefix the base has.
+    start = {f"net.{name.removeprefix('net.')}": tensor.float() for name, tensor in base.items()}
+    changes = [{n: t - start[n] for n, t in run.tensors.items()} for run in (own, processor)]
+    error = largest(own.losses, processor.losses)
+    results.check("ten steps of the model itself: losses as on a processor", error, LOSSES_WITHIN)
+    error = overall(*changes)
+    results.check("ten steps of the model itself: changes as on a processor", error, ADAPTER_WITHIN)
+    return own
 
 
 def against_processor(setting: Setting, results: Results, kind: str, module: str) -> None:

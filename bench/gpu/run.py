@@ -41,6 +41,7 @@ LIMITS = {
     "proof_demo": 100,
     "figures_checkpoint": 75,
     "figures_step": 130,
+    "figures_finetuning": 75,
     "figures_drawing": 45,
     "figures_encoding": 60,
     "figures_profile": 45,
