@@ -41,7 +41,7 @@ from s3_server import BUCKET, client, folder_application, served
 
 from anima_pipe.errors import CacheError, OutputError
 from anima_pipe.shards import LatentWriter, open_cache
-from anima_pipe.shards.mirror import Mirror, mirror_at
+from anima_pipe.shards.mirror import mirror_at
 from anima_pipe.shards.places import open_place
 from anima_pipe.shards.shipping import send_pending
 
@@ -337,14 +337,14 @@ def test_the_least_recently_used_shards_make_room(s3, tmp_path: Path):
 
 
 def test_a_shard_that_goes_while_room_is_made_is_no_error(tmp_path: Path):
-    mirror = Mirror(folder=tmp_path / "own", url="file:///nowhere", limit_bytes=10)
-    for name in ("own", "beside"):
-        (tmp_path / name / "latents-0").mkdir(parents=True)
-        (tmp_path / name / "mirror.json").write_text("{}")
-    kept = tmp_path / "beside" / "latents-0" / "kept.tar"
+    own, beside = (open_place(f"file:///nowhere/{name}", tmp_path, 10 * GB) for name in "ab")
+    (beside / "latents-0").mkdir()
+    kept = beside / "latents-0" / "kept.tar"
     kept.write_bytes(bytes(20))
     # Listed, and not there when it is looked at.
-    (tmp_path / "beside" / "latents-0" / "gone.tar").symlink_to(tmp_path / "nothing")
+    (beside / "latents-0" / "gone.tar").symlink_to(tmp_path / "nothing")
+    mirror = mirror_at(own)
+    assert mirror is not None
 
     mirror.make_room(5)
 

@@ -17,6 +17,7 @@
     remote      the storage behind an address: listing, reading, writing
     failures    what storage fails with: what is tried again, and what is said
     copies      a mirror's copies of small files, never stale and never damaged
+    mirrored    mirror.json, which notes what a folder mirrors
     mirror      the folder that stands for a cache elsewhere: what is fetched, and kept
     shipping    uploads finished shards
     places      a folder or an address, and what differs between the two

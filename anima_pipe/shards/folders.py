@@ -166,9 +166,10 @@ def described_folders(cache_dir: Path, kind: Kind) -> list[tuple[Path, Identity]
 
 
 def _has_shards(folder: Path) -> bool:
-    # Of a mirrored cache the sidecars are always there, the shards only once they are read.
-    pattern = f"*{INDEX_SUFFIX}" if mirror_at(folder.parent) else "*.tar"
-    return any(folder.glob(pattern))
+    # Of a mirrored cache the shards come once they are read.
+    if mirror := mirror_at(folder.parent):
+        return any(name.endswith(INDEX_SUFFIX) for name in mirror.names(folder))
+    return any(folder.glob("*.tar"))
 
 
 def _listed(found: Sequence[tuple[Path, Identity]]) -> str:

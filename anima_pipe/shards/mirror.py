@@ -1,9 +1,11 @@
 """A folder that stands for a cache elsewhere: its sidecars, and those of its shards in use.
 
 To everything that reads a cache, the mirror is the cache: it is laid out like one, but for shards
-that have not been asked for yet. `mirror.json` says what it mirrors, `listing.json` what was there
+that have not been asked for yet. A folder is a mirror to a process that was given the address, and
+to no other, whatever lies in it. `mirror.json` says what it mirrors, `listing.json` what was there
 when it was last brought up to date, `copies.json` what the copies of small files are copies of. Of
-shards, whole ones are kept, up to a size.
+shards, whole ones are kept, up to a size. What has gone from the address goes from the mirror when
+room is made, and until then nobody looks at it.
 
     <mirror_dir>/<name>-<hash of the address>/
       mirror.json   listing.json   copies.json   locks/   scan/
@@ -13,17 +15,17 @@ shards, whole ones are kept, up to a size.
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 from collections.abc import Generator, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from anima_pipe.errors import CacheError, OutputError
-from anima_pipe.files import refusals_named, sync_folder, write_atomically
+from anima_pipe.files import put_in_place, refusals_named, write_atomically
 from anima_pipe.runtime import counted, say, warn
 from anima_pipe.shards.copies import update_copies
 from anima_pipe.shards.index import (
@@ -36,12 +38,12 @@ from anima_pipe.shards.index import (
     rebuild_index,
 )
 from anima_pipe.shards.manifest import Listing, listing_text, read_listing
+from anima_pipe.shards.mirrored import described
 from anima_pipe.shards.remote import Remote
 
 if TYPE_CHECKING:
     from filelock import FileLock
 
-MIRROR: Final = "mirror.json"
 LISTING: Final = "listing.json"
 
 
@@ -81,7 +83,7 @@ class Mirror:
         with self.locked("listing"):
             listing = self.remote.listing()
             update_copies(self.remote, listing, self.folder)
-            self._remove_unlisted(listing)
+            self._remove_killed_transfers()
             write_atomically(self.folder / LISTING, listing_text(listing))
 
     def indices(self, folder: Path) -> Iterator[tuple[Path, ShardIndex | Problem]]:
@@ -103,6 +105,14 @@ class Mirror:
                 where = f"{self.shown}; it was rebuilt from the shard"
                 yield tar, Problem(shard=tar, reason=f"{error} at {where}")
                 yield tar, index
+
+    def names(self, folder: Path) -> AbstractSet[str]:
+        """Return the files of one encoder that are at the address.
+
+        Args:
+            folder: Of the encoder, in the mirror.
+        """
+        return self._listed().get(folder.name, {}).keys()
 
     def announce(self, length: int) -> None:
         """Say what is about to be read from where, and warn where it cannot all be kept.
@@ -176,7 +186,7 @@ class Mirror:
         """
         with self.locked("room"):
             # Only what is a mirror: whatever else lies here is not ours to remove.
-            mirrors = [file.parent for file in self.folder.parent.glob(f"*/{MIRROR}")]
+            mirrors = [folder for folder in self.folder.parent.glob("*") if described(folder)]
             found = [(tar, _status(tar)) for mirror in mirrors for tar in mirror.glob("*-*/*.tar")]
             # Those of mirrors beside this one come and go under locks of their own.
             shards = [(tar, status) for tar, status in found if status]
@@ -246,15 +256,11 @@ class Mirror:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _remove_unlisted(self, listing: Listing) -> None:
-        """Remove copies of what is not there any more, and of transfers that were killed."""
-        for file in self.folder.glob("*-*/*"):
-            listed = file.name in listing.get(file.parent.name, {})
-            if not listed and file.name.endswith((".tar", INDEX_SUFFIX)):
-                self.drop(file)
-            if file.suffix == ".partial":
-                with suppress(TimeoutError), self._lock(file.stem).acquire(timeout=0):
-                    self.drop(file)
+    def _remove_killed_transfers(self) -> None:
+        """Remove what came of shards whose fetching was killed."""
+        for partial in self.folder.glob("*-*/*.partial"):
+            with suppress(TimeoutError), self._lock(partial.stem).acquire(timeout=0):
+                self.drop(partial)
 
     def _touch(self, tar: Path, shard: ShardIndex) -> bool:
         """Note that a shard is used; tell whether it is there."""
@@ -307,22 +313,18 @@ class Mirror:
         )
 
 
-def mirror_at(cache_dir: Path) -> Mirror | None:
-    """Return the mirror that a cache folder is; None: it is the cache itself.
+_GIVEN: Final[dict[Path, Mirror]] = {}
+"""The mirrors of the addresses that this process was given, by their folders."""
 
-    Raises:
-        CacheError: What describes it cannot be read.
-    """
-    description = cache_dir / MIRROR
-    try:
-        fields = json.loads(description.read_bytes())
-        return Mirror(folder=cache_dir, url=fields["url"], limit_bytes=fields["limit_bytes"])
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CacheError(
-            f"{description} cannot be read: {error}", f"remove {cache_dir}: it is only a copy"
-        ) from error
+
+def give(mirror: Mirror) -> None:
+    """Let a folder be a mirror from here on, because the user named its address."""
+    _GIVEN[mirror.folder.resolve()] = mirror
+
+
+def mirror_at(cache_dir: Path) -> Mirror | None:
+    """Return the mirror that a cache folder is to this process; None: it is the cache itself."""
+    return _GIVEN.get(cache_dir.resolve())
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -351,7 +353,4 @@ def _is_whole(path: Path, shard: ShardIndex) -> bool:
 
 def _publish(partial: Path, tar: Path) -> None:
     with refusals_named(tar):
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(tar)
-        sync_folder(tar.parent)
+        put_in_place(partial, tar)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from anima_pipe.errors import ConfigError
-from anima_pipe.files import refusals_named, write_atomically
+from anima_pipe.files import refusals_named
 from anima_pipe.runtime import home
-from anima_pipe.shards.addresses import checked_address, is_address, split_query
+from anima_pipe.shards.addresses import checked_address, is_address, shown_address
 from anima_pipe.shards.manifest import MANIFEST
-from anima_pipe.shards.mirror import MIRROR, mirror_at
+from anima_pipe.shards.mirror import Mirror, give, mirror_at
+from anima_pipe.shards.mirrored import MIRROR, Mirrored, describe, described, mirror_name
 from anima_pipe.shards.remote import Remote
 
 DEFAULT_LIMIT_GB: Final = 100.0
@@ -32,28 +31,43 @@ def open_place(
 
     Raises:
         OutputError: The mirror cannot be made.
-        ConfigError: No cache can lie at the address, or the mirror's folder is one itself.
+        ConfigError: No cache can lie at the address, the mirror's folder is one itself, or the
+            folder is a mirror.
     """
     if not is_address(place):
-        return Path(place).expanduser()
+        return _plain_folder(Path(place).expanduser())
     url = checked_address(str(place))
     if cache_mirror_dir is not None and is_address(str(cache_mirror_dir)):
         raise ConfigError(
             f"cache_mirror_dir {cache_mirror_dir} is no folder", "give a local folder"
         )
-    # The query is a key to the place and not its name: a new key opens the same mirror.
-    base, query = split_query(url)
-    name = re.sub(r"[^A-Za-z0-9]+", "-", base.partition("://")[2])[-40:].strip("-")
-    digest = hashlib.blake2b(base.encode(), digest_size=4).hexdigest()
-    folder = (cache_mirror_dir or home() / "caches") / f"{name}-{digest}"
-    content = json.dumps(
-        {"url": url, "limit_bytes": _limit_bytes(folder, cache_mirror_gb)}, indent=1
-    )
-    if not _holds(folder / MIRROR, content.encode() + b"\n"):
-        write_atomically(folder / MIRROR, content.encode() + b"\n")
-        if query:
-            with refusals_named(folder / MIRROR):
-                (folder / MIRROR).chmod(0o600)
+    folder = (cache_mirror_dir or home() / "caches") / mirror_name(url)
+    noted = described(folder)
+    if cache_mirror_gb is not None or noted is None:
+        limit_gb = DEFAULT_LIMIT_GB if cache_mirror_gb is None else cache_mirror_gb
+        noted = Mirrored(url=url, limit_bytes=int(limit_gb * 1e9))
+    describe(folder, replace(noted, url=url))
+    with refusals_named(folder / MIRROR):
+        (folder / MIRROR).chmod(0o600)
+    give(Mirror(folder=folder, url=url, limit_bytes=noted.limit_bytes))
+    return folder
+
+
+def _plain_folder(folder: Path) -> Path:
+    """Return a folder that was given as one, having made sure that it is no mirror.
+
+    What is encoded into a mirror past its address would never be uploaded.
+
+    Raises:
+        ConfigError: It is the mirror of an address that this process was not given.
+    """
+    if mirror_at(folder) is None and (noted := described(folder)):
+        address = shown_address(noted.url)
+        raise ConfigError(
+            f"{folder} is a mirror of {address}, and not a cache of its own",
+            f"give the address (cache_dir {address}), or remove {folder / MIRROR} to take what "
+            "is there for a cache",
+        )
     return folder
 
 
@@ -110,13 +124,3 @@ def require_writable(cache_dir: Path) -> None:
     """
     if mirror := mirror_at(cache_dir):
         mirror.remote.require_writable()
-
-
-def _limit_bytes(folder: Path, limit_gb: float | None) -> int:
-    if limit_gb is None and (mirror := mirror_at(folder)):
-        return mirror.limit_bytes
-    return int((DEFAULT_LIMIT_GB if limit_gb is None else limit_gb) * 1e9)
-
-
-def _holds(file: Path, content: bytes) -> bool:
-    return file.is_file() and file.read_bytes() == content

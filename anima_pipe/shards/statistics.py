@@ -13,6 +13,7 @@ from anima_pipe.records import PIXELS_PER_LATENT
 from anima_pipe.shards.contents import TENSORS, read_shards
 from anima_pipe.shards.folders import Identity, Kind, described_folders
 from anima_pipe.shards.index import Problem, ShardIndex
+from anima_pipe.shards.mirror import mirror_at
 from anima_pipe.shards.unfinished import SUFFIX
 
 KINDS: Final[tuple[Kind, ...]] = ("latents", "masks", "text")
@@ -80,6 +81,9 @@ def _folder_statistics(folder: Path, identity: Identity) -> FolderStatistics:
 def _total_bytes(folder: Path, shards: Sequence[ShardIndex]) -> int:
     """Return the size of all files, those of a mirrored cache that are not here included."""
     here = {path.name: path.stat().st_size for path in folder.iterdir()}
+    if mirror := mirror_at(folder.parent):
+        names = mirror.names(folder)
+        here = {name: size for name, size in here.items() if name in names}
     return sum(here.values()) + sum(s.tar_bytes for s in shards if s.tar not in here)
 
 
