@@ -33,6 +33,7 @@ from anima_pipe.model import (
     TextConditionedTransformer,
     load_transformer,
 )
+from anima_pipe.model.anima import CONDITION_LENGTH
 from anima_pipe.objective.flow_loss import LossConfig, ObjectiveConfig, draw
 from anima_pipe.objective.noise import NoiseConfig
 from anima_pipe.objective.passes import pass_losses, placed
@@ -44,6 +45,7 @@ from anima_pipe.trainer.step import TrainerConfig, TrainStep
 from anima_pipe.transfer import on_device
 
 META = torch.device("meta")
+LONG = CONDITION_LENGTH + 1
 aten = torch.ops.aten
 
 KINDS = {
@@ -102,7 +104,8 @@ def a_model(kind: str, *, checkpointed: bool = False, eight_bit: bool = False) -
     return module.train()
 
 
-def a_batch(module: nn.Module, *, masked: bool = False) -> Batch:
+def a_batch(module: nn.Module, *, masked: bool = False, ids: int = 4) -> Batch:
+    """Return two pictures, one with a caption of so many ids and one with half of them."""
     transformer = module.get_submodule("transformer")
     assert isinstance(transformer, AnimaTransformer)
     width = transformer.config.llm_adapter.source_width
@@ -111,8 +114,8 @@ def a_batch(module: nn.Module, *, masked: bool = False) -> Batch:
         text=PaddedText(
             qwen_hidden=torch.randn(2, 5, width).half(),
             qwen_mask=torch.tensor([[True] * 5, [True] * 3 + [False] * 2]),
-            t5_ids=torch.tensor([[3, 4, 5, 1], [6, 1, 0, 0]]),
-            t5_mask=torch.tensor([[True] * 4, [True] * 2 + [False] * 2]),
+            t5_ids=torch.full((2, ids), 3),
+            t5_mask=torch.arange(ids) < torch.tensor([[ids], [ids // 2]]),
         ),
         weights=torch.ones(2),
         sigma_offsets=torch.zeros(2),
@@ -138,7 +141,8 @@ def a_step(
     accelerator.backward = noted_backward
     module.register_forward_pre_hook(lambda *_: began())
     micro_batches = tuple(
-        MicroBatch(batch=a_batch(module, masked=place == 1), weight=0.5, place=place)
+        # Of captions so long that a processor takes the way of a GPU: it asks how long they are.
+        MicroBatch(batch=a_batch(module, masked=place == 1, ids=LONG), weight=0.5, place=place)
         for place in (0, 1)
     )
     config = TrainerConfig(max_train_steps=2, objective=ObjectiveConfig())

@@ -215,7 +215,8 @@ def _condensed(context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None
 
     The zeros behind the captions of a batch are alike, and n keys that are alike weigh as much as
     one with log(n) added to its score: a processor computes that one. On a GPU, asking how many
-    there are would make the host wait, and attention without a mask is faster there.
+    there are would make the host wait, and attention without a mask is faster there. In fp16 the
+    gradient of the one key would be that of all n together, and leave its range.
 
     Args:
         context: Float[B, L, D], from `preprocess_text_embeds`.
@@ -224,7 +225,8 @@ def _condensed(context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None
         Float[B, M, D], and a mask over its positions, as `Attention.attend` takes it.
     """
     length = context.shape[1]
-    if length > CONDITION_LENGTH or context.device.type != "cpu":
+    is_slow = context.device.type == "cpu" and context.dtype != torch.float16
+    if length > CONDITION_LENGTH or not is_slow:
         return context, _positions_seen(context)
     used = _used(context)
     if length - used < 2:
