@@ -86,6 +86,7 @@ UNFIT: dict[str, object] = {
     "train_norm": False,
     "train_llm_adapter": False,
     "scale_weight_norms": 1,
+    "measure_leakage": True,
     "save_format": "kohya",
     "fp8_base": True,
 }
@@ -102,7 +103,8 @@ def test_an_option_of_adapters_is_refused_by_its_name(name: str, cached: Cached,
 
 
 def test_options_that_switch_nothing_on_are_no_obstacle(cached: Cached, tmp_path: Path):
-    nothing = {"train_norm": True, "fp8_base": False, "scale_weight_norms": 0}
+    off = {"fp8_base": False, "measure_leakage": False, "scale_weight_norms": 0}
+    nothing = {"train_norm": True, **off}
     given = {"output_dir": tmp_path, "max_train_steps": 1, **WHOLE, **nothing, **cached}
     anima_pipe("train", **given).ok()
 
@@ -140,6 +142,7 @@ def test_previews_validation_average_and_log_are_those_of_any_run(
     assert '"lr/linear"' in text
     assert '"lr/embedding"' in text
     assert "validation" in text
+    assert "leakage  " not in ended.said
     assert "model in float32, computed in float32" in ended.said
     assert "of the model, its gradients, its average and the optimizer" in ended.said
 

@@ -8,6 +8,7 @@ from anima_pipe.dataset.probes import LeakageConfig
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
 from anima_pipe.kohya.datasets import dataset_configs
 from anima_pipe.kohya.model_files import completed, tokenizer_settings
+from anima_pipe.kohya.no_network import trains_the_model
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.kohya.sample_prompts import read_sample_prompts
 from anima_pipe.records import PreviewPrompt
@@ -100,8 +101,10 @@ def text_settings(options: Resolved) -> TextSettings:
 def leakage_config(options: Resolved) -> LeakageConfig | None:
     """Return how every save is measured: where previews are drawn, unless something else is said.
 
-    None: it is not.
+    None: it is not, and never where the model itself is trained.
     """
+    if trains_the_model(options):
+        return None
     wanted: bool | None = options.value("measure_leakage")
     if not (bool(preview_prompts(options)) if wanted is None else wanted):
         return None

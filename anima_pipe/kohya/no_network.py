@@ -8,7 +8,7 @@ from typing import Final
 from anima_pipe.kohya.findings import Finding
 from anima_pipe.kohya.resolved import Resolved, Written
 from anima_pipe.kohya.table.network_args import NO_NETWORK
-from anima_pipe.kohya.values import is_blank
+from anima_pipe.kohya.values import is_blank, is_harmless
 
 _NAME_A_NETWORK: Final = "remove it, or name a network in network_module"
 
@@ -23,6 +23,8 @@ OF_NETWORKS: Final = {
     "train_norm": _NAME_A_NETWORK,
     "train_llm_adapter": "set llm_adapter_lr = 0 to leave the text adapter as it is",
     "scale_weight_norms": _NAME_A_NETWORK,
+    "measure_leakage": "remove it: what an adapter changed is seen by switching it off; "
+    "validation_split measures a model, too",
     "save_format": "remove it: a checkpoint has the names of the released ones; export-comfy "
     "writes it in others",
 }
@@ -60,4 +62,4 @@ def no_network_findings(options: Resolved) -> Iterator[Finding]:
 def _asks_nothing(item: Written) -> bool:
     """Tell whether nothing is asked for: it is not set, or switches nothing."""
     is_switch = isinstance(item.value, bool) or bool(item.option.choices)
-    return is_blank(item.value) or (is_switch and item.value == item.option.default)
+    return is_blank(item.value) or (is_switch and is_harmless(item.option, item.value))

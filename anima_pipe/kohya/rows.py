@@ -105,7 +105,8 @@ class Option:
     zero_is_none: bool = False
     """0 is another way to say that there is none: the value is None then, and not a number."""
     asks_nothing: tuple[object, ...] = ()
-    """Beside the default, values of a refused option that switch nothing on."""
+    """Beside the default, values that switch nothing on, where the option is refused: always, or
+    beside others."""
     status: Status = field(default_factory=Honoured)
     group: str = ""
     """Heading in the help."""

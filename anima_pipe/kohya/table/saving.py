@@ -207,6 +207,7 @@ _LEAKAGE: Final = group(
         "Measure of every save what it learned, how much of that is bound to the trigger, and what "
         "leaked into unrelated prompts; not set: where there are sample_prompts.",
         default=None,
+        asks_nothing=(False,),
         commands=(TEXT, TRAIN, ALL),
         test="test_leakage.py::test_nothing_is_measured_where_it_is_not_wanted",
     ),
