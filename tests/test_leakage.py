@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from anima_pipe.dataset.batches import pad_texts
 from anima_pipe.dataset.pictures import find_pictures
 from anima_pipe.dataset.probes import UNRELATED, Probes, choose_probes
 from anima_pipe.dataset.survey import survey_pictures
+from anima_pipe.dataset.visits import Visit
+from anima_pipe.hooks.leakage_meter import LeakageMeter, ProbeVisit
+from anima_pipe.hooks.validation import ModelInUse
 from anima_pipe.model import TextConditionedTransformer, load_transformer
 from anima_pipe.objective.leakage import (
     Changes,
@@ -31,9 +35,10 @@ from anima_pipe.objective.leakage import (
     PictureErrors,
     leakage_figures,
 )
+from anima_pipe.records import TextCondition
 from anima_pipe.runs.leakage import prepare_leakage
 from anima_pipe.runtime import derive_seed
-from anima_pipe.shards import Cache, open_cache, text_key
+from anima_pipe.shards import Cache, LatentWriter, TextWriter, open_cache, text_key
 
 CURVES = ("learned", "bound", "changed", "leaked")
 NAMES = {f"leakage/{curve}" for curve in CURVES}
@@ -308,6 +313,75 @@ def at_start(
     runs.train(run, watching)
     assert found[0].figures is not None
     return found[0].figures
+
+
+TRIGGER = 7
+"""The token of a trigger, in texts of a cache made by hand."""
+
+
+class Drawing(torch.nn.Module):
+    """A model that knows nothing, and an adapter on it that knows one picture by heart.
+
+    Args:
+        picture: Float[16, H, W].
+        token: Without which in the text the adapter does nothing; None: it always acts.
+    """
+
+    def __init__(self, picture: torch.Tensor, token: int | None) -> None:
+        super().__init__()
+        self.picture, self.token, self.on = picture, token, True
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        sigmas: torch.Tensor,
+        _qwen: torch.Tensor,
+        ids: torch.Tensor,
+        *_masks: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the whole velocity from the picture to the noise in the latents, or zeros."""
+        if not self.on or (self.token is not None and self.token not in ids):
+            return torch.zeros_like(latents)
+        sigma = sigmas.view(-1, 1, 1, 1)
+        return (latents - (1 - sigma) * self.picture) / sigma - self.picture
+
+    @contextmanager
+    def disabled(self) -> Generator[None]:
+        """Switch the adapter off."""
+        self.on = False
+        yield
+        self.on = True
+
+
+@pytest.mark.parametrize("token", [TRIGGER, None])
+def test_what_comes_only_when_it_is_called_is_bound_to_the_trigger(
+    tmp_path: Path, token: int | None
+):
+    """All of the picture is learned either way; what always comes leaks into the other prompt."""
+    picture = torch.randn(16, 8, 8, generator=torch.Generator().manual_seed(1))
+    with LatentWriter(tmp_path, "a" * 32, "fp32", "vae") as latents:
+        latents.add("1" * 32, picture, {})
+    with TextWriter(tmp_path, "b" * 32, "fp32", "qwen") as texts:
+        for key, ids in (("c" * 32, [TRIGGER, 5, 1]), ("d" * 32, [5, 1]), ("e" * 32, [6, 1])):
+            texts.add(key, TextCondition(torch.ones(2, 8), torch.tensor(ids).int()), {})
+    drawing = Drawing(picture, token)
+    captioned = Visit(
+        name="fox.png", latent="1" * 32, text="c" * 32, loss_weight=1, sigma_offset=0, mask=None
+    )
+    meter = LeakageMeter(
+        ModelInUse(module=drawing, device=torch.device("cpu"), dtype=torch.float32),
+        drawing,
+        [ProbeVisit(captioned=captioned, without=replace(captioned, text="d" * 32))],
+        ["e" * 32],
+        open_cache(tmp_path),
+    )
+
+    figures = meter.figures()
+    assert figures.learned == pytest.approx(1, abs=1e-5)
+    assert figures.bound == pytest.approx(0 if token is None else 1, abs=1e-5)
+    assert figures.changed == pytest.approx(1, abs=1e-5)
+    assert figures.leaked > 0.3 if token is None else figures.leaked == 0
+    assert meter.figures() == figures
 
 
 @pytest.mark.parametrize(
