@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=40_000, help="that the transformer sees")
     parser.add_argument("--steps", type=int, default=TransformerTraining.steps)
     parser.add_argument("--batch", type=int, default=TransformerTraining.batch)
+    parser.add_argument("--prompts", type=int, default=64, help="held out, to be measured on")
     given = parser.parse_args()
     folder: Path = given.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,7 @@ def main() -> None:
     make_start(folder, given.pictures)
     training = TransformerTraining(steps=given.steps, batch=given.batch)
     make_bundle(folder, train_transformer(folder, training))
-    figures = measure(folder / "bundle", folder / "sheet.png")
+    figures = measure(folder / "bundle", folder / "sheet.png", given.prompts)
     write_figures(figures, folder / "bundle" / "figures.json")
     print(figures)
 

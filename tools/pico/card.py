@@ -17,8 +17,8 @@ from anima_pipe.encoders import load_vae
 from anima_pipe.evaluation.prompts import ModelFiles, draw_prompts
 from anima_pipe.evaluation.world import held_out_scenes, prompts_of, score
 
-PROMPTS = 64
 SEED = 11
+"""Of the held-out scenes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +34,13 @@ class Figures:
     """Of all files of the bundle."""
 
 
-def measure(bundle: Path, sheet: Path) -> Figures:
+def measure(bundle: Path, sheet: Path, prompts: int) -> Figures:
     """Draw held-out prompts, check them, and lay them out on a sheet beside painted pictures.
 
     Args:
         bundle: Folder of the files as they are shipped.
         sheet: The PNG to write.
+        prompts: How many.
     """
     files = ModelFiles(
         transformer=bundle / "transformer.safetensors",
@@ -47,7 +48,7 @@ def measure(bundle: Path, sheet: Path) -> Figures:
         qwen=bundle / "qwen3",
         t5_tokenizer=bundle / "t5_tokenizer",
     )
-    scenes = held_out_scenes(PROMPTS, SEED)
+    scenes = held_out_scenes(prompts, SEED)
     drawn = draw_prompts(files, prompts_of(scenes))
     rng = np.random.default_rng(SEED)
     painted = [

@@ -284,6 +284,9 @@ def save_vae(
     flat["conv1.bias"] = torch.cat([bias * scale + shift, spread.bias.detach() + 2 * scale.log()])
     flat["conv2.weight"] = flat["conv2.weight"] / scale.view(1, -1, 1, 1)
     flat["conv2.bias"] = flat["conv2.bias"] - flat["conv2.weight"][:, :, 0, 0] @ shift
+    # Wan's norm scales to the root of the width, not to 1; loading takes that into gamma.
+    gammas = {name: value for name, value in flat.items() if name.endswith("gamma")}
+    flat |= {name: value / math.sqrt(len(value)) for name, value in gammas.items()}
     tensors = {
         name: _in_three_dimensions(flat.get(name), shape).to(dtype).contiguous()
         for name, shape in vae_shapes(model.vae.config.width).items()
