@@ -171,7 +171,7 @@ def _pieces(
         for parameter in group:
             if not pieces or (largest is not None and parameter.numel() > room):
                 pieces.append([[] for _ in groups])
-                room = largest or 0
+                room = 0 if largest is None else largest
             pieces[-1][number].append(parameter)
             room -= parameter.numel()
     return pieces
