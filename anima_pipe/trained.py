@@ -23,7 +23,8 @@ class PartRate:
 
     name: str
     pattern: str
-    """A regular expression that is the whole path of each module of the part."""
+    """A regular expression that is the whole path of each module of the part, such as those of
+    `model.PARTS`."""
     rate: float
     """0 leaves the part alone: of an adapter it has no tensors, or keeps those that it started
     from; of a model's own weights it keeps all."""

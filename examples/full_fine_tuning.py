@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from anima_pipe import demo, runs
+from anima_pipe.model import PARTS
 
 folder = Path(*sys.argv[1:2] or ["output/full_fine_tuning"])
 cache = runs.CacheSettings(folder=folder / "cache")
@@ -12,7 +13,7 @@ vae = runs.LatentSettings(cache=cache, vae=demo.DEMO_VAE)
 buckets = runs.BucketRules(resolution=(128, 128), min_bucket_reso=64)
 pictures = runs.SubsetConfig(image_dir=demo.DEMO_PICTURES)
 datasets = (runs.DatasetConfig(subsets=(pictures,), buckets=buckets, batch_size=4),)
-left_alone = runs.PartRate(name="llm_adapter", pattern=r"llm_adapter\..*", rate=0)
+left_alone = runs.PartRate(name="llm_adapter", pattern=PARTS["llm_adapter"], rate=0)
 settings = runs.TrainSettings(
     data=runs.DataSettings(datasets=datasets, cache=cache, latents=vae, text=text),
     model=runs.ModelSettings(transformer=demo.DEMO_TRANSFORMER),

@@ -13,15 +13,7 @@ from safetensors.torch import load_file
 from training_calls import assert_refused, into, metadata
 
 from anima_pipe import demo, runs
-from anima_pipe.model import load_transformer
-
-PARTS = {
-    "llm_adapter": r"llm_adapter\..*",
-    "self_attn": r"blocks\.\d+\.self_attn\..*",
-    "cross_attn": r"blocks\.\d+\.cross_attn\..*",
-    "mlp": r"blocks\.\d+\.mlp\..*",
-    "mod": r".*adaln_modulation.*",
-}
+from anima_pipe.model import PARTS, load_transformer
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
         AnimaTransformer,
         TextConditionedTransformer,
     )
-    from anima_pipe.model.config import LlmAdapterConfig, TransformerConfig
+    from anima_pipe.model.config import PARTS, LlmAdapterConfig, TransformerConfig
     from anima_pipe.model.load import load_transformer, read_transformer_config
 
 __all__ = [
     "BLOCK_LAYERS",
+    "PARTS",
     "AnimaTransformer",
     "LlmAdapterConfig",
     "TextConditionedTransformer",
@@ -30,6 +31,7 @@ __all__ = [
 
 _HOMES = {
     "BLOCK_LAYERS": "anima",
+    "PARTS": "config",
     "AnimaTransformer": "anima",
     "LlmAdapterConfig": "config",
     "TextConditionedTransformer": "anima",

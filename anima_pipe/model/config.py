@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 LATENT_CHANNELS = 16
 PATCH = 2
 """Side of the square of latent pixels that makes one token."""
+
+PARTS: Final = {
+    "llm_adapter": r"llm_adapter\..*",
+    "self_attn": r"blocks\.\d+\.self_attn\..*",
+    "cross_attn": r"blocks\.\d+\.cross_attn\..*",
+    "mlp": r"blocks\.\d+\.mlp\..*",
+    "mod": r".*adaln_modulation.*",
+}
+"""Parts of the model that may train at rates of their own, by Kohya's names, and the regular
+expressions that are the whole paths of their modules."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
