@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import stat
 import sys
 import time
 import uuid
@@ -21,6 +22,9 @@ from anima_pipe.plain_text import in_utf8
 
 ABANDONED_AFTER_SECONDS: Final = 24 * 3600
 """A temporary file of another host that nobody wrote to for this long is taken for left behind."""
+
+MOST_SMALL_BYTES: Final = 4 * 2**20
+"""Of a file of settings: a dataset of ten thousand folders has one of 1 MiB."""
 
 _FOLDERS_NOT_OPENED: Final = (errno.EISDIR, errno.EACCES)
 _FOLDERS_NOT_FLUSHED: Final = (errno.EINVAL, errno.EBADF)
@@ -118,6 +122,29 @@ def put_in_place(temporary: Path, path: Path) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def read_small(path: Path, most: int = MOST_SMALL_BYTES) -> bytes:
+    """Read a file of settings or facts, which nobody makes large.
+
+    Raises:
+        OSError: It cannot be read, is a pipe or a device, which may have no end, or is large.
+    """
+    refuse_endless(path)
+    if (size := path.stat().st_size) > most:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes, more than {most:,}")
+    return path.read_bytes()
+
+
+def refuse_endless(path: Path) -> None:
+    """Check that a path is no pipe or device, opening or reading which may have no end.
+
+    Raises:
+        OSError: It is one, or there is nothing.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "it is no file, but a pipe or a device")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -238,9 +238,9 @@ def test_half_a_character_in_a_header_does_not_keep_a_file_from_being_read_or_wr
         ended = run("export-comfy", "--input", file, "--output", out, *more)
         assert ended.exit_code == 0, ended.output
         with safe_open(out, framework="pt") as whole:
-            assert "a?.safetensors" in whole.metadata()["made_of"]
+            assert r"a\\ud800.safetensors" in whole.metadata()["made_of"]
 
-    assert "a?.safetensors, by merge" in shown.output
+    assert r"a\ud800.safetensors, by merge" in shown.output
 
 
 def test_an_output_whose_name_no_program_can_open_is_refused(tmp_path):
@@ -249,5 +249,5 @@ def test_an_output_whose_name_no_program_can_open_is_refused(tmp_path):
     ended = run("convert", "--input", file, "--output", out)
 
     assert ended.exit_code != 0
-    assert "b?.safetensors is a name that no reader of safetensors opens" in ended.output
+    assert rf"no reader of safetensors opens {tmp_path}/b\xff.safetensors" in ended.output
     assert [path.name for path in tmp_path.iterdir()] == [file.name]

@@ -180,6 +180,24 @@ def test_files_behind_a_link_to_a_folder_are_found(hubs: Hubs, comfyui: Path, tm
     assert recorded(hubs)["vae"] == str(tmp_path / "disk" / "my_vae.safetensors")
 
 
+def test_links_that_lead_back_are_followed_once(hubs: Hubs, comfyui: Path):
+    vae = comfyui / "models" / "vae"
+    for name in ("a", "b", "c"):
+        (vae / name).symlink_to(vae)
+    (vae / "itself").symlink_to("itself")
+
+    assert fetch_models("--comfyui", comfyui).exit_code == 0
+    assert recorded(hubs)["vae"] == str(vae / "of_mine" / "my_vae.safetensors")
+
+
+def test_a_bomb_in_comfyuis_file_of_folders_names_no_folder(hubs: Hubs, comfyui: Path):
+    layers = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 12)]
+    bomb = "\n  ".join(["mine:", "l0: &l0 [x]", *layers, "base_path: *l11", "vae: *l11"])
+    (comfyui / "extra_model_paths.yaml").write_text(bomb)
+
+    assert fetch_models("--comfyui", comfyui).exit_code == 0
+
+
 def test_what_comfyui_lacks_is_named(hubs: Hubs, comfyui: Path):
     shutil.rmtree(comfyui / "models" / "vae")
 

@@ -29,6 +29,7 @@ from anima_pipe.adapters.registry import (
 from anima_pipe.adapters.styles import PathIndex, split_key
 from anima_pipe.adapters.targets import TEXT_ADAPTER_PREFIX
 from anima_pipe.errors import CheckpointError
+from anima_pipe.files import refuse_endless
 from anima_pipe.runtime import warn
 
 BLOCKS: Final = "blocks"
@@ -101,6 +102,7 @@ def read_adapter_file(
     path, names = adapter_file_in(Path(path)), tensor_names_in_files()
     modules: dict[str, dict[str, Tensor]] = {}
     try:
+        refuse_endless(path)
         with safe_open(path, framework="pt") as file:
             places = {key: split_key(key, names) for key in file.keys()}  # noqa: SIM118 (no dict)
             if not places:
@@ -122,7 +124,8 @@ def read_adapter_file(
         raise CheckpointError(f"{path} does not exist", "correct the path") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} cannot be read: {error}", "give a whole .safetensors file of an adapter"
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}",
+            "give a whole .safetensors file of an adapter",
         ) from error
     return AdapterFile(
         path=path,

@@ -16,7 +16,7 @@ from pathlib import Path
 from anima_pipe.encoders.qwen_files import find_qwen_files
 from anima_pipe.encoders.t5_tokens import REQUIRED_FILES
 from anima_pipe.errors import CheckpointError, ConfigError, OutputError
-from anima_pipe.files import write_atomically
+from anima_pipe.files import refuse_endless, write_atomically
 from anima_pipe.stamps import Stamp, is_settled, stamp_of
 
 VAE_ENCODING_VERSION = 1
@@ -36,7 +36,7 @@ def vae_fingerprint(path: str | Path) -> str:
         CheckpointError: The file is missing or cannot be read.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"VAE file {path} does not exist", "check the path")
     return _combined(f"vae {VAE_ENCODING_VERSION}", [file_digest(path)])
 
@@ -71,6 +71,7 @@ def file_digest(path: Path) -> str:
         CheckpointError: It cannot be read.
     """
     try:
+        refuse_endless(path)
         stamp = stamp_of(path)
         if stamp.length < REMEMBERED_BYTES:
             return _hashed(path)

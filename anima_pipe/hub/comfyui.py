@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from anima_pipe.errors import CheckpointError, ConfigError
+from anima_pipe.files import read_small
 from anima_pipe.hub.kinds import QWEN3, TRANSFORMER, VAE, describe_weights
 from anima_pipe.hub.models import MODEL_FILES, ModelFile
 
@@ -62,11 +63,17 @@ def _further_folders(path: Path, keys: Sequence[str]) -> Iterator[tuple[Path, bo
         ConfigError: The file cannot be read.
     """
     for section in _sections(path):
-        base = path.parent / _expanded(str(section.get("base_path") or ""))
+        base = path.parent / _expanded(_text(section, "base_path"))
         for key in keys:
-            for line in str(section.get(key) or "").split("\n"):
+            for line in _text(section, key).split("\n"):
                 if line.strip():
                     yield base / _expanded(line.strip()), bool(section.get("is_default"))
+
+
+def _text(section: Mapping[object, object], key: str) -> str:
+    # Of a list of lists of lists, each named ten times, YAML makes ten objects, and str a bomb.
+    value = section.get(key)
+    return value if isinstance(value, str) else ""
 
 
 def _sections(path: Path) -> list[dict[object, object]]:
@@ -75,8 +82,8 @@ def _sections(path: Path) -> list[dict[object, object]]:
     if not path.is_file():
         return []
     try:
-        stored: object = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        stored: object = yaml.safe_load(read_small(path).decode())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"{path} cannot be read ({reason})", "mend it: ComfyUI reads it too"
@@ -127,7 +134,16 @@ def _fitting(file: ModelFile, folders: Sequence[Path]) -> Iterator[Path]:
 
 
 def _weights_under(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder in order of name, those behind links to folders too."""
+    """Yield the files of a folder in order of name, those behind links to folders too.
+
+    A folder is looked into once: a link may lead back to one around it.
+    """
+    seen: set[tuple[int, int]] = set()
     for inner, folders, names in os.walk(folder, followlinks=True):
+        status = Path(inner).stat()
+        if (identity := (status.st_dev, status.st_ino)) in seen:
+            folders.clear()
+            continue
+        seen.add(identity)
         folders.sort()
         yield from (Path(inner, name) for name in sorted(names) if name.endswith(".safetensors"))

@@ -11,6 +11,13 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from anima_pipe.errors import ConfigError
+from anima_pipe.files import read_small
+
+MOST_NESTED: Final = 64
+"""Tables and lists within each other, and parts of a dotted key."""
+
+LARGEST_NUMBER: Final = 2**63
+"""TOML's own: whole numbers are smaller."""
 
 KeyPath = tuple[str | int, ...]
 """Keys from the top; whole numbers count the elements of arrays."""
@@ -39,11 +46,18 @@ def read_toml(path: Path) -> ConfigFile:
         ConfigError: There is no such file, or it is not TOML in UTF-8.
     """
     text = read_text(path)
+    _refuse_long_keys(text, path)
     try:
         table = tomllib.loads(text)
+        lines = key_lines(text)
+    except RecursionError as error:
+        raise _too_deep(path) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}", _syntax_remedy(str(error))) from error
-    return ConfigFile(path=path, table=table, lines=key_lines(text))
+    except ValueError as error:
+        raise _endless_number(path) from error
+    _refuse_absurd(table, path)
+    return ConfigFile(path=path, table=table, lines=lines)
 
 
 def read_json(path: Path) -> ConfigFile:
@@ -52,14 +66,74 @@ def read_json(path: Path) -> ConfigFile:
     Raises:
         ConfigError: There is no such file, or it is no JSON object in UTF-8.
     """
-    text = read_text(path)
-    try:
-        table = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not JSON: {error}", "correct that place") from error
+    table = parsed_json(read_text(path), path)
     if not isinstance(table, dict):
         raise ConfigError(f"{path} is not a JSON object", "write its keys between { and }")
     return ConfigFile(path=path, table=cast("dict[str, Any]", table), lines={})
+
+
+def parsed_json(text: str, path: Path) -> object:
+    """Return what the text of a JSON file says.
+
+    Raises:
+        ConfigError: It is not JSON, or has values that nobody means.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise _too_deep(path) from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON: {error}", "correct that place") from error
+    except ValueError as error:
+        raise _endless_number(path) from error
+    _refuse_absurd(value, path)
+    return value
+
+
+def _refuse_long_keys(text: str, path: Path) -> None:
+    """Check that no dotted key has so many parts that reading it would take hours.
+
+    Raises:
+        ConfigError: One has.
+    """
+    if found := _LONG_KEY.search(_QUOTED.sub('""', text)):
+        raise ConfigError(
+            f"{path} has a key of more than {MOST_NESTED} parts: {found[0][:40]}...",
+            "correct that key",
+        )
+
+
+def _refuse_absurd(value: object, path: Path) -> None:
+    """Check values before they are used: no recursion, and no number that is no float either.
+
+    Raises:
+        ConfigError: Something is nested without end, or a number has hundreds of digits.
+    """
+    waiting = [(value, 0)]
+    while waiting:
+        inner, depth = waiting.pop()
+        if depth > MOST_NESTED:
+            raise _too_deep(path)
+        if isinstance(inner, int) and abs(inner) >= LARGEST_NUMBER:
+            raise _endless_number(path)
+        if isinstance(inner, dict | list):
+            several = cast("dict[str, object] | list[object]", inner)
+            parts = several.values() if isinstance(several, dict) else several
+            waiting += ((part, depth + 1) for part in parts)
+
+
+def _endless_number(path: Path) -> ConfigError:
+    return ConfigError(
+        f"{path} has a whole number of more than 18 digits, which nothing here takes",
+        "correct that number",
+    )
+
+
+def _too_deep(path: Path) -> ConfigError:
+    return ConfigError(
+        f"{path} is nested more than {MOST_NESTED} deep",
+        "correct its brackets, or the path",
+    )
 
 
 def read_text(path: Path) -> str:
@@ -70,12 +144,13 @@ def read_text(path: Path) -> str:
     """
     try:
         # A byte order mark is what Windows' own editor writes.
-        return path.read_text(encoding="utf-8-sig")
+        text = read_small(path).decode("utf-8-sig")
     except OSError as error:
         problem = f"cannot read {path}: {error.strerror or error}"
         raise ConfigError(problem, "correct the path") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text", "save it as UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _syntax_remedy(message: str) -> str:
@@ -103,12 +178,24 @@ _SCALAR: Final = re.compile(
 )
 
 
+_QUOTED: Final = re.compile(
+    r'''"""(?:\\.|[^\\])*?"{3,5}(?!")|\'{3}.*?\'{3,5}(?!\')'''
+    r"""|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|#[^\n]*""",
+    re.DOTALL,
+)
+_LONG_KEY: Final = re.compile(
+    rf"""(?:[A-Za-z0-9_-]+|"")(?:[ \t]*\.[ \t]*(?:[A-Za-z0-9_-]+|"")){{{MOST_NESTED}}}"""
+)
+
+
 @dataclass(slots=True)
 class _Scanner:
     """Walks over a valid TOML text; `at` is the offset of what comes next."""
 
     text: str
     at: int = 0
+    lines_counted: tuple[int, int] = (0, 1)
+    """An offset, and the line that it is on."""
     array_lengths: dict[KeyPath, int] = field(default_factory=dict[KeyPath, int])
 
     def key_lines(self) -> Iterator[tuple[KeyPath, int]]:
@@ -189,7 +276,9 @@ class _Scanner:
 
     def line(self) -> int:
         """Return the line of what comes next, counted from 1."""
-        return self.text.count("\n", 0, self.at) + 1
+        offset, line = self.lines_counted
+        self.lines_counted = self.at, line + self.text.count("\n", offset, self.at)
+        return self.lines_counted[1]
 
 
 def _unquoted(part: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 from anima_pipe.errors import ConfigError
-from anima_pipe.kohya.config_file import read_text, read_toml
+from anima_pipe.kohya.config_file import parsed_json, read_text, read_toml
 from anima_pipe.kohya.findings import Finding, raise_findings
 from anima_pipe.kohya.values import UnfitValueError
 from anima_pipe.records import PreviewPrompt
@@ -252,11 +252,8 @@ def _check_whole(text: str, place: str, reading: _Reading) -> None:
 def _json_elements(path: Path) -> Iterator[tuple[str, object]]:
     """Yield the elements of a JSON list with the places where they begin."""
     text = read_text(path)
-    try:
-        if not isinstance(json.loads(text), list):
-            raise ConfigError(f"{path} is not a JSON list", "write the prompts between [ and ]")
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not JSON: {error}", "correct that place") from error
+    if not isinstance(parsed_json(text, path), list):
+        raise ConfigError(f"{path} is not a JSON list", "write the prompts between [ and ]")
     decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
     at = text.index("[") + 1
     while True:

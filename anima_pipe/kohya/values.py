@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, TypeGuard, cast
 
 from anima_pipe.errors import did_you_mean
+from anima_pipe.kohya.config_file import LARGEST_NUMBER
 from anima_pipe.kohya.rows import Kind, Option
 from anima_pipe.shards.addresses import is_address
 
@@ -87,7 +88,8 @@ def literal(written: str) -> object:
     if written.lower() in ("true", "false"):
         return written.lower() == "true"
     try:
-        return ast.literal_eval(written)
+        value = ast.literal_eval(written)
+        return written if isinstance(value, int) and abs(value) >= LARGEST_NUMBER else value
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return written
 
@@ -133,9 +135,11 @@ def _number_or_flag(written: str) -> object:
         return written.lower() == "true"
     for read in (int, float):
         try:
-            return read(written)
+            number = read(written)
         except ValueError:
             continue
+        # A whole number that is no float either is nobody's.
+        return number if abs(number) < LARGEST_NUMBER or isinstance(number, float) else written
     return written
 
 

@@ -23,6 +23,7 @@ from anima_pipe.adapters.headers import (
 from anima_pipe.dataset.batches import Batches
 from anima_pipe.dataset.survey import Survey
 from anima_pipe.errors import ConfigError
+from anima_pipe.files import read_small
 from anima_pipe.optimizing.optimizers import (
     OptimizerConfig,
     all_arguments,
@@ -34,6 +35,9 @@ from anima_pipe.runs.settings.training import TrainSettings
 from anima_pipe.runs.ways import way_of
 
 IMPLEMENTATION: Final = "https://huggingface.co/circlestone-labs/Anima"
+
+MOST_THUMBNAIL_BYTES: Final = 32 * 2**20
+"""Readers of safetensors refuse headers of more than 100 MB."""
 
 MINIMAL: Final = (
     "ss_v2",
@@ -138,7 +142,7 @@ def _thumbnail(given: str | None) -> str | None:
         return given
     kind = mimetypes.guess_type(given)[0] or ""
     try:
-        content = Path(given).expanduser().read_bytes()
+        content = read_small(Path(given).expanduser(), MOST_THUMBNAIL_BYTES)
     except OSError as error:
         raise ConfigError(
             f"metadata_thumbnail {given} cannot be read: {error.strerror}", "correct the path"

@@ -12,6 +12,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from anima_pipe.errors import CheckpointError
+from anima_pipe.files import refuse_endless
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +49,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         if path.is_dir():
             raise CheckpointError(f"{path} is a folder, not a file", _what_is_inside(path))
+        refuse_endless(path)
         file_bytes = path.stat().st_size
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
