@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from commands import files_in
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from training_calls import assert_refused, into, metadata
 
 from anima_pipe import demo, runs
+from anima_pipe.adapters import load_adapter
 from anima_pipe.model import PARTS, load_transformer
 
 
@@ -235,3 +236,40 @@ def test_weights_of_which_all_train_are_not_sharded(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert_refused(lambda: runs.train(into(tmp_path, whole)), "FSDP is asked for")
+
+
+def test_a_text_adapter_from_a_file_of_its_own_is_in_the_checkpoint(
+    whole: runs.TrainSettings, tmp_path: Path
+) -> None:
+    tensors = {n.removeprefix("net."): t for n, t in load_file(demo.DEMO_TRANSFORMER).items()}
+    files = {True: tmp_path / "text.safetensors", False: tmp_path / "dit.safetensors"}
+    for of_text, path in files.items():
+        own = {n: t for n, t in tensors.items() if n.startswith("llm_adapter.") == of_text}
+        save_file(own, path)
+    model = replace(whole.model, transformer=files[False], llm_adapter=files[True])
+
+    apart = weights(runs.train(into(tmp_path / "apart", whole, model=model)))
+    together = weights(runs.train(into(tmp_path / "together", whole)))
+
+    assert apart.keys() == together.keys()
+    assert all(torch.equal(tensor, together[name]) for name, tensor in apart.items())
+    assert (
+        metadata(tmp_path / "apart" / "fox.safetensors")["ss_llm_adapter_name"] == files[True].name
+    )
+
+
+def test_training_starts_from_the_model_with_the_adapters_that_are_merged_into_it(
+    settings: runs.TrainSettings, whole: runs.TrainSettings, tmp_path: Path
+) -> None:
+    length = runs.LengthSettings(max_train_steps=1)
+    adapted = runs.train(into(tmp_path / "lora", settings, length=length))
+    assert adapted.output is not None
+    model = replace(whole.model, base_weights=((Path(adapted.output), 0.5),))
+    still = {"model": model, "learning_rate": 0.0, "length": length}
+    merged = weights(runs.train(into(tmp_path / "merged", whole, **still)))
+
+    expected = load_transformer(demo.DEMO_TRANSFORMER)
+    load_adapter(adapted.output, expected, 0.5).merge()
+    moved = [n for n, t in start().items() if not torch.equal(t, merged[n])]
+    assert moved
+    assert all(torch.equal(merged[name], t) for name, t in expected.state_dict().items())
