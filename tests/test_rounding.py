@@ -241,3 +241,16 @@ def test_optimizers_that_count_for_all_tensors_together_step_in_one():
     }
     assert by_tensor >= {"AdamW", "AdamW8bit", "Lion", "Adafactor", "CAME", "SGDNesterov"}
     assert not any("ScheduleFree" in kind or kind in ADAPTIVE for kind in by_tensor)
+
+
+def test_norms_are_limited_after_the_whole_of_a_step(
+    cached: Cached, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    given = {"full_bf16": True, "mixed_precision": "bf16", "scale_weight_norms": 0.01, **cached}
+    given |= {"learning_rate": 1e-2, "max_train_steps": 3}
+    in_one = tensors_of(anima_pipe("train", tmp_path / "a.json", output_dir=tmp_path, **given))
+    monkeypatch.setattr("anima_pipe.optimizing.rounding.PIECE_NUMBERS", 100)
+    other = tmp_path / "other"
+    in_pieces = tensors_of(anima_pipe("train", other / "b.json", output_dir=other, **given))
+
+    assert all(torch.equal(tensor, in_pieces[name]) for name, tensor in in_one.items())

@@ -68,9 +68,9 @@ def prepare_optimizer(
         optimizer.register_step_post_hook(lambda *_: after_step())
     if not settings.adapter.full_bf16:
         return optimizer, None
-    rounding = StochasticRounding(
-        optimizer, trained.matrices(), seed, piecewise=steps_by_tensor(settings.optimizer)
-    )
+    # What is done after a step wants to see all of it.
+    by_tensor = steps_by_tensor(settings.optimizer) and after_step is None
+    rounding = StochasticRounding(optimizer, trained.matrices(), seed, piecewise=by_tensor)
     return optimizer, rounding
 
 
