@@ -7,13 +7,14 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from anima_pipe.plain_text import on_one_line
+from anima_pipe.secrecy import redacted
 
 
 class PipeError(Exception):
     """Something a user can mend: what is wrong, where, and what to do about it.
 
     The command line prints it in two lines and exits with code 2. Programming mistakes are not
-    PipeErrors; they keep their traceback.
+    PipeErrors; they keep their traceback. What is secret in the texts is left out of them.
 
     Args:
         problem: One sentence with the offending value and its place (file, key, line).
@@ -24,6 +25,8 @@ class PipeError(Exception):
     exit_code = 2
 
     def __init__(self, problem: str, remedy: str, parts: Sequence[tuple[str, str]] = ()) -> None:
+        problem, remedy = redacted(problem), redacted(remedy)
+        parts = tuple((redacted(part), redacted(its_remedy)) for part, its_remedy in parts)
         super().__init__(problem, remedy, parts)
         self.problem = problem
         self.remedy = remedy

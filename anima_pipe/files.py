@@ -147,13 +147,20 @@ def refuse_endless(path: Path) -> None:
         raise OSError(errno.EINVAL, "it is no file, but a pipe or a device")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write a whole small file, or leave what was there.
+
+    Args:
+        path: Its name.
+        content: What is in it.
+        private: Whether only the user who runs this may read it.
 
     Raises:
         OutputError: It cannot be written.
     """
     with published(path) as temporary:
+        if private:
+            temporary.touch(0o600)
         temporary.write_bytes(content)
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import sys
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,11 @@ from typing import TYPE_CHECKING, Final
 
 from anima_pipe.errors import ConfigError
 from anima_pipe.plain_text import on_one_line
+from anima_pipe.secrecy import redacted
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     import torch
 
 SAID_BEFORE: Final = "ANIMA_PIPE_SAID_BEFORE"
@@ -87,6 +91,21 @@ class MessageHandler(logging.Handler):
             print(message, file=sys.stderr)  # noqa: T201 - made by `_lines`
 
 
+class _RedactedRecord(logging.LogRecord):
+    """A record of any logger, without what is secret in its message."""
+
+    def getMessage(self) -> str:  # noqa: N802 - logging's name
+        """Return the message as it may be shown."""
+        return redacted(super().getMessage())
+
+
+def _tell_crash(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(redacted(text), end="", file=sys.stderr)  # noqa: T201 - as Python does it
+
+
 def setup_messages(*, verbose: bool = False) -> None:
     """Send the program's messages, one plain line each, to standard error."""
     handler = MessageHandler()
@@ -94,6 +113,9 @@ def setup_messages(*, verbose: bool = False) -> None:
     LOGGER.handlers[:] = [handler]
     LOGGER.setLevel(logging.DEBUG if verbose else logging.INFO)
     LOGGER.propagate = False
+    # What libraries log, and a crash, may hold addresses as they were given.
+    logging.setLogRecordFactory(_RedactedRecord)
+    sys.excepthook = _tell_crash
     # Where it is installed it warns, at every start, of kernels for 4-bit models: none are here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
@@ -155,7 +177,7 @@ def warn(*lines: str) -> None:
 
 
 def _lines(lines: Iterable[str]) -> str:
-    return "\n".join(map(on_one_line, lines))
+    return redacted("\n".join(map(on_one_line, lines)))
 
 
 def _note_said(file: Path, message: str) -> bool:

@@ -22,6 +22,7 @@ from anima_pipe import demo
 from anima_pipe.cli.ending import INTERRUPTED, TERMINATED
 from anima_pipe.cli.next_step import after_first_look, to_diffusion_models
 from anima_pipe.cli.stage_command import stage_command
+from anima_pipe.cli.typed import handing_over, is_secret
 from anima_pipe.errors import PipeError
 from anima_pipe.files import require_readable_name, write_atomically
 from anima_pipe.hub.home import MODEL_OPTIONS
@@ -219,10 +220,12 @@ def _run_stage(name: str, given: Given, folder: Path, said: Path) -> dict[str, A
     """
     summary_file = folder / "summaries" / f"{name}.json"
     say("", *shown_command(name, given))
-    arguments = [name, *command_line(name, {**given, "summary_json": summary_file})]
+    secret = {key: value for key, value in given.items() if is_secret(key, value)}
+    typed = {key: value for key, value in given.items() if key not in secret}
+    arguments = [name, *command_line(name, {**typed, "summary_json": summary_file})]
     # The arguments are the user's own, handed on without a shell.
     program = [sys.executable, "-m", "anima_pipe.cli"]
-    environment = {**os.environ, SAID_BEFORE: str(said)}
+    environment = {**os.environ, SAID_BEFORE: str(said), **handing_over(_taken(name, secret))}
     code = _ending_of(subprocess.Popen([*program, *arguments], env=environment))  # noqa: S603
     if code in (INTERRUPTED, TERMINATED):
         sys.exit(code)
@@ -232,6 +235,12 @@ def _run_stage(name: str, given: Given, folder: Path, said: Path) -> dict[str, A
             "mend what it says above and run the same command again: finished work is kept",
         )
     return json.loads(summary_file.read_text(encoding="utf-8"))
+
+
+def _taken(name: str, given: Given) -> dict[str, object]:
+    """Return those of some options that a stage takes."""
+    spellings = {spelling for option in options_of(name) for spelling in option.spellings}
+    return {spelling: value for spelling, value in given.items() if spelling in spellings}
 
 
 def _ending_of(stage: subprocess.Popen[bytes]) -> int:

@@ -16,6 +16,7 @@ import click
 
 from anima_pipe.cli.ending import ending_of
 from anima_pipe.cli.help_text import help_text
+from anima_pipe.cli.typed import handed_over
 from anima_pipe.files import rehearse, write_atomically
 from anima_pipe.kohya.findings import raise_findings
 from anima_pipe.kohya.inspection import inspect_run
@@ -28,6 +29,7 @@ from anima_pipe.kohya.table.other_tools import OTHER_TOOLS
 from anima_pipe.kohya.train_toml import train_args_path
 from anima_pipe.plain_text import json_text
 from anima_pipe.runtime import launched_rank, say, show, warn
+from anima_pipe.secrecy import redacted
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -110,6 +112,7 @@ def stage_command(
 
     def callback(**values: object) -> None:
         given = {key: value for key, value in values.items() if value not in (None, ())}
+        given |= handed_over()
         sys.exit(run_stage(name, run, given))
 
     return StageCommand(
@@ -164,7 +167,7 @@ def write_config(options: Resolved, path: Path | None) -> None:
     if path is None:
         show(*text.removesuffix("\n").split("\n"))
     else:
-        write_atomically(path, text.encode())
+        write_atomically(path, text.encode(), private=redacted(text) != text)
         say(f"wrote {path}")
 
 
@@ -186,7 +189,8 @@ def write_summary(summary: DataclassInstance, path: Path | None) -> None:
     """
     if path is not None:
         assert is_dataclass(summary)
-        write_atomically(path, json_text(asdict(summary), indent=2).encode() + b"\n")
+        text = redacted(json_text(asdict(summary), indent=2))
+        write_atomically(path, text.encode() + b"\n")
 
 
 def click_options(option: Option) -> list[click.Option]:

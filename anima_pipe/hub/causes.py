@@ -8,6 +8,7 @@ from enum import Enum, auto
 from typing import Final
 
 from anima_pipe.hub.sources import Hub, Source
+from anima_pipe.secrecy import redacted
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -227,5 +228,5 @@ def _mirror(source: Source) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    lines = redacted(str(error)).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= _LONGEST else f"{lines[0][:_LONGEST]}..."

@@ -17,6 +17,7 @@ from anima_pipe.kohya.options import find_option
 from anima_pipe.kohya.root_style import convert_root_style
 from anima_pipe.kohya.toml_text import toml_lines
 from anima_pipe.kohya.train_toml import read_train_args
+from anima_pipe.secrecy import redacted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +58,12 @@ def convert_file(
         texts[folder / PROMPTS_NAME] = converted.prompts
     _check_room([*texts], overwrite=overwrite)
     for path, text in texts.items():
-        write_atomically(path, text.encode())
+        write_atomically(path, text.encode(), private=redacted(text) != text)
     reports = check_files([*texts], named_beside=True)
     if objections := "".join(_objections(reports)):
         # Behind everything else, so that the lines named in them stay what they are.
-        write_atomically(train_args, f"{texts[train_args]}\n{objections}".encode())
+        text = f"{texts[train_args]}\n{objections}"
+        write_atomically(train_args, text.encode(), private=redacted(text) != text)
     return Conversion(paths=[*texts], converted=converted, reports=reports)
 
 

@@ -14,6 +14,7 @@ from anima_pipe.kohya.config_file import read_toml
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.plain_text import on_one_line
 from anima_pipe.runs.settings.training import LogSettings
+from anima_pipe.secrecy import SECRET_OPTIONS, redacted
 
 KINDS: Final = {
     "tensorboard": ("tensorboard",),
@@ -22,9 +23,6 @@ KINDS: Final = {
     "none": (),
 }
 """log_with, and the trackers that it means."""
-
-SECRETS: Final = ("wandb_api_key", "huggingface_token")
-"""Options whose values no log is told."""
 
 
 def log_settings(options: Resolved) -> LogSettings:
@@ -65,8 +63,8 @@ def shown_options(options: Resolved) -> dict[str, str]:
     """Return every option and its value, for people to read; secrets are not told."""
     return {
         name: "(not told)"
-        if name in SECRETS and options.value(name)
-        else on_one_line(str(options.value(name)))
+        if name in SECRET_OPTIONS and options.value(name)
+        else redacted(on_one_line(str(options.value(name))))
         for name in options.defaults
     }
 

@@ -12,6 +12,7 @@ from anima_pipe.kohya.no_network import OF_NETWORKS, trains_the_model
 from anima_pipe.kohya.resolved import Resolved
 from anima_pipe.plain_text import json_text
 from anima_pipe.runs.settings.training import MetadataSettings
+from anima_pipe.secrecy import redacted
 
 NEVER: Final = {
     "ss_v2": False,
@@ -103,8 +104,8 @@ SPEC_TEXTS: Final = (
 def metadata_settings(options: Resolved) -> MetadataSettings:
     """Return what saved files say of the options."""
     return MetadataSettings(
-        facts={name: str(value) for name, value in _facts(options).items()},
-        spec=_spec(options),
+        facts={name: redacted(str(value)) for name, value in _facts(options).items()},
+        spec={name: redacted(value) for name, value in _spec(options).items()},
         thumbnail=options.value("metadata_thumbnail"),
         minimal=options.value("no_metadata"),
     )

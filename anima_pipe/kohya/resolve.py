@@ -15,6 +15,7 @@ from anima_pipe.kohya.rules import rule_findings, rule_warnings
 from anima_pipe.kohya.table.other_tools import OTHER_TOOLS
 from anima_pipe.kohya.train_toml import read_train_args, train_args_path
 from anima_pipe.kohya.values import UnfitValueError, is_blank, is_harmless, read_value
+from anima_pipe.secrecy import SECRET_OPTIONS, keep_secret, keep_secrets_of
 
 COMMAND_LINE: Final = "command line"
 
@@ -123,11 +124,19 @@ def _understand(
             problem = f"{entry.spelling}: {error.problem}"
             findings.append(Finding(place=entry.place, problem=problem, remedy=error.remedy))
             continue
+        _keep_secrets(option, entry.given)
         item = Written(option=option, value=value, **entry._asdict())
         earlier = written.setdefault(option.name, item)
         if earlier.value != value and not isinstance(option.status, NoOp):
             findings.append(_contradiction(earlier, item))
     return written
+
+
+def _keep_secrets(option: Option, given: object) -> None:
+    if option.name in SECRET_OPTIONS:
+        keep_secret(str(given))
+    elif isinstance(given, str):
+        keep_secrets_of(given)
 
 
 def _value(option: Option, given: object, *, typed: bool) -> object:

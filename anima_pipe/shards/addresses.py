@@ -13,6 +13,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs
 
 from anima_pipe.errors import CacheError, ConfigError
+from anima_pipe.secrecy import parse_address
 
 PACKAGES: Final = {
     "s3": "s3fs",
@@ -63,13 +64,13 @@ def split_query(url: str) -> tuple[str, str]:
     """Return an address without its query, and the query with its question mark, or nothing."""
     if not is_http(url):
         return url, ""
-    base, mark, query = url.partition("?")
-    return base.rstrip("/"), mark + query
+    address = parse_address(url)
+    return address.opened.rstrip("/"), f"?{address.query}" if address.query else ""
 
 
 def shown_address(url: str) -> str:
-    """Return an address without what is secret in it: a query, a password."""
-    return re.sub(r"(?<=://)[^/@:]*:[^/@]*@", "", split_query(url)[0])
+    """Return what names the place: an address without what is secret in it."""
+    return parse_address(url).place.rstrip("/")
 
 
 def checked_address(url: str) -> str:
@@ -78,24 +79,24 @@ def checked_address(url: str) -> str:
     Raises:
         ConfigError: No cache can lie there.
     """
-    base, query = split_query(url.strip())
-    if protocol_of(url) in OBJECT_STORES and "?" in base:
+    shown, address = shown_address(url), parse_address(url)
+    if protocol_of(url) in OBJECT_STORES and address.query:
         raise ConfigError(
-            f"cache_dir {base.partition('?')[0]} has a query (?...), which is part of web "
-            "addresses only",
+            f"cache_dir {shown} has a query (?...), which is part of web addresses only",
             "leave it out: credentials are set where the tools of the storage look for them",
         )
-    given = {name.lower() for name in parse_qs(query.removeprefix("?"), keep_blank_values=True)}
+    given = {name.lower() for name in parse_qs(address.query, keep_blank_values=True)}
     if any(signature <= given for signature in _SINGLE_FILE_SIGNATURES):
         raise ConfigError(
-            f"cache_dir {shown_address(url)} is signed for one file, and a cache has many",
+            f"cache_dir {shown} is signed for one file, and a cache has many",
             "use s3:// or gs:// with credentials, or let a server sign for all files under it",
         )
-    if "#" in base + query and is_http(url):
+    if address.fragment and is_http(url):
         raise ConfigError(
-            f"cache_dir {shown_address(url)} has a #, which no server is ever told",
+            f"cache_dir {shown} has a #, which no server is ever told",
             "leave out what follows it, or write %23 where it is part of a name",
         )
+    base, query = split_query(url.strip())
     return base.rstrip("/") + query
 
 

@@ -7,12 +7,12 @@ they carry.
 from __future__ import annotations
 
 import errno
-import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
 from anima_pipe.errors import PipeError
+from anima_pipe.secrecy import redacted
 
 ATTEMPTS: Final = 3
 """Of every transfer; most protocols' packages try several times themselves."""
@@ -83,5 +83,4 @@ def told(error: Exception) -> str:
     """Return what the storage said, in one line and without what is secret in an address."""
     first = list(_causes(error))[-1]
     lines = str(first).strip().splitlines()
-    # What follows a question mark may be a key.
-    return re.sub(r"\?[^\s'\")]+", "?...", lines[0]) if lines else type(first).__name__
+    return redacted(lines[0]) if lines else type(first).__name__

@@ -20,7 +20,7 @@ import os
 from collections.abc import Generator, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -52,7 +52,7 @@ class Mirror:
     """One cache elsewhere, and the folder that stands for it."""
 
     folder: Path
-    url: str
+    url: str = field(repr=False)
     """With everything that is needed to read it; not to be printed."""
     limit_bytes: int
     """Of all shards in all mirrors that lie beside this one."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from anima_pipe.files import write_atomically
-from anima_pipe.shards.addresses import split_query
+from anima_pipe.shards.addresses import shown_address, split_query
 
 MIRROR: Final = "mirror.json"
 
@@ -24,6 +24,7 @@ class Mirrored:
     """What is noted of a mirror."""
 
     url: str
+    """As it may be shown."""
     limit_bytes: int
     """Of all shards in all mirrors that lie beside it."""
 
@@ -31,11 +32,19 @@ class Mirrored:
 def mirror_name(url: str) -> str:
     """Return what the mirror of an address is called.
 
-    The query is a key to the place and not its name: a new key opens the same mirror.
+    A user and a query are keys to the place and not its name: a new key opens the same mirror.
     """
-    base, _ = split_query(url)
-    name = re.sub(r"[^A-Za-z0-9]+", "-", base.partition("://")[2])[-40:].strip("-")
-    return f"{name}-{hashlib.blake2b(base.encode(), digest_size=4).hexdigest()}"
+    return _name_of(shown_address(url))
+
+
+def name_with_user(url: str) -> str:
+    """Return what the mirror of an address was called by versions that wrote users into names."""
+    return _name_of(split_query(url)[0])
+
+
+def _name_of(place: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9]+", "-", place.partition("://")[2])[-40:].strip("-")
+    return f"{name}-{hashlib.blake2b(place.encode(), digest_size=4).hexdigest()}"
 
 
 def described(folder: Path) -> Mirrored | None:

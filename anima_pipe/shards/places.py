@@ -9,10 +9,18 @@ from typing import Final
 from anima_pipe.errors import ConfigError
 from anima_pipe.files import refusals_named
 from anima_pipe.runtime import home
+from anima_pipe.secrecy import keep_secrets_of
 from anima_pipe.shards.addresses import checked_address, is_address, shown_address
 from anima_pipe.shards.manifest import MANIFEST
 from anima_pipe.shards.mirror import Mirror, give, mirror_at
-from anima_pipe.shards.mirrored import MIRROR, Mirrored, describe, described, mirror_name
+from anima_pipe.shards.mirrored import (
+    MIRROR,
+    Mirrored,
+    describe,
+    described,
+    mirror_name,
+    name_with_user,
+)
 from anima_pipe.shards.remote import Remote
 
 DEFAULT_LIMIT_GB: Final = 100.0
@@ -41,15 +49,23 @@ def open_place(
         raise ConfigError(
             f"cache_mirror_dir {cache_mirror_dir} is no folder", "give a local folder"
         )
-    folder = (cache_mirror_dir or home() / "caches") / mirror_name(url)
+    keep_secrets_of(url)
+    folder = _mirror_folder(cache_mirror_dir or home() / "caches", url)
     noted = described(folder)
     if cache_mirror_gb is not None or noted is None:
         limit_gb = DEFAULT_LIMIT_GB if cache_mirror_gb is None else cache_mirror_gb
         noted = Mirrored(url=url, limit_bytes=int(limit_gb * 1e9))
-    describe(folder, replace(noted, url=url))
-    with refusals_named(folder / MIRROR):
-        (folder / MIRROR).chmod(0o600)
+    describe(folder, replace(noted, url=shown_address(url)))
     give(Mirror(folder=folder, url=url, limit_bytes=noted.limit_bytes))
+    return folder
+
+
+def _mirror_folder(mirrors: Path, url: str) -> Path:
+    """Return where the mirror of an address is, having renamed one with a user in its name."""
+    folder, former = mirrors / mirror_name(url), mirrors / name_with_user(url)
+    if former != folder and former.is_dir() and not folder.exists():
+        with refusals_named(folder):
+            former.rename(folder)
     return folder
 
 

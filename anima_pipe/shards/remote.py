@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +38,7 @@ _Result = TypeVar("_Result")
 class Remote:
     """The files under one address. Paths are relative to it: `<folder>/<file>`."""
 
-    url: str
+    url: str = field(repr=False)
     """As `checked_address` returns it."""
 
     @property

@@ -178,7 +178,7 @@ class Store(Generic[Value]):
             self._mirror.drop(tar)
             return CacheError(
                 f"the copy of sample {key} in {tar} was damaged, and has been removed",
-                f"run the same command again: it is fetched anew from {self._mirror.url}",
+                f"run the same command again: it is fetched anew from {self._mirror.shown}",
             )
         if key in rebuild_index(tar).keys:
             return CacheError(

@@ -56,8 +56,8 @@ LOGS: Final[tuple[Option, ...]] = group(
     ),
     text(
         "wandb_api_key",
-        "Key of wandb; not set: the one that wandb login stored. Write it into a file: wandb logs "
-        "command lines.",
+        "Key of wandb; not set: the one that wandb login stored. Write it into a file: shells "
+        "remember what was typed.",
         test="test_run_logs.py::test_wandb_api_key_is_handed_to_wandb_and_to_no_log",
     ),
     *no_op(
