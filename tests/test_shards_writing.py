@@ -241,6 +241,7 @@ def test_a_full_disk_is_said_and_loses_only_the_shard_in_progress(tmp_path):
         assert len(store) > 20
         assert store.verify() == []
         assert unfinished(disk) == []
+        del store  # which has a lease on that disk
 
 
 def test_a_file_size_limit_is_said_and_loses_only_the_shard_in_progress(tmp_path):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from anima_pipe.cli.cache_told import statistics_json, statistics_lines, sum_of, waste_line
 from anima_pipe.cli.ending import ending_of
 from anima_pipe.errors import DataError
 from anima_pipe.kohya.check import FileKind, file_kind
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from anima_pipe.shards.codec import Codec
     from anima_pipe.shards.folders import Kind
     from anima_pipe.shards.pruning import Waste
-    from anima_pipe.shards.statistics import FolderStatistics
 
 PROBLEMS_FOUND = 1
 """Exit code of `verify`."""
@@ -83,9 +82,9 @@ def stats(cache: Callable[[], Path], *, as_json: bool) -> None:
 
         folders = cache_statistics(cache())
         if as_json:
-            show(*json_text([_json(folder) for folder in folders], indent=2).split("\n"))
+            show(*json_text([statistics_json(folder) for folder in folders], indent=2).split("\n"))
         else:
-            show(*paragraphs(_lines(folder) for folder in folders))
+            show(*paragraphs(statistics_lines(folder) for folder in folders))
         return 0
 
     sys.exit(ending_of(work))
@@ -148,40 +147,40 @@ def verify(
 @click.option("--masked_loss/--no-masked_loss", default=None, help="As given to training.")
 @click.option("--sample_prompts", "--sample-prompts", help="Of previews: their texts are kept too.")
 @click.option("--delete", is_flag=True, help="Remove it. Without this, nothing is changed.")
+@click.option(
+    "--now",
+    is_flag=True,
+    help="Delete at once what --delete moves to the trash for a day, and empty the trash. There is "
+    "no way back, and a run that reads the cache without a lease (from a disk that it cannot write "
+    "to) may end for want of its samples.",
+)
 def collect(
     files: Sequence[Path],
     cache: Callable[[], Path],
     config_file: Path | None,
     delete: bool,
+    now: bool,
     **given: object,
 ) -> None:
     """Remove what none of the FILES needs; without --delete only say what that would be.
 
     Each of the FILES is a dataset.toml, a folder of pictures, or a train_args.toml that names its
-    dataset. Give all that are still trained on. Train nothing from this cache meanwhile.
+    dataset. Give all that are still trained on. What a run has open stays. What is removed lies in
+    the cache's trash for a day before a later gc or caching run deletes it.
     """
 
     def work() -> int:
-        from anima_pipe.shards.contents import tidy
-        from anima_pipe.shards.pruning import find_waste, remove_waste
+        from anima_pipe.shards.pruning import alone, find_waste
 
         cache_dir = cache()
-        if delete:
-            require_writable(cache_dir)
-        wastes = find_waste(cache_dir, _needed(_resolved(files, config_file, given), cache_dir))
-        for waste in wastes:
-            show(_waste_line(waste))
-            if delete:
-                remove_waste(waste)
-        if delete:
-            tidy(cache_dir)
-            refresh_manifest(cache_dir)
-        freed = _size(sum(waste.freed_bytes for waste in wastes))
-        samples = sum(waste.samples for waste in wastes)
-        if delete:
-            show(f"removed {counted(samples, 'sample')}, freed {freed}")
-        else:
-            show(f"would remove {counted(samples, 'sample')} and free {freed}; --delete does it")
+        needed = _needed(_resolved(files, config_file, given), cache_dir)
+        if not delete:
+            wastes = find_waste(cache_dir, needed)
+            show(*map(waste_line, wastes), f"would remove {sum_of(wastes)}; --delete does it")
+            return 0
+        require_writable(cache_dir)
+        with alone(cache_dir):
+            _remove(find_waste(cache_dir, needed), cache_dir, now=now)
         return 0
 
     sys.exit(ending_of(work))
@@ -201,6 +200,31 @@ def manifest(cache: Callable[[], Path]) -> None:
         return 0
 
     sys.exit(ending_of(work))
+
+
+def _remove(wastes: Sequence[Waste], cache_dir: Path, *, now: bool) -> None:
+    from anima_pipe.shards.contents import tidy
+    from anima_pipe.shards.mirror import mirror_at
+    from anima_pipe.shards.pruning import remove_waste
+    from anima_pipe.shards.trash import TRASH, empty_trash
+
+    removed: list[Waste] = []
+    for waste in wastes:
+        if stays := remove_waste(waste, now=now):
+            show(f"{shown_path(cache_dir, waste.tar)}: {stays}")
+        else:
+            show(waste_line(waste))
+            removed.append(waste)
+    tidy(cache_dir)
+    if now:
+        empty_trash(cache_dir, now=True)
+    refresh_manifest(cache_dir)
+    show(f"removed {sum_of(removed)}")
+    if removed and not now and not mirror_at(cache_dir):
+        show(f"what was removed lies in {cache_dir / TRASH} for a day; --now deletes at once")
+    if len(removed) < len(wastes):
+        left = counted(len(wastes) - len(removed), "shard")
+        show(f"{left} in use: run gc again when nobody reads the cache")
 
 
 def _compare_checksums(cache_dir: Path) -> int:
@@ -293,51 +317,3 @@ def _resolved(
             options = resolve(ENCODE_TEXT, given, file)
         options.require("dataset_config")
         yield options
-
-
-def _lines(folder: FolderStatistics) -> Iterator[str]:
-    yield f"{folder.folder.name}  ({folder.identity.encoder_name})"
-    samples, shards = counted(folder.samples, "sample"), counted(folder.shards, "shard")
-    yield f"  {samples} in {shards}, {_size(folder.total_bytes)}"
-    if folder.copies:
-        yield f"  {folder.copies} second copies"
-    if folder.unfinished_bytes:
-        yield f"  {_size(folder.unfinished_bytes)} being written, or left by a writer that died"
-    if folder.buckets:
-        by_count = sorted(folder.buckets.items(), key=lambda item: (-item[1], item[0]))
-        yield "  buckets " + ", ".join(f"{w}x{h} ({count})" for (w, h), count in by_count)
-    if folder.tokens:
-        middle = folder.tokens[len(folder.tokens) // 2]
-        yield f"  tokens {folder.tokens[0]} to {folder.tokens[-1]}, median {middle}"
-    for problem in folder.problems:
-        yield f"  {problem}"
-
-
-def _json(folder: FolderStatistics) -> dict[str, object]:
-    return {
-        "folder": shown_path(folder.folder.parent, folder.folder),
-        **asdict(folder.identity),
-        "shards": folder.shards,
-        "samples": folder.samples,
-        "copies": folder.copies,
-        "total_bytes": folder.total_bytes,
-        "unfinished_bytes": folder.unfinished_bytes,
-        "buckets": {f"{w}x{h}": count for (w, h), count in folder.buckets.items()},
-        "tokens": list(folder.tokens),
-        "problems": list(map(str, folder.problems)),
-    }
-
-
-def _waste_line(waste: Waste) -> str:
-    kept = len(waste.kept_rows)
-    fate = f"keeps {kept} of {kept + waste.samples} samples" if kept else "goes"
-    place = shown_path(waste.tar.parent.parent, waste.tar)
-    return f"{place}: {fate}, {_size(waste.freed_bytes)} freed"
-
-
-def _size(count: int) -> str:
-    units = ("bytes", "kB", "MB", "GB", "TB")
-    size, unit = float(count), 0
-    while size >= 1000 and unit < len(units) - 1:
-        size, unit = size / 1000, unit + 1
-    return f"{size:.3g} {units[unit]}" if unit else f"{count} bytes"

@@ -10,6 +10,8 @@
     store       reads samples at random from mapped shards, and verifies them
     contents    what a cache holds, told from the sidecars
     statistics  the same in numbers
+    leases      who has a cache open
+    trash       what was removed, for a while
     pruning     removes what is not needed any more
     checksum    JSON that carries the checksum of its own text
     addresses   which addresses are usable, and their file systems; the only importer of fsspec

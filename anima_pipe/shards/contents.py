@@ -14,6 +14,7 @@ from anima_pipe.shards.folders import DESCRIPTION, Kind, find_folder
 from anima_pipe.shards.index import INDEX_SUFFIX, Problem, ShardIndex, index_path, load_index
 from anima_pipe.shards.mirror import mirror_at
 from anima_pipe.shards.packed_keys import KeySet
+from anima_pipe.shards.trash import empty_trash
 from anima_pipe.shards.unfinished import remove_abandoned
 
 TENSORS: Final[dict[Kind, tuple[str, ...]]] = {
@@ -100,7 +101,7 @@ def _damaged(folder: Path, shard: ShardIndex) -> Iterator[Problem]:
 
 
 def tidy(cache_dir: Path) -> None:
-    """Remove what dead writers left in a cache, and the sidecars of shards that are gone.
+    """Remove what dead writers left in a cache, the sidecars of shards that are gone, old trash.
 
     Of the folders in `cache_dir` only those of encoders are touched, and that of scans: others are
     somebody else's.
@@ -113,13 +114,16 @@ def tidy(cache_dir: Path) -> None:
         for tar in () if mirror_at(cache_dir) else _lost_shards(folder):
             with suppress(OSError):
                 index_path(tar).unlink()
+    with suppress(OSError):
+        empty_trash(cache_dir)
 
 
 def _lost_shards(folder: Path) -> list[Path]:
     """Return the shards of which there is only the sidecar, which is written behind its shard."""
     sidecars = sorted(folder.glob(f"*{INDEX_SUFFIX}"))
     tars = [path.with_name(f"{path.name.removesuffix(INDEX_SUFFIX)}.tar") for path in sidecars]
-    return [tar for tar in tars if not tar.exists()]
+    # One that is being removed has its sidecar for a moment longer.
+    return [tar for tar in tars if not tar.exists() and index_path(tar).exists()]
 
 
 def _indices(folder: Path) -> Iterator[tuple[Path, ShardIndex | Problem]]:
@@ -130,7 +134,10 @@ def _indices(folder: Path) -> Iterator[tuple[Path, ShardIndex | Problem]]:
     for tar in _lost_shards(folder):
         yield tar, Problem(shard=tar, reason="is gone; its samples are encoded anew when needed")
     for tar in sorted(folder.glob("*.tar")):
-        shard, problem = load_index(tar, tar.stat().st_size)
+        try:
+            shard, problem = load_index(tar, tar.stat().st_size)
+        except FileNotFoundError:
+            continue  # removed just now, because nobody needs it or a new one is in its place
         if problem:
             yield tar, problem
         yield tar, shard

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, cast
 
 from anima_pipe.shards.checksum import has_its_checksum, with_checksum
+from anima_pipe.shards.leases import LEASES
+from anima_pipe.shards.trash import TRASH
 
 MANIFEST: Final = "shards.json"
 MANIFEST_VERSION: Final = 2
@@ -48,7 +50,7 @@ def listing_of(entries: Iterable[tuple[str, Mapping[str, Any]]]) -> Listing:
     listing: Listing = {}
     for path, entry in entries:
         folder, _, name = path.partition("/")
-        if _is_plain(folder) and _is_plain(name):
+        if folder not in (LEASES, TRASH) and _is_plain(folder) and _is_plain(name):
             tag = "" if name.endswith(".tar") else _tag(entry)
             listing.setdefault(folder, {})[name] = Listed(int(entry["size"] or 0), tag)
     return listing

@@ -2,7 +2,8 @@
 
 A shard is never changed in place. One that holds nothing needed is removed; of one that holds some,
 what is needed is first written to a new shard, whole, and then the old one is removed. A kill in
-between leaves both, which is a second copy and no harm.
+between leaves both, which is a second copy and no harm. What somebody has open is left alone, and
+what is removed lies in the trash for a while.
 """
 
 from __future__ import annotations
@@ -10,19 +11,22 @@ from __future__ import annotations
 import mmap
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from anima_pipe.errors import OutputError
 from anima_pipe.files import refusals_named
 from anima_pipe.shards.contents import read_shards
 from anima_pipe.shards.folders import Kind, described_folders
 from anima_pipe.shards.index import ShardIndex, index_path, write_index
-from anima_pipe.shards.mirror import mirror_at
+from anima_pipe.shards.leases import LEASES, holders
+from anima_pipe.shards.mirror import Mirror, mirror_at
 from anima_pipe.shards.sample import METADATA, PAYLOAD
 from anima_pipe.shards.tar import BLOCK, END_OF_ARCHIVE, tar_sample
+from anima_pipe.shards.trash import move_to_trash, place_in_trash, put_back
 from anima_pipe.shards.writer import ShardInProgress
 
 
@@ -60,25 +64,81 @@ def find_waste(cache_dir: Path, needed: Mapping[Kind, AbstractSet[str]]) -> list
     ]
 
 
-def remove_waste(waste: Waste) -> None:
+def remove_waste(waste: Waste, *, now: bool = False) -> str:
     """Remove a shard's waste; samples found damaged on the way go with it.
 
-    Nothing may read the cache meanwhile: a run that is training would miss its shards.
+    A shard goes to the trash first. One of a cache that somebody has open stays, and so does one
+    of a cache that is opened while the shard is on its way there.
+
+    Args:
+        waste: As `find_waste` returns it.
+        now: Whether to delete the shard at once, not to move it to the trash.
+
+    Returns:
+        Why the shard stays, and nothing where it went, or was gone already.
 
     Raises:
         OutputError: The disk, or the storage that is mirrored, refuses it; then the shard stays as
             it was.
     """
-    mirror = mirror_at(waste.tar.parent.parent)
-    if mirror and waste.kept_rows:
+    if mirror := mirror_at(waste.tar.parent.parent):
+        _remove_elsewhere(waste, mirror)
+        return ""
+    if who := holders(waste.tar.parent):
+        return _in_use(who)
+    try:
+        if waste.kept_rows:
+            _write_kept(waste)
+        with refusals_named(waste.tar):
+            return _to_trash(waste.tar, now=now)
+    except FileNotFoundError:
+        return ""  # another process has removed it
+    except OutputError as error:
+        if isinstance(error.__cause__, FileNotFoundError) and not waste.tar.exists():
+            return ""
+        raise
+
+
+def _to_trash(tar: Path, *, now: bool) -> str:
+    move_to_trash(tar)
+    # Whoever has opened the cache since then may have seen the shard; who comes later has not.
+    if who := holders(tar.parent):
+        put_back(tar)
+        return _in_use(who)
+    if now:
+        for file in (place_in_trash(tar), index_path(place_in_trash(tar))):
+            file.unlink(missing_ok=True)
+    return ""
+
+
+def _in_use(who: Sequence[str]) -> str:
+    return f"stays, in use by {', '.join(who)}"
+
+
+def _remove_elsewhere(waste: Waste, mirror: Mirror) -> None:
+    """Remove a shard's waste at an address: at once, for there are neither leases nor trash."""
+    if waste.kept_rows:
         mirror.fetch(waste.tar, waste.index)
     new = _write_kept(waste) if waste.kept_rows else None
-    if mirror:
-        mirror.replace(waste.tar, new)
+    mirror.replace(waste.tar, new)
     with refusals_named(waste.tar):
-        waste.tar.unlink(missing_ok=mirror is not None)
-        with suppress(FileNotFoundError):
-            index_path(waste.tar).unlink()
+        for file in (waste.tar, index_path(waste.tar)):
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(cache_dir: Path) -> Generator[None]:
+    """Let one process at a time remove things from a cache, where the system has locks."""
+    from filelock import FileLock
+
+    lock = FileLock(cache_dir / LEASES / "gc.lock")
+    with suppress(OSError, NotImplementedError):
+        (cache_dir / LEASES).mkdir(exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _waste_in(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -68,7 +69,7 @@ def _folder_statistics(folder: Path, identity: Identity) -> FolderStatistics:
         samples=len(shapes),
         copies=sum(len(shard.keys) for shard in shards) - len(shapes),
         total_bytes=_total_bytes(folder, shards),
-        unfinished_bytes=sum(path.stat().st_size for path in folder.glob(f"*{SUFFIX}")),
+        unfinished_bytes=sum(_sizes(folder.glob(f"*{SUFFIX}")).values()),
         problems=problems,
         tokens=sorted(shape[0] for shape in shapes.values()) if identity.kind == "text" else (),
     )
@@ -80,11 +81,20 @@ def _folder_statistics(folder: Path, identity: Identity) -> FolderStatistics:
 
 def _total_bytes(folder: Path, shards: Sequence[ShardIndex]) -> int:
     """Return the size of all files, those of a mirrored cache that are not here included."""
-    here = {path.name: path.stat().st_size for path in folder.iterdir()}
+    here = _sizes(folder.iterdir())
     if mirror := mirror_at(folder.parent):
         names = mirror.names(folder)
         here = {name: size for name, size in here.items() if name in names}
     return sum(here.values()) + sum(s.tar_bytes for s in shards if s.tar not in here)
+
+
+def _sizes(files: Iterable[Path]) -> dict[str, int]:
+    """Return the sizes of files by name; those that go meanwhile have none."""
+    sizes: dict[str, int] = {}
+    for file in files:
+        with suppress(FileNotFoundError):
+            sizes[file.name] = file.stat().st_size
+    return sizes
 
 
 def _shapes_by_key(shards: Sequence[ShardIndex], tensor: str) -> dict[str, tuple[int, ...]]:

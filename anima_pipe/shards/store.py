@@ -16,8 +16,10 @@ from anima_pipe.shards.codec import TORCH_DTYPES, Codec, Value
 from anima_pipe.shards.contents import read_shards
 from anima_pipe.shards.folders import Identity, find_folder
 from anima_pipe.shards.index import Problem, ShardIndex, rebuild_index
+from anima_pipe.shards.leases import Lease
 from anima_pipe.shards.mirror import mirror_at
 from anima_pipe.shards.sample import unseal
+from anima_pipe.shards.trash import place_in_trash
 
 MAPPED_SHARDS: Final = 128
 """Shards mapped at the same time. Each costs a file descriptor, of which 1024 are usual."""
@@ -44,11 +46,13 @@ class Store(Generic[Value]):
         self.folder: Path = found[0] if found else cache_dir
         self.identity: Identity | None = found[1] if found else None
         """Whose tensors these are; None: there is no such cache, and the store is empty."""
+        self._mirror = mirror_at(cache_dir)
+        # Before its sidecars are read: what they name then stays.
+        self._lease = Lease(found[0]) if found and not self._mirror else None
         shards, problems = read_shards(found[0], codec.kind) if found else ([], [])
         self.problems: tuple[Problem, ...] = tuple(problems)
         """What was found wrong while opening: rebuilt sidecars, damaged samples."""
         self._codec = codec
-        self._mirror = mirror_at(cache_dir)
         self._shards = shards
         self._tars = [self.folder / shard.tar for shard in shards]
         self._places = _first_places(shards)
@@ -124,11 +128,12 @@ class Store(Generic[Value]):
         return {
             name: value
             for name, value in self.__dict__.items()
-            if name not in ("_mapping", "_checked")
+            if name not in ("_mapping", "_checked", "_lease")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._lease = None  # whoever it was copied from holds one
         self._start_reading()
 
     def _start_reading(self) -> None:
@@ -233,7 +238,8 @@ def _map_shard(tar: Path, tar_bytes: int) -> mmap.mmap:
         CacheError: It cannot be opened, or has not the size that its sidecar says.
     """
     try:
-        with tar.open("rb") as file:
+        # Removed since its sidecar was read, it lies in the trash for a while.
+        with (tar if tar.exists() else place_in_trash(tar)).open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (OSError, ValueError) as error:
         raise CacheError(

@@ -42,11 +42,11 @@ class UnfinishedFile:
 
     def __init__(self, final: Path) -> None:
         self.final = final
-        self._path = final.with_name(f"{final.name}.{_host()}.{os.getpid()}{SUFFIX}")
+        self._path = final.with_name(f"{final.name}.{own_host()}.{os.getpid()}{SUFFIX}")
         with refusals_named(final):
             # Open for longer than a block: closed by publish or discard.
             self._file: BinaryIO = self._path.open("xb")
-        _lock(self._file)
+        lock(self._file)
         self.length = 0
         """Bytes of whole pieces; the file may be longer where a write was interrupted."""
 
@@ -96,22 +96,24 @@ def _is_abandoned(path: Path) -> bool:
     if _age_seconds(path) > ABANDONED_AFTER_SECONDS:
         return True
     match = re.search(r"\.([^.]+)\.(\d+)$", path.name.removesuffix(SUFFIX))
-    if match is None or match[1] != _host():
+    if match is None or match[1] != own_host():
         return False
     # Two containers can share a host name and not see each other's processes: the lock tells.
     alive = process_exists(int(match[2])) and _age_seconds(path) < LOCKED_AFTER_SECONDS
-    return not alive and not _is_locked(path)
+    return not alive and not is_locked(path)
 
 
 def _age_seconds(path: Path) -> float:
     return time.time() - path.stat().st_mtime
 
 
-def _host() -> str:
+def own_host() -> str:
+    """Return this machine's name, in letters that stand in names of files."""
     return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "unknown"
 
 
-def _lock(file: BinaryIO) -> None:
+def lock(file: BinaryIO) -> None:
+    """Lock an open file, where the system can, for as long as it is open."""
     if sys.platform == "win32":
         return
     import fcntl
@@ -120,7 +122,8 @@ def _lock(file: BinaryIO) -> None:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
+    """Tell whether anybody has a file locked."""
     if sys.platform == "win32":
         return False
     import fcntl
