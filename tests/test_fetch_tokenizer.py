@@ -73,7 +73,8 @@ def cause(t5: Path, *sources) -> str:
     assert names_in(t5.parent) <= {".t5.lock"}
     assert "spiece.model" in caught.value.remedy
     assert str(t5) in caught.value.remedy
-    return caught.value.problem
+    first, *others, _remedy = caught.value.lines()
+    return "\n".join([first, *others])
 
 
 def test_everything_is_fetched_where_nothing_is_there(hugging_face: FakeHub, t5: Path, whole: Path):
@@ -335,7 +336,7 @@ def test_what_fits_not_to_the_files_that_are_there_is_not_put_beside_them(
     with pytest.raises(FetchError, match="disagree") as caught:
         ensure_t5_tokenizer(t5, [FIRST])
 
-    assert "--force" in caught.value.problem
+    assert "--force" in str(caught.value)
     assert names_in(t5) == {"tokenizer.json"}
 
 

@@ -74,7 +74,7 @@ def test_a_name_that_is_no_text_is_shown_by_its_bytes(tmp_path: Path):
     path = tmp_path / "page.html"
     written(path, entry(0, "fox\udcff.png"))
 
-    assert '<h3 title="/pictures/fox\\udcff.png">fox\\udcff.png</h3>' in path.read_text("utf-8")
+    assert '<h3 title="/pictures/fox\\xff.png">fox\\xff.png</h3>' in path.read_text("utf-8")
 
 
 def columns(*counts: int) -> list[Column]:
