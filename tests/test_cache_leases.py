@@ -104,6 +104,13 @@ def test_a_machine_that_is_heard_of_no_more_holds_nothing(folder: Path):
     assert not lease.exists()
 
 
+def test_a_lease_that_cannot_be_looked_into_is_respected(folder: Path):
+    (folder / "leases" / f"{encoder(folder).name}.here.1.0a0a0a0a.lease").mkdir()
+
+    assert thin_out(folder, {"key3"})[0] == "stays, in use by process 1 on here"
+    assert values(open_cache(folder).latents) == expected(range(20))
+
+
 def test_who_reads_without_a_lease_finds_in_the_trash_what_was_removed(folder: Path):
     reader = pickle.loads(pickle.dumps(open_cache(folder).latents))
     thin_out(folder, {"key3"})

@@ -68,10 +68,16 @@ def holders(folder: Path) -> list[str]:
         )
         if match is None:
             continue
-        with suppress(FileNotFoundError):  # released just now
-            if _is_held(path, match[1], int(match[2])):
-                held.append(f"process {match[2]} on {match[1]}")
-            else:
+        try:
+            is_held = _is_held(path, match[1], int(match[2]))
+        except FileNotFoundError:
+            continue  # released just now
+        except OSError:
+            is_held = True  # whoever may not look into a lease respects it
+        if is_held:
+            held.append(f"process {match[2]} on {match[1]}")
+        else:
+            with suppress(OSError):
                 path.unlink()
     return held
 
