@@ -9,8 +9,9 @@ import pytest
 from commands import demo_pictures
 
 from anima_pipe import runs
+from anima_pipe.dataset.config import LeakageConfig
 from anima_pipe.dataset.pictures import Picture, find_pictures
-from anima_pipe.dataset.probes import PICTURES, UNRELATED, LeakageConfig, Probes, choose_probes
+from anima_pipe.dataset.probes import PICTURES, UNRELATED, Probes, choose_probes
 from anima_pipe.source.captions import CaptionRules
 from anima_pipe.source.triggers import shared_tags, without_trigger
 

@@ -95,6 +95,15 @@ class DatasetConfig:
         return limit is not None and image_size[0] * image_size[1] <= limit[0] * limit[1]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeakageConfig:
+    """How it is measured what an adapter learned, and what else it changed."""
+
+    trigger: tuple[str, ...] = ()
+    """What calls the subject, each a word or several; (): the tags that nearly all captions of a
+    folder share."""
+
+
 def held_out(count: int, share: float, seed: int) -> frozenset[int]:
     """Choose the pictures of a subset that are held out, by Kohya's rule.
 

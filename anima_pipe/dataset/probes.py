@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from anima_pipe.dataset.config import LeakageConfig
 from anima_pipe.dataset.picture_captions import picture_captions
 from anima_pipe.dataset.pictures import Picture
 from anima_pipe.errors import DataError
@@ -35,15 +36,6 @@ UNRELATED: Final = (
     f"{_BEGINNING}, no humans, house, flower field, blue sky. A house stands among flowers.",
 )
 """Prompts of many subjects, in Anima's order. Always the same ones, so that runs compare."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeakageConfig:
-    """How it is measured what an adapter learned, and what else it changed."""
-
-    trigger: tuple[str, ...] = ()
-    """What calls the subject, each a word or several; (): the tags that nearly all captions of a
-    folder share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

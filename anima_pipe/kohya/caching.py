@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anima_pipe.dataset.probes import LeakageConfig
+from anima_pipe.dataset.config import LeakageConfig
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
 from anima_pipe.kohya.datasets import dataset_configs
 from anima_pipe.kohya.model_files import completed, tokenizer_settings

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from anima_pipe.buckets import BucketRules as BucketRules
     from anima_pipe.dataset.cached import CachedDataset as CachedDataset
     from anima_pipe.dataset.config import DatasetConfig as DatasetConfig
+    from anima_pipe.dataset.config import LeakageConfig as LeakageConfig
     from anima_pipe.dataset.config import SubsetConfig as SubsetConfig
-    from anima_pipe.dataset.probes import LeakageConfig as LeakageConfig
     from anima_pipe.errors import PipeError as PipeError
     from anima_pipe.fill import CacheSettings as CacheSettings
     from anima_pipe.fill import LatentSettings as LatentSettings
@@ -73,9 +73,9 @@ NAMES: Final = {
     "anima_pipe.dataset.cached": ("CachedDataset",),
     "anima_pipe.dataset.config": (
         "DatasetConfig",
+        "LeakageConfig",
         "SubsetConfig",
     ),
-    "anima_pipe.dataset.probes": ("LeakageConfig",),
     "anima_pipe.errors": ("PipeError",),
     "anima_pipe.fill": (
         "CacheSettings",

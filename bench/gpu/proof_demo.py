@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -41,9 +42,8 @@ def measure(setting: Setting, results: Results) -> None:
 
 def run_all(setting: Setting, folder: Path) -> dict[str, dict[str, object]]:
     """Run all five stages on the demo, or on a few pictures of it; return their summaries."""
-    summary = folder.with_suffix(".json")
     command = ["all", "--device", str(setting.device), "--output_dir", str(folder)]
-    command += ["--summary_json", str(summary)]
+    command += ["--summary_json", str(summary_of(folder))]
     if setting.small:
         prompts = setting.scratch / "prompts.txt"
         prompts.write_text("fox --w 64 --h 64 --s 2 --l 3\n", encoding="utf-8")
@@ -51,15 +51,25 @@ def run_all(setting: Setting, folder: Path) -> dict[str, dict[str, object]]:
         command += ["--max_train_steps", "2", "--sample_prompts", str(prompts)]
         command += ["--max_data_loader_n_workers", "0"]
     anima_pipe(command)
-    return json.loads(summary.read_text(encoding="utf-8"))["stages"]
+    return read_summary(folder)["stages"]
+
+
+def summary_of(folder: Path) -> Path:
+    """Return where the command's summary is, by the folder of its results."""
+    return folder.with_suffix(".json")
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return it."""
+    return json.loads(summary_of(folder).read_text(encoding="utf-8"))
 
 
 def draw(setting: Setting, folder: Path) -> list[Path]:
     """Draw with the exported file by the command of that name."""
-    (adapter,) = (folder / "comfyui").glob("*.safetensors")
+    adapter: str = read_summary(folder)["output"]
     size, steps = ("64", "2") if setting.small else ("256", "8")
     pictures = setting.scratch / "pictures-drawn"
-    command = ["sample", "--demo", "--device", str(setting.device), "--adapter", str(adapter)]
+    command = ["sample", "--demo", "--device", str(setting.device), "--adapter", adapter]
     command += ["--prompt", "fox", "--width", size, "--height", size, "--steps", steps]
     anima_pipe([*command, "--output_dir", str(pictures)])
     return sorted(pictures.glob("*.png"))

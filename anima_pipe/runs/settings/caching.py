@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from anima_pipe.dataset.config import DatasetConfig
-from anima_pipe.dataset.probes import LeakageConfig
+from anima_pipe.dataset.config import DatasetConfig, LeakageConfig
 from anima_pipe.errors import ConfigError, check_number
 from anima_pipe.fill import LatentSettings, TextSettings
 from anima_pipe.hub.sources import Source

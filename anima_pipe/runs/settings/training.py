@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from anima_pipe.dataset.config import DatasetConfig
-from anima_pipe.dataset.probes import LeakageConfig
+from anima_pipe.dataset.config import DatasetConfig, LeakageConfig
 from anima_pipe.errors import ConfigError, check_above_zero, check_choice, check_number
 from anima_pipe.fill import CacheSettings, LatentSettings, TextSettings
 from anima_pipe.hooks.alarms import AlarmConfig
