@@ -146,6 +146,32 @@ def test_the_trash_is_emptied_a_day_later_but_of_nothing_that_is_in_use(folder: 
     assert trashed(folder) == []
 
 
+def test_two_that_empty_the_trash_at_once_do_not_trip_over_each_other(tmp_path: Path):
+    folder = tmp_path / "trash" / "latents-0123"
+    ready = threading.Barrier(2)
+    raised: list[Exception] = []
+
+    def empty(number: int) -> None:
+        try:
+            for _ in range(300):
+                if number == 0:
+                    folder.mkdir(parents=True)
+                ready.wait()
+                empty_trash(tmp_path, now=True)
+                ready.wait()
+        except (OSError, threading.BrokenBarrierError) as error:
+            raised.append(error)
+            ready.abort()
+
+    threads = [threading.Thread(target=empty, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert raised == []
+
+
 def test_now_deletes_at_once(folder: Path):
     assert set(thin_out(folder, {"key3"}, now=True)) == {""}
     assert trashed(folder) == []

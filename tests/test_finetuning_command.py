@@ -105,8 +105,14 @@ def test_an_option_of_adapters_is_refused_by_its_name(name: str, cached: Cached,
 def test_options_that_switch_nothing_on_are_no_obstacle(cached: Cached, tmp_path: Path):
     off = {"fp8_base": False, "measure_leakage": False, "scale_weight_norms": 0}
     nothing = {"train_norm": True, **off}
-    given = {"output_dir": tmp_path, "max_train_steps": 1, **WHOLE, **nothing, **cached}
-    anima_pipe("train", **given).ok()
+    given = {"max_train_steps": 1, "seed": 3, **WHOLE, **cached}
+
+    anima_pipe("train", **given, output_dir=tmp_path / "plain").ok()
+    anima_pipe("train", **given, **nothing, output_dir=tmp_path / "switched").ok()
+
+    weights = [load_file(tmp_path / run / "fox.safetensors") for run in ("plain", "switched")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_previews_validation_average_and_log_are_those_of_any_run(

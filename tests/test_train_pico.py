@@ -87,7 +87,7 @@ def test_the_tool_makes_a_bundle_and_measures_it(tmp_path: Path) -> None:
 
     figures = json.loads((tmp_path / "bundle" / "figures.json").read_text())
     assert 0 <= figures["named_and_found"] <= 1
-    assert figures["bytes"] < 16e6
+    assert figures["bundle_bytes"] < 16e6
     assert (tmp_path / "sheet.png").stat().st_size > 0
     weights = load_file(tmp_path / "bundle" / "transformer.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anima_pipe.demo.world.checker import check, share_found
+from anima_pipe.demo.world.checker import check
 from anima_pipe.demo.world.painting import paint
 from anima_pipe.demo.world.scene import (
     KINDS,
@@ -26,6 +26,7 @@ from anima_pipe.demo.world.scene import (
     caption,
     draw_scene,
 )
+from anima_pipe.evaluation.world import score
 
 SQUARE = (128, 128)
 ONE = Scene(
@@ -103,7 +104,7 @@ def test_the_checker_tells_two_things_apart_and_counts_alike_ones() -> None:
 def test_the_checker_finds_little_in_noise() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
 
-    assert share_found(check(Image.fromarray(noise), ONE)) < 0.3
+    assert score([Image.fromarray(noise)], [ONE]).share < 0.3
 
 
 def test_every_name_of_a_scene_stands_in_its_caption() -> None:

@@ -87,20 +87,20 @@ def run(options: Resolved) -> AllSummary:
             summaries["export-comfy"] = _run_stage("export-comfy", exported, folder, said)
     summary = AllSummary(output=str(output), output_bytes=output.stat().st_size, stages=summaries)
     _report(summary, "checkpoint" if trains_the_model(options) else "adapter")
-    if on_embedded_model(given):
-        say(*after_first_look(dataset_of(given)))
+    if _on_embedded_model(given):
+        say(*after_first_look(_dataset_of(given)))
     elif trains_the_model(options):
         say(f"next           {to_diffusion_models(output)}")
     return summary
 
 
-def on_embedded_model(given: Given) -> bool:
+def _on_embedded_model(given: Given) -> bool:
     """Tell whether options name the embedded model, whose adapters fit no other."""
     named = given.get("pretrained_model_name_or_path")
     return named is not None and Path(str(named)).resolve() == demo.DEMO_TRANSFORMER.resolve()
 
 
-def dataset_of(given: Given) -> Path | None:
+def _dataset_of(given: Given) -> Path | None:
     """Return the user's own dataset, if it is one."""
     named = given.get("dataset_config") or given.get("train_data_dir")
     return None if named is None or named == demo.DEMO_DATASET else Path(str(named))
@@ -108,7 +108,7 @@ def dataset_of(given: Given) -> Path | None:
 
 def _exported(trained: Path, given: Given) -> Path:
     """Return where an adapter's exported file goes: what was a first look is none for ComfyUI."""
-    if on_embedded_model(given) and dataset_of(given):
+    if _on_embedded_model(given) and _dataset_of(given):
         name = f"{trained.stem}-for-embedded-model{trained.suffix}"
         return trained.parent / "first_look" / name
     return trained.parent / "comfyui" / trained.name

@@ -203,6 +203,7 @@ def manifest(cache: Callable[[], Path]) -> None:
 
 
 def _remove(wastes: Sequence[Waste], cache_dir: Path, *, now: bool) -> None:
+    from anima_pipe.files import refusals_named
     from anima_pipe.shards.contents import tidy
     from anima_pipe.shards.mirror import mirror_at
     from anima_pipe.shards.pruning import remove_waste
@@ -217,7 +218,8 @@ def _remove(wastes: Sequence[Waste], cache_dir: Path, *, now: bool) -> None:
             removed.append(waste)
     tidy(cache_dir)
     if now:
-        empty_trash(cache_dir, now=True)
+        with refusals_named(cache_dir / TRASH):
+            empty_trash(cache_dir, now=True)
     refresh_manifest(cache_dir)
     show(f"removed {sum_of(removed)}")
     if removed and not now and not mirror_at(cache_dir):

@@ -30,7 +30,6 @@ from anima_pipe.kohya.rows import TRAIN
 from anima_pipe.kohya.sample_prompts import BARE, parse_prompt, read_sample_prompts, with_settings
 from anima_pipe.progress import progress_bar
 from anima_pipe.runtime import choose_device, say, torch_dtype
-from anima_pipe.source.prompts import prompt_texts, read_prompt
 
 if TYPE_CHECKING:
     import torch
@@ -239,29 +238,20 @@ def _encoded(
     """Encode every distinct text once; the encoder is freed on return."""
     import torch
 
-    from anima_pipe.drawing.painter import EncodedPrompt
+    from anima_pipe.drawing.painter import encode_prompts
     from anima_pipe.encoders import load_text_encoder
 
-    prompts = list(dict.fromkeys(prompts))
-    texts = list(dict.fromkeys(prompt_texts(prompts)))
     encoder = load_text_encoder(
         options.value("qwen3"),
         options.value("t5_tokenizer_dir"),
         dtype=torch.float32,
         device=device,
     )
-    conditions = dict(zip(texts, encoder.encode(texts), strict=True))
+    encoded = encode_prompts(prompts, encoder)
     del encoder
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return {
-        prompt: EncodedPrompt(
-            prompt=prompt,
-            positive=conditions[read_prompt(prompt.prompt)],
-            negative=conditions[read_prompt(prompt.negative)],
-        )
-        for prompt in prompts
-    }
+    return encoded
 
 
 def _painter(options: Resolved, device: torch.device) -> Painter:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,8 +25,11 @@ from anima_pipe.plain_text import in_utf8
 from anima_pipe.records import PreviewPrompt, TextCondition
 from anima_pipe.shards import Cache, text_key
 from anima_pipe.shards.text import prompt_condition
-from anima_pipe.source.prompts import read_prompt
+from anima_pipe.source.prompts import prompt_texts, read_prompt
 from anima_pipe.transfer import on_device
+
+if TYPE_CHECKING:
+    from anima_pipe.encoders import TextEncoder
 
 Decode = Callable[[torch.Tensor], torch.Tensor]
 """Normalised latents Float[1, 16, H, W] -> pictures Float[1, 3, 8H, 8W] in [-1, 1]."""
@@ -138,6 +142,23 @@ def encoded_prompts(prompts: Sequence[PreviewPrompt], cache: Cache) -> list[Enco
         )
         for prompt in prompts
     ]
+
+
+def encode_prompts(
+    prompts: Iterable[PreviewPrompt], encoder: TextEncoder
+) -> dict[PreviewPrompt, EncodedPrompt]:
+    """Encode every distinct text of prompts once, positive and negative."""
+    prompts = list(dict.fromkeys(prompts))
+    texts = list(dict.fromkeys(prompt_texts(prompts)))
+    conditions = dict(zip(texts, encoder.encode(texts), strict=True))
+    return {
+        prompt: EncodedPrompt(
+            prompt=prompt,
+            positive=conditions[read_prompt(prompt.prompt)],
+            negative=conditions[read_prompt(prompt.negative)],
+        )
+        for prompt in prompts
+    }
 
 
 def to_picture(pixels: torch.Tensor) -> Image.Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
@@ -60,6 +60,11 @@ class SaveConfig:
         check_number("save_every_n_epochs", self.every_n_epochs, least=1)
         check_number("save_last_n_steps", self.keep_steps, least=0)
         check_number("save_last_n_epochs", self.keep_epochs, least=0)
+
+    @property
+    def of_average(self) -> SaveConfig:
+        """The same of the average of what trains, whose files lie beside it."""
+        return replace(self, name=f"{self.name}-ema")
 
     @property
     def final_path(self) -> Path:

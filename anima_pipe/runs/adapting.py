@@ -71,12 +71,12 @@ class Adapting:
         adapter = self._prepared(module.transformer, seed)
         save, largest = self.settings.save, self.own.scale_weight_norms
         try:
-            check_style(adapter, save.style)
+            write = adapter_writer(adapter, save)
             warn_of_unread_norms(adapter.deltas, save.style)
             adapter.follow_sigmas(module)
             yield Subject(
                 trained=adapter,
-                write=adapter_writer(adapter, save),
+                write=write,
                 after_step=None if largest is None else partial(adapter.limit_norms, largest),
             )
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -177,8 +177,7 @@ def _validations(
 
 def _savers(config: SaveConfig, write: Write, average: Ema | None) -> dict[str, Saver]:
     """Return what saves the weights that train, and their average, by the ends of their names."""
-    beside = replace(config, name=f"{config.name}-ema")
-    of_average = {"_ema": Saver(write, beside, average.in_place)} if average else {}
+    of_average = {"_ema": Saver(write, config.of_average, average.in_place)} if average else {}
     return {**of_average, "": Saver(write, config)}
 
 

@@ -62,14 +62,25 @@ def empty_trash(cache_dir: Path, *, now: bool = False) -> None:
     Args:
         cache_dir: The cache folder.
         now: Whether to delete what came a moment ago, too.
+
+    Raises:
+        OSError: The disk refuses.
     """
-    for folder in (cache_dir / TRASH).glob("*-*"):
+    for folder in _listed(cache_dir / TRASH):
         if holders(cache_dir / folder.name):
             continue
-        for file in folder.iterdir():
+        for file in _listed(folder):
             with suppress(FileNotFoundError):  # another process empties it too
                 if now or time.time() - file.stat().st_mtime > GRACE_SECONDS:
                     file.unlink()
         for emptied in (folder, folder.parent):
             with suppress(OSError):
                 emptied.rmdir()
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Return what is in a folder; nothing where it is not, or not any more."""
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):  # another process has emptied it
+        return []

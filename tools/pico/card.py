@@ -30,8 +30,8 @@ class Figures:
     by_attribute: dict[str, float]
     reconstruction_psnr: float
     """Of the VAE, in dB, over the painted pictures of the same scenes."""
-    bytes: int
-    """Of all files of the bundle."""
+    bundle_bytes: int
+    """Of all its files."""
 
 
 def measure(bundle: Path, sheet: Path, prompts: int) -> Figures:
@@ -62,7 +62,7 @@ def measure(bundle: Path, sheet: Path, prompts: int) -> Figures:
         named_and_found=round(result.share, 4),
         by_attribute={name: round(share, 4) for name, share in result.shares.items()},
         reconstruction_psnr=round(_reconstruction(files.vae, painted), 2),
-        bytes=sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file()),
+        bundle_bytes=sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file()),
     )
 
 

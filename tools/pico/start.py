@@ -8,7 +8,7 @@ from typing import Final
 
 from anima_pipe.demo.layouts import QwenSizes, TransformerSizes
 from anima_pipe.demo.text_files import write_qwen_tokenizer, write_t5_tokenizer
-from anima_pipe.demo.weights import Gains, write_qwen, write_transformer
+from anima_pipe.demo.weights import Gains, qwen_sizes, write_qwen, write_transformer
 
 T5_ROWS: Final = 1024
 """Rows of the embedding of T5 ids: more than the tokenizer has pieces, far fewer than T5's."""
@@ -35,15 +35,7 @@ def write_text_parts(folder: Path, captions: Sequence[str]) -> QwenSizes:
     # whole words become pieces, as they are in a tokenizer that has seen much text.
     words = sorted({word.strip(",.") for text in captions for word in text.split()})
     write_t5_tokenizer(folder / "t5_tokenizer", [*captions, *(word * 2 for word in words)])
-    sizes = QwenSizes(
-        vocab_size=tokens,
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-    )
+    sizes = qwen_sizes(tokens)
     write_qwen(folder / "qwen3", sizes)
     return sizes
 

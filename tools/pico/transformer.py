@@ -47,8 +47,7 @@ def train_transformer(folder: Path, training: TransformerTraining) -> Path:
     """
     settings = _settings(folder, training)
     runs.train(settings)
-    path = settings.save.final_path
-    return path.with_name(f"{path.stem}-ema{path.suffix}")
+    return settings.save.of_average.final_path
 
 
 def _settings(folder: Path, training: TransformerTraining) -> runs.TrainSettings:

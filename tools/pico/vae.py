@@ -10,14 +10,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from anima_pipe.demo.layouts import vae_shapes
+from anima_pipe.demo.layouts import LATENT_CHANNELS, vae_shapes
 from anima_pipe.encoders.vae import LATENTS_MEAN, LATENTS_STD, Encoder, ImageVae, VaeConfig
 from anima_pipe.encoders.vae_layers import (
     Attention,
@@ -27,9 +27,11 @@ from anima_pipe.encoders.vae_layers import (
     ResidualBlock,
     Upsample,
 )
+from anima_pipe.files import published
+from anima_pipe.hooks.train_state import Stateful
+from anima_pipe.runtime import derive_seed
 from anima_pipe.weights.writing import write_tensors
 
-LATENT_CHANNELS: Final = 16
 STATE: Final = "vae.pt"
 REPORT_EVERY: Final = 100
 MEASURED: Final = 512
@@ -55,13 +57,6 @@ class VaeTraining:
     """Side of the crops that are trained on: all but one layer see a few pixels far."""
     learning_rate: float = 4e-3
     seed: int = 0
-
-
-class Stateful(Protocol):
-    """What has a state to be kept."""
-
-    def state_dict(self) -> dict[str, Any]: ...  # noqa: D102 - as torch has it
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> object: ...  # noqa: D102
 
 
 class TrainableVae(nn.Module):
@@ -176,7 +171,7 @@ def train_vae(training: VaeTraining, pictures: np.ndarray, folder: Path) -> Trai
     first = _resumed(folder / STATE, parts)
     total = 0.0
     for step in range(first, training.steps):
-        torch.manual_seed(hash((training.seed, step)))
+        torch.manual_seed(derive_seed("vae", training.seed, step))
         loss, squared = model.loss(_crops(training, pictures, step))
         optimizer.zero_grad()
         loss.backward()
@@ -205,9 +200,8 @@ def _resumed(path: Path, parts: Mapping[str, Stateful]) -> int:
 
 def _keep(path: Path, parts: Mapping[str, Stateful], step: int) -> None:
     state = {name: part.state_dict() for name, part in parts.items()}
-    unfinished = path.with_suffix(".new")
-    torch.save({**state, "step": step}, unfinished)
-    unfinished.replace(path)
+    with published(path) as unfinished:
+        torch.save({**state, "step": step}, unfinished)
 
 
 def psnr(squared_error: float) -> float:

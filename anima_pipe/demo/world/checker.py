@@ -48,13 +48,8 @@ class Finding:
         return self.wanted == self.found
 
 
-def share_found(findings: list[Finding]) -> float:
-    """Return which share of what was named is there, 0 to 1."""
-    return sum(finding.is_right for finding in findings) / len(findings)
-
-
 def check(picture: Image.Image, scene: Scene) -> list[Finding]:
-    """Look for everything that a scene's caption names.
+    """Look for everything that a scene's caption names, in an RGB picture of any size.
 
     In a grey picture neither colours nor, by them, place, time and weather can be told: they are
     left out where the scene is monochrome.

@@ -127,7 +127,7 @@ _SAVING: Final = group(
     ),
     number(
         "ema_decay",
-        "Save a moving average of the adapter beside it, as NAME-ema; 0.99 to 0.9999.",
+        "Save a moving average of what trains beside it, as NAME-ema; 0.99 to 0.9999.",
         minimum=0,
         maximum=0.999999,
         test="test_resume_commands.py::test_an_average_is_saved_beside_the_adapter_and_survives_a_resumption",
