@@ -166,13 +166,16 @@ def _prompts_of(options: Resolved, folder: Path) -> dict[str, object]:
     Returns:
         Nothing where the dataset cannot be read: the stage that needs it will say why.
     """
-    from anima_pipe.dataset.picture_captions import picture_captions
+    from anima_pipe.dataset.links import refusal
     from anima_pipe.dataset.pictures import find_pictures
+    from anima_pipe.dataset.probes import captioned
+    from anima_pipe.kohya.caching import cache_folder
     from anima_pipe.kohya.datasets import examine_datasets
 
     try:
-        pictures = find_pictures(examine_datasets(options).datasets)
-        texts = list(dict.fromkeys(picture_captions(picture, 1).full[0] for picture in pictures))
+        refused = refusal(cache_folder(options), follow_links=options.value("follow_links"))
+        pictures = find_pictures(examine_datasets(options).datasets, links_refused=refused)
+        texts = list(dict.fromkeys(caption for _, caption in captioned(pictures)))
     except PipeError:
         return {}
     chosen = [text for text in texts if text][:: max(1, len(texts) // FIRST_LOOK_PROMPTS)]

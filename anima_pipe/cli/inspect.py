@@ -154,7 +154,7 @@ def _inspected(options: Resolved) -> Inspection:
     from anima_pipe.progress import progress_bar
 
     survey = survey_pictures(
-        find_pictures(dataset_configs(options)),
+        find_pictures(dataset_configs(options), links_refused="a page follows no such link"),
         caption_variants=options.value("caption_variants"),
         crop_variants=options.value("crop_variants"),
         cache_dir=_scans(options),
@@ -177,11 +177,13 @@ def _report(survey: Survey, looks: Sequence[Look], count_t5: Callable[[str], int
     """Tell what a training would tell of the dataset; what would end it does not end this."""
     from anima_pipe.records import Skipped
     from anima_pipe.runs.reports import (
+        report_links,
         report_long_captions,
         report_surveyed_captions,
         report_surveyed_pictures,
     )
 
+    report_links(survey.links)
     try:
         report_surveyed_captions(survey, strict=False)
     except DataError as error:

@@ -38,6 +38,7 @@ def show_dataset(options: Resolved) -> ShownDataset:
         ConfigError: The dataset's description is wrong.
         DataError: Not one picture can be used.
     """
+    from anima_pipe.dataset.links import refusal
     from anima_pipe.dataset.pictures import find_pictures
     from anima_pipe.dataset.plan import describe, make_plan
     from anima_pipe.dataset.survey import survey_pictures
@@ -46,15 +47,17 @@ def show_dataset(options: Resolved) -> ShownDataset:
     from anima_pipe.kohya.datasets import dataset_configs
     from anima_pipe.kohya.model_files import known_tokenizer
     from anima_pipe.kohya.objective import warn_of_idle_offsets
-    from anima_pipe.runs.reports import report_long_captions, report_survey
+    from anima_pipe.runs.reports import report_links, report_long_captions, report_survey
     from anima_pipe.shards.keys import text_key
 
     datasets = dataset_configs(options)
+    cache_dir = cache_settings(options).folder
+    refused = refusal(cache_dir, follow_links=options.value("follow_links"))
     survey = survey_pictures(
-        find_pictures(datasets),
+        find_pictures(datasets, links_refused=refused),
         caption_variants=options.value("caption_variants"),
         crop_variants=options.value("crop_variants"),
-        cache_dir=cache_settings(options).folder,
+        cache_dir=cache_dir,
         rehash=options.value("rehash"),
         max_image_pixels=options.value("max_image_pixels"),
     )
@@ -64,6 +67,7 @@ def show_dataset(options: Resolved) -> ShownDataset:
     # Every process of a launch has the same to show.
     if launched_rank().number == 0:
         warn_of_idle_offsets(options, datasets)
+        report_links(survey.links)
         report_survey(survey, strict=options.value("strict"))
         report_long_captions(survey, t5_counter(known_tokenizer(options)))
         say(*describe(plan), f"seed        {seed}")

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from anima_pipe.dataset.batches import Batches, pad_texts, stack_masks
 from anima_pipe.dataset.config import DatasetConfig
+from anima_pipe.dataset.links import refusal
 from anima_pipe.dataset.pictures import find_pictures
 from anima_pipe.dataset.plan import Plan, plan_from_cache
 from anima_pipe.dataset.survey import survey_pictures
@@ -137,6 +138,7 @@ class CachedDataset(Dataset[CachedSample]):
         text: str | None = None,
         caption_variants: int | None = None,
         crop_variants: int = 4,
+        follow_links: bool = True,
         accumulation: int = 1,
         max_train_steps: int = 0,
     ) -> CachedDataset:
@@ -150,6 +152,7 @@ class CachedDataset(Dataset[CachedSample]):
             text: The same for the text cache.
             caption_variants: As for `encode-text`.
             crop_variants: As for `cache-latents`.
+            follow_links: The same.
             accumulation: See the class.
             max_train_steps: See the class.
 
@@ -159,7 +162,7 @@ class CachedDataset(Dataset[CachedSample]):
         """
         folder = open_place(cache_dir)
         survey = survey_pictures(
-            find_pictures(datasets),
+            find_pictures(datasets, links_refused=refusal(folder, follow_links=follow_links)),
             caption_variants=caption_variants,
             crop_variants=crop_variants,
             cache_dir=folder,

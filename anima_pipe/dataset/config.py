@@ -22,6 +22,8 @@ class SubsetConfig:
     """
 
     image_dir: Path
+    found_in: Path | None = None
+    """The folder that image_dir was found in; None: image_dir was named itself."""
     num_repeats: int = 1
     """How often each picture is visited per epoch; at least 1."""
     caption_extension: str = ".txt"

@@ -14,7 +14,7 @@ from anima_pipe.errors import DataError
 from anima_pipe.records import Skipped, Text
 from anima_pipe.runtime import counted
 from anima_pipe.source.boundary import one_item
-from anima_pipe.source.caption_files import read_caption_lines, read_json_caption
+from anima_pipe.source.caption_files import caption_file, read_caption_lines, read_json_caption
 from anima_pipe.source.json_captions import GroupedCaption
 from anima_pipe.source.prompts import half_character
 from anima_pipe.source.variants import CaptionNote, CaptionTexts, caption_notes, caption_texts
@@ -196,12 +196,13 @@ def _as_written(picture: Picture) -> _RawCaption:
         raise DataError(picture.refused, _REMEDY)
     if picture.caption is not None:
         return _RawCaption(picture.caption)
-    subset, extension = picture.subset, picture.subset.caption_extension
-    if extension.lower().endswith(".json"):
-        text = read_json_caption(picture.path, extension)
-        return _RawCaption(subset.class_tokens if text is None else text)
-    lines = read_caption_lines(picture.path, extension)
-    if lines is None:
+    subset = picture.subset
+    file = caption_file(picture.path, subset.caption_extension)
+    if file is None:
         return _RawCaption(subset.class_tokens)
+    picture.bounds.admit(file)
+    if subset.caption_extension.lower().endswith(".json"):
+        return _RawCaption(read_json_caption(file))
+    lines = read_caption_lines(file)
     used = lines if subset.captions.enable_wildcard else lines[:1]
     return _RawCaption("\n".join(used), has_more_lines=len(used) < len(lines))

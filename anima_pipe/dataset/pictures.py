@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Final
 
 from anima_pipe.dataset.columns import FileNames, MadeWhenAsked
 from anima_pipe.dataset.config import DatasetConfig, SubsetConfig, held_out
 from anima_pipe.errors import DataError
 from anima_pipe.source.images import image_names
+from anima_pipe.source.links import Bounds
 from anima_pipe.source.mask_files import find_masks
 from anima_pipe.source.metadata_file import read_metadata_file
+
+ANYWHERE: Final = Bounds()
+"""What lies in no named folder was named itself, and may lie where it wants."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +39,8 @@ class Picture:
     """Its mask image, where the subset has a folder of them."""
     held_out: bool = False
     """It is for validation, and not trained on."""
+    bounds: Bounds = ANYWHERE
+    """Of its dataset."""
 
     @property
     def path(self) -> Path:
@@ -46,17 +53,25 @@ class Picture:
         return self.subset.without_chance if self.held_out else self.subset
 
 
-def find_pictures(datasets: Sequence[DatasetConfig]) -> Sequence[Picture]:
+def find_pictures(
+    datasets: Sequence[DatasetConfig], *, links_refused: str | None = None
+) -> Sequence[Picture]:
     """List the pictures of every subset, in a stable order, without opening them.
 
     What is kept is their names; the records are made when they are asked for.
 
+    Args:
+        datasets: What was asked for.
+        links_refused: Why links that lead out of its folders are not followed; None: they are.
+
     Raises:
         DataError: A folder is missing or holds no pictures, a metadata file cannot be read, a
-            picture has no mask in its subset's folder of masks, or validation leaves no picture to
-            train on.
+            picture has no mask in its subset's folder of masks, validation leaves no picture to
+            train on, or a folder or a metadata file is a link that is not followed.
     """
-    listings = [_listing(dataset, subset) for dataset in datasets for subset in dataset.subsets]
+    subsets = [(dataset, subset) for dataset in datasets for subset in dataset.subsets]
+    bounds = Bounds(_named_folders(datasets), links_refused)
+    listings = [_listing(dataset, subset, bounds) for dataset, subset in subsets]
     starts = [0, *accumulate(len(listing.folder_of) for listing in listings)]
 
     def picture(place: int) -> Picture:
@@ -69,6 +84,13 @@ def find_pictures(datasets: Sequence[DatasetConfig]) -> Sequence[Picture]:
             f"validation_split holds out all {len(pictures)} pictures", "lower validation_split"
         )
     return pictures
+
+
+def _named_folders(datasets: Sequence[DatasetConfig]) -> Iterator[Path]:
+    for subset in (subset for dataset in datasets for subset in dataset.subsets):
+        yield subset.found_in or subset.image_dir
+        if subset.mask_dir:
+            yield subset.mask_dir
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +110,7 @@ class _Listing:
     masks: FileNames | None
     """In the subset's folder of masks, where there is one."""
     held_out: frozenset[int]
+    bounds: Bounds
 
     def picture(self, place: int) -> Picture:
         """Return one of them."""
@@ -101,14 +124,18 @@ class _Listing:
             refused=self.refused.get(place),
             mask=mask_dir / masks[place] if mask_dir and masks else None,
             held_out=place in self.held_out,
+            bounds=self.bounds,
         )
 
 
-def _listing(dataset: DatasetConfig, subset: SubsetConfig) -> _Listing:
+def _listing(dataset: DatasetConfig, subset: SubsetConfig, bounds: Bounds) -> _Listing:
     """List a subset's pictures, those that are held out marked."""
+    if subset.found_in:
+        bounds.admit(subset.image_dir)
     captions: list[str | None] | None = None
     refused: dict[int, str] = {}
     if subset.metadata_file:
+        bounds.admit(subset.metadata_file)
         described = read_metadata_file(
             subset.metadata_file,
             subset.image_dir,
@@ -135,6 +162,7 @@ def _listing(dataset: DatasetConfig, subset: SubsetConfig) -> _Listing:
         refused=refused,
         masks=FileNames(find_masks(subset.mask_dir, names)) if subset.mask_dir else None,
         held_out=held_out(len(names), share, subset.validation_seed),
+        bounds=bounds,
     )
 
 

@@ -48,6 +48,8 @@ class Plan:
     """What is not trained on, and why; for people."""
     caption_notes: Mapping[CaptionNote, int] = field(default_factory=dict[CaptionNote, int])
     """Of how many captions something is true."""
+    links_out: int = 0
+    """Links out of the dataset's folders, followed or not."""
 
     def batches_per_epoch(self) -> int:
         """Return the number of batches in every epoch; a bucket's last one may be smaller."""
@@ -152,6 +154,7 @@ def make_plan(
         long_texts=long_texts,
         left_out=tuple(_left_out(survey)),
         caption_notes=survey.caption_notes,
+        links_out=survey.links.count,
     )
 
 
@@ -216,6 +219,8 @@ def _special_lines(plan: Plan) -> Iterator[str]:
     """Yield what is true of some pictures only."""
     if plan.left_out:
         yield f"left out    {', '.join(plan.left_out)}"
+    if plan.links_out:
+        yield f"links       {plan.links_out} out of the dataset's folders (named above)"
     if plan.held_out:
         yield f"held out    {counted(len(plan.held_out), 'image')}, for validation"
     if regularising := [sample for sample in plan.samples if sample.is_reg]:

@@ -124,11 +124,11 @@ def _spread(places: Sequence[int], count: int) -> list[int]:
 def _shared(pictures: Sequence[Picture], places: Sequence[int]) -> tuple[str, ...]:
     """Return the tags that nearly all captions of a subset share, as far as some of them tell."""
     some = [pictures[place] for place in _spread(places, CAPTIONS)]
-    captions = [caption for _, caption in _captioned(some)]
+    captions = [caption for _, caption in captioned(some)]
     return shared_tags(captions, some[0].subset.captions)
 
 
-def _captioned(pictures: Iterable[Picture]) -> Iterator[tuple[Picture, str]]:
+def captioned(pictures: Iterable[Picture]) -> Iterator[tuple[Picture, str]]:
     """Yield the pictures whose captions can be read, each with the first of its final texts."""
     for picture in pictures:
         try:
@@ -140,7 +140,7 @@ def _captioned(pictures: Iterable[Picture]) -> Iterator[tuple[Picture, str]]:
 def _probed(
     pictures: Iterable[Picture], triggers: dict[int, tuple[str, ...]]
 ) -> Iterator[PictureProbe]:
-    for picture, caption in _captioned(pictures):
+    for picture, caption in captioned(pictures):
         trigger = triggers[id(picture.subset)]
         rest = without_trigger(caption, trigger, picture.subset.captions)
         yield PictureProbe(

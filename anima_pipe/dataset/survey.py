@@ -24,6 +24,7 @@ from typing import Final
 from anima_pipe.buckets import choose_bucket
 from anima_pipe.dataset.config import DatasetConfig, regularisation_visits
 from anima_pipe.dataset.face_crops import face_in_name
+from anima_pipe.dataset.links import LinksOut, links_out
 from anima_pipe.dataset.picture_captions import picture_captions, uncaptioned
 from anima_pipe.dataset.pictures import Picture
 from anima_pipe.dataset.requests import Requests, latent_requests, mask_requests
@@ -61,6 +62,8 @@ class Survey:
     """Pictures left out by skip_image_resolution."""
     not_needed: int
     """Regularisation pictures left out because the others are enough."""
+    links: LinksOut
+    """Out of its folders."""
 
     @property
     def captions(self) -> list[str]:
@@ -116,6 +119,7 @@ class Survey:
             skipped=dict.fromkeys([*self.skipped, *failed]),
             too_small=self.too_small,
             not_needed=self.not_needed + len(kept) - len(balanced),
+            links=self.links,
         )
 
 
@@ -127,6 +131,7 @@ def _survey(
     skipped: Iterable[Skipped],
     too_small: int,
     not_needed: int,
+    links: LinksOut,
 ) -> Survey:
     return Survey(
         datasets=tuple(datasets),
@@ -138,6 +143,7 @@ def _survey(
         skipped=tuple(skipped),
         too_small=too_small,
         not_needed=not_needed,
+        links=links,
     )
 
 
@@ -198,6 +204,7 @@ def survey_pictures(
         skipped=skipped,
         too_small=too_small,
         not_needed=len(table) - len(balanced),
+        links=links_out(pictures, captions=caption_variants != 0),
     )
 
 
@@ -210,7 +217,7 @@ def _tell_what_is_unused(regularisation: int, faceless: int) -> None:
 
 
 def _scanned(
-    pictures: Iterable[Picture], cache_dir: Path | None, max_image_pixels: int, *, rehash: bool
+    pictures: Sequence[Picture], cache_dir: Path | None, max_image_pixels: int, *, rehash: bool
 ) -> Iterator[tuple[Picture, ImageFile | DataError, ImageFile | DataError | None]]:
     """Yield each picture with what the scan found, of itself and of its mask if it has one.
 
@@ -220,9 +227,11 @@ def _scanned(
     if rehash:
         deadly.forget()
     usable = partial(_usable, deadly.known().keys(), max_image_pixels)
+    bounds = pictures[0].bounds if len(pictures) else None
+    scan = partial(scan_images, cache_dir=cache_dir, rehash=rehash, bounds=bounds)
     with ExitStack() as scans:
         images, masks = (
-            scans.enter_context(closing(scan_images(paths, cache_dir, rehash=rehash)))
+            scans.enter_context(closing(scan(paths)))
             for paths in (
                 (picture.path for picture in pictures),
                 (picture.mask for picture in pictures if picture.mask),

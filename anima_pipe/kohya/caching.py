@@ -29,6 +29,7 @@ def cache_latents_settings(options: Resolved) -> CacheLatentsSettings:
         crop_variants=options.value("crop_variants"),
         rehash=options.value("rehash"),
         max_image_pixels=options.value("max_image_pixels"),
+        follow_links=options.value("follow_links"),
         strict=options.value("strict"),
         rejects=rejects_file(options),
     )
@@ -49,6 +50,7 @@ def encode_text_settings(options: Resolved) -> EncodeTextSettings:
         prompts=tuple(preview_prompts(options)),
         leakage=leakage_config(options),
         tokenizer_sources=tokenizer.sources,
+        follow_links=options.value("follow_links"),
         strict=options.value("strict"),
         rejects=rejects_file(options),
     )

@@ -247,6 +247,7 @@ def _subset(
     try:
         return SubsetConfig(
             image_dir=source.folder,
+            found_in=_found_in(reading, source.folder),
             metadata_file=source.metadata_file,
             num_repeats=first_value("num_repeats", levels),
             caption_extension=extension if extension.startswith(".") else f".{extension}",
@@ -295,6 +296,12 @@ def _source(
         folder = metadata_file.parent
     lacks_metadata = metadata_file is None and "metadata_file" in table
     return None if folder is None or lacks_metadata else _Source(folder, metadata_file)
+
+
+def _found_in(reading: Reading, folder: Path) -> Path | None:
+    """Return the folder that a subset's was found in; None: it was named, by a file or itself."""
+    given = reading.file.path
+    return None if not given.is_dir() or folder == given.absolute() else folder.parent
 
 
 def _mask_dir(reading: Reading, path: KeyPath, levels: Levels) -> Path | None:

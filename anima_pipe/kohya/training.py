@@ -108,6 +108,7 @@ def _data(options: Resolved, tokenizer_sources: tuple[Source, ...]) -> DataSetti
         crop_variants=options.value("crop_variants"),
         rehash=options.value("rehash"),
         max_image_pixels=options.value("max_image_pixels"),
+        follow_links=options.value("follow_links"),
         strict=options.value("strict"),
         rejects=rejects_file(options),
     )

@@ -10,6 +10,7 @@ from operator import and_, or_
 from typing import TYPE_CHECKING
 
 from anima_pipe.dataset.batches import Batches
+from anima_pipe.dataset.links import refusal
 from anima_pipe.dataset.pictures import find_pictures
 from anima_pipe.dataset.plan import Plan, plan_from_cache
 from anima_pipe.dataset.probes import Probes, probes_wanted
@@ -22,6 +23,7 @@ from anima_pipe.runs.rejects import Rejects
 from anima_pipe.runs.reports import (
     NAMED,
     report_fill,
+    report_links,
     report_long,
     report_surveyed_captions,
     report_surveyed_pictures,
@@ -65,7 +67,8 @@ def prepare_data(settings: TrainSettings, seed: int, accelerator: Accelerator) -
         CacheError: Something is not cached, and `auto_cache` is off.
     """
     data = settings.data
-    pictures = find_pictures(data.datasets)
+    refused = refusal(data.cache.folder, follow_links=data.follow_links)
+    pictures = find_pictures(data.datasets, links_refused=refused)
     probes = probes_wanted(settings.leakage, pictures)
     survey = survey_pictures(
         pictures,
@@ -75,6 +78,7 @@ def prepare_data(settings: TrainSettings, seed: int, accelerator: Accelerator) -
         rehash=data.rehash,
         max_image_pixels=data.max_image_pixels,
     )
+    report_links(survey.links)
     report_surveyed_captions(survey, strict=data.strict)
     if data.auto_cache:
         prompts = settings.previews.prompts if settings.previews else ()

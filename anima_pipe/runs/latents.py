@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from anima_pipe.dataset.links import refusal
 from anima_pipe.dataset.pictures import find_pictures
-from anima_pipe.dataset.survey import survey_pictures
+from anima_pipe.dataset.survey import Survey, survey_pictures
 from anima_pipe.fill import FillSummary, fill_latents, fill_masks
 from anima_pipe.runs.rejects import Rejects
-from anima_pipe.runs.reports import report_fill, report_skipped
+from anima_pipe.runs.reports import report_fill, report_links, report_skipped
 from anima_pipe.runs.settings.caching import CacheLatentsSettings
 from anima_pipe.runtime import launched_rank
 from anima_pipe.shards.places import shown_place
@@ -26,6 +27,10 @@ class LatentSummary:
     """Pictures left out, unreadable at first sight."""
     failed: int
     """Pictures left out because their pixels, or those of their masks, could not be read."""
+    links_out: int
+    """Links out of the dataset's folders, followed or not."""
+    links_out_first: list[str]
+    """The first of them, each with where it leads."""
     masks_encoded: int
     masks_reused: int
     problems: int
@@ -48,15 +53,19 @@ def cache_latents(settings: CacheLatentsSettings) -> LatentSummary:
             folder of masks, or no picture can be used; under `strict`, if one cannot.
         OutputError: The cache cannot be written; what was encoded until then is kept.
     """
+    cache = settings.latents.cache.folder
+    refused = refusal(cache, follow_links=settings.follow_links)
     survey = survey_pictures(
-        find_pictures(settings.datasets),
+        find_pictures(settings.datasets, links_refused=refused),
         caption_variants=0,
         crop_variants=settings.crop_variants,
-        cache_dir=settings.latents.cache.folder,
+        cache_dir=cache,
         rehash=settings.rehash,
         max_image_pixels=settings.max_image_pixels,
     )
     rank = launched_rank()
+    if rank.number == 0:
+        report_links(survey.links)
     filled = fill_latents(survey.latents, settings.latents, rank)
     report_fill("latents", filled, rank)
     masks = fill_masks(survey.masks, settings.latents, rank)
@@ -64,21 +73,22 @@ def cache_latents(settings: CacheLatentsSettings) -> LatentSummary:
         report_fill("masks", masks, rank)
     skipped = survey.skipped if rank.number == 0 else ()  # every process finds the same ones
     failed = list(dict.fromkeys([*filled.failed, *masks.failed]))
-    cache = settings.latents.cache.folder
     rejects = Rejects.of("cache-latents", settings.rejects, cache)
     report_skipped([*skipped, *failed], strict=settings.strict, rejects=rejects)
-    return _summary(filled, masks, len(survey.skipped), len(failed), shown_place(cache))
+    return _summary(filled, masks, survey, len(failed), shown_place(cache))
 
 
 def _summary(
-    filled: FillSummary, masks: FillSummary, skipped: int, failed: int, cache_dir: str
+    filled: FillSummary, masks: FillSummary, survey: Survey, failed: int, cache_dir: str
 ) -> LatentSummary:
     return LatentSummary(
         encoded=filled.encoded,
         reused=filled.reused,
         elsewhere=filled.elsewhere + masks.elsewhere,
-        skipped=skipped,
+        skipped=len(survey.skipped),
         failed=failed,
+        links_out=survey.links.count,
+        links_out_first=list(survey.links.first),
         masks_encoded=masks.encoded,
         masks_reused=masks.reused,
         problems=len(filled.problems) + len(masks.problems),

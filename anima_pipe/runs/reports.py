@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anima_pipe.dataset.links import LinksOut
 from anima_pipe.dataset.overlap import held_out_but_trained
 from anima_pipe.dataset.picture_captions import caption_lines
 from anima_pipe.dataset.plan import describe
@@ -56,6 +57,14 @@ def report_long(texts: Sequence[Skipped]) -> None:
     """List texts that are longer than what the model was made for, and are kept whole."""
     if texts:
         _list(f"kept whole, over {T5_LIMIT} T5 tokens ({len(texts)}):", texts)
+
+
+def report_links(links: LinksOut) -> None:
+    """List the links out of a dataset's folders, before anything is done with what they lead to."""
+    if links.count:
+        followed = f"not followed ({links.refused})" if links.refused else "followed"
+        heading = f"links out of the dataset's folders ({links.count}), {followed}:"
+        _list(heading, links.first, links.count)
 
 
 def report_overlap(pictures: Sequence[Skipped]) -> None:

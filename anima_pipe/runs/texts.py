@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from anima_pipe.dataset.links import LinksOut, links_out, refusal
 from anima_pipe.dataset.picture_captions import PictureTexts, uncaptioned
 from anima_pipe.dataset.pictures import find_pictures
 from anima_pipe.dataset.probes import probes_wanted
@@ -16,6 +17,7 @@ from anima_pipe.runs.reports import (
     NAMED,
     report_captions,
     report_fill,
+    report_links,
     report_long,
     report_skipped,
     report_uncaptioned,
@@ -37,6 +39,10 @@ class TextSummary:
     skipped: int
     """Captions left out, unreadable."""
     failed: int
+    links_out: int
+    """Links out of the dataset's folders, followed or not."""
+    links_out_first: list[str]
+    """The first of them, each with where it leads."""
     problems: int
     """Found in the cache as it was: damaged samples, sidecars that had to be rebuilt."""
     shards: int
@@ -66,9 +72,12 @@ def encode_text(settings: EncodeTextSettings) -> TextSummary:
         OutputError: The cache cannot be written; what was encoded until then is kept.
     """
     complete_t5_tokenizer(settings.text.t5_tokenizer_dir, settings.tokenizer_sources)
-    pictures = find_pictures(settings.datasets)
+    refused = refusal(settings.text.cache.folder, follow_links=settings.follow_links)
+    pictures = find_pictures(settings.datasets, links_refused=refused)
+    links = links_out(pictures)
     rank = launched_rank()
     if rank.number == 0:
+        report_links(links)
         report_uncaptioned(uncaptioned(pictures), strict=settings.strict)
     probes = probes_wanted(settings.leakage, pictures)
     texts = PictureTexts(
@@ -85,16 +94,20 @@ def encode_text(settings: EncodeTextSettings) -> TextSummary:
     unreadable = texts.skipped if rank.number == 0 else ()
     rejects = Rejects.of("encode-text", settings.rejects, settings.text.cache.folder)
     report_skipped([*unreadable, *filled.failed], strict=settings.strict, rejects=rejects)
-    return _summary(filled, texts.skipped, shown_place(settings.text.cache.folder))
+    return _summary(filled, texts.skipped, links, shown_place(settings.text.cache.folder))
 
 
-def _summary(filled: FillSummary, skipped: Sequence[Skipped], cache_dir: str) -> TextSummary:
+def _summary(
+    filled: FillSummary, skipped: Sequence[Skipped], links: LinksOut, cache_dir: str
+) -> TextSummary:
     return TextSummary(
         encoded=filled.encoded,
         reused=filled.reused,
         elsewhere=filled.elsewhere,
         skipped=len(skipped),
         failed=len(filled.failed),
+        links_out=links.count,
+        links_out_first=list(links.first),
         problems=len(filled.problems),
         shards=filled.shards,
         kept_in_bf16=filled.kept_in_bf16,

@@ -79,6 +79,8 @@ class TrainSummary:
     """Mean over the last steps, at most 10."""
     skipped_steps: int
     """Passed over, for their loss or gradient was not finite."""
+    links_out: int
+    """Links out of the dataset's folders, followed or not."""
     output: str | None
     """The adapter, or the checkpoint; None where the run was stopped before its end."""
     state_dir: str | None
@@ -203,7 +205,7 @@ def _run(
     with stopped_by_signals(stop), memory_explained(needs):
         end = trainer.run(steps_done)
     best = leakage.best(settings.save.folder) if leakage and end.is_last else None
-    summary = _summary(settings, tally, end, states, previews, best)
+    summary = _summary(settings, training, tally, end, states, previews, best)
     _report_end(summary)
     report_best(best)
     return summary
@@ -226,6 +228,7 @@ def _memory_needs(settings: TrainSettings, training: Training) -> MemoryNeeds:
 
 def _summary(
     settings: TrainSettings,
+    training: Training,
     tally: Tally,
     end: Moment,
     states: StateSaver,
@@ -238,6 +241,7 @@ def _summary(
         first_loss=ends[0] if ends else None,
         final_loss=ends[1] if ends else None,
         skipped_steps=tally.skipped_steps,
+        links_out=training.batches.plan.links_out,
         output=str(settings.save.final_path) if end.is_last else None,
         state_dir=str(states.last) if states.last else None,
         contact_sheet=str(previews.sheet_path) if previews else None,

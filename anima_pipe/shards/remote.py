@@ -108,8 +108,15 @@ class Remote:
         """Copy a file from the disk, whole or not at all.
 
         Raises:
-            OutputError: It cannot be written, also after several attempts.
+            OutputError: It cannot be written, also after several attempts; or it is a link, which
+                may lead to something that is not a cache's.
         """
+        for link in (source, source.parent):
+            if link.is_symlink():
+                raise OutputError(
+                    f"{link} is a link to {link.resolve()}, which is not uploaded to {self.shown}",
+                    "remove the link: no run has made it",
+                )
         length = source.stat().st_size
 
         def put(path: str) -> None:

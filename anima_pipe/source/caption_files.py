@@ -16,16 +16,28 @@ MOST_BYTES: Final = 2**20
 """Of a file of captions: thousands of lines to draw from, or somebody else's file."""
 
 
-def read_caption(image: Path, extension: str, *, enable_wildcard: bool) -> str | None:
-    r"""Read the caption of a picture from the file beside it, as Kohya does.
+def caption_file(image: Path, extension: str) -> Path | None:
+    """Return the file that holds the caption of a picture; None if there is none.
 
-    The file is the picture's name with `extension`, or, for a picture named as a face crop, the
-    same without the four numbers. Unlike Kohya, blank lines at the start are skipped without
-    wildcards too, and an empty file is the empty caption.
+    As in Kohya it is the picture's name with `extension`, or, for a picture named as a face crop,
+    the same without the four numbers.
 
     Args:
         image: The picture.
         extension: What the caption file's name ends in, with its dot, such as ".txt".
+    """
+    return next((path for path in _candidates(image, extension) if path.is_file()), None)
+
+
+def read_caption(image: Path, extension: str, *, enable_wildcard: bool) -> str | None:
+    r"""Read the caption of a picture from the file beside it, as Kohya does.
+
+    Unlike Kohya, blank lines at the start are skipped without wildcards too, and an empty file is
+    the empty caption.
+
+    Args:
+        image: The picture.
+        extension: See `caption_file`.
         enable_wildcard: Keep every line, for one to be drawn per visit, not just the first.
 
     Returns:
@@ -35,35 +47,32 @@ def read_caption(image: Path, extension: str, *, enable_wildcard: bool) -> str |
     Raises:
         DataError: The file is not UTF-8, or cannot be read.
     """
-    lines = read_caption_lines(image, extension)
-    return None if lines is None else "\n".join(lines if enable_wildcard else lines[:1])
+    file = caption_file(image, extension)
+    if file is None:
+        return None
+    lines = read_caption_lines(file)
+    return "\n".join(lines if enable_wildcard else lines[:1])
 
 
-def read_caption_lines(image: Path, extension: str) -> list[str] | None:
-    r"""Return the lines of a picture's caption file that are not blank, stripped.
+def read_caption_lines(file: Path) -> list[str]:
+    r"""Return the lines of a caption file that are not blank, stripped.
 
     A line ends at "\n", "\r\n" or "\r" alone: other signs that Unicode calls line ends are text.
 
     Raises:
         DataError: The file is not UTF-8, or cannot be read.
     """
-    for candidate in _candidates(image, extension):
-        if candidate.is_file():
-            lines = [line.strip() for line in _read_text(candidate).split("\n")]
-            return [line for line in lines if line]
-    return None
+    lines = [line.strip() for line in _read_text(file).split("\n")]
+    return [line for line in lines if line]
 
 
-def read_json_caption(image: Path, extension: str) -> GroupedCaption | str | None:
-    """Read the caption of a picture from the JSON file beside it; None if there is none.
+def read_json_caption(file: Path) -> GroupedCaption | str:
+    """Read the caption in a JSON file.
 
     Raises:
         DataError: The file is not JSON in UTF-8, cannot be read, or holds no caption.
     """
-    for candidate in _candidates(image, extension):
-        if candidate.is_file():
-            return parse_json_caption(_read_text(candidate), f"caption file {candidate}")
-    return None
+    return parse_json_caption(_read_text(file), f"caption file {file}")
 
 
 def _candidates(image: Path, extension: str) -> list[Path]:

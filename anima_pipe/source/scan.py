@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,7 @@ from anima_pipe.errors import DataError
 from anima_pipe.records import ImageFile
 from anima_pipe.source.boundary import one_item
 from anima_pipe.source.images import REMEDY, read_image_file
+from anima_pipe.source.links import Bounds
 from anima_pipe.source.scan_memory import ScanMemory, Seen, stamp_if_there
 from anima_pipe.stamps import is_settled
 
@@ -30,7 +32,11 @@ TASKS_AHEAD: Final = 32
 
 
 def scan_images(
-    paths: Iterable[Path], cache_dir: Path | None, *, rehash: bool = False
+    paths: Iterable[Path],
+    cache_dir: Path | None,
+    *,
+    rehash: bool = False,
+    bounds: Bounds | None = None,
 ) -> Generator[ImageFile | DataError]:
     """Yield size and hash of each picture, in order, or what is wrong with it.
 
@@ -38,13 +44,15 @@ def scan_images(
         paths: The pictures; taken as they are needed.
         cache_dir: Where the memory of earlier scans is; None: nothing is remembered.
         rehash: Read every picture, even where nothing about the file has changed.
+        bounds: Pictures beyond them are not opened; None: all are.
     """
+    look_at_all = partial(_look_at_all, bounds or Bounds(), rehash=rehash)
     memories: dict[Path, ScanMemory] = {}
     ahead: deque[Future[list[ImageFile | DataError]]] = deque()
     try:
         with ThreadPoolExecutor(READING_THREADS) as threads:
             for task in _tasks(paths, memories, cache_dir):
-                ahead.append(threads.submit(_look_at_all, task, memories, rehash))
+                ahead.append(threads.submit(look_at_all, task, memories))
                 if len(ahead) > TASKS_AHEAD:
                     yield from ahead.popleft().result()
             while ahead:
@@ -56,14 +64,17 @@ def scan_images(
 
 
 def _look_at_all(
-    paths: Iterable[Path], memories: Mapping[Path, ScanMemory], rehash: bool
+    bounds: Bounds, paths: Iterable[Path], memories: Mapping[Path, ScanMemory], *, rehash: bool
 ) -> list[ImageFile | DataError]:
-    return [_look(path, memories.get(path.parent), rehash) for path in paths]
+    return [_look(bounds, path, memories.get(path.parent), rehash) for path in paths]
 
 
-def _look(path: Path, memory: ScanMemory | None, rehash: bool) -> ImageFile | DataError:
+def _look(
+    bounds: Bounds, path: Path, memory: ScanMemory | None, rehash: bool
+) -> ImageFile | DataError:
     try:
         with one_item(path, REMEDY):
+            bounds.admit(path)
             return _seen(path, memory, rehash)
     except DataError as error:
         return error

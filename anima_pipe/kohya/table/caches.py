@@ -85,6 +85,13 @@ CACHES: Final[tuple[Option, ...]] = group(
         test="test_deadly_pictures.py::test_a_picture_of_more_pixels_than_max_image_pixels_is_named_with_its_size",
     ),
     flag(
+        "follow_links",
+        "Follow links that lead out of the dataset's folders; the plan names them. Never where "
+        "cache_dir is an address, nor for a page of `inspect`.",
+        default=True,
+        test="test_links.py::test_links_out_of_the_dataset_are_named_and_refused_without_follow_links",
+    ),
+    flag(
         "auto_cache",
         "Let training cache what is missing first.",
         default=True,

@@ -32,6 +32,8 @@ class CacheLatentsSettings:
     """Whether pictures are read again although nothing about their files has changed."""
     max_image_pixels: int = MOST_PIXELS
     """Pictures of more are left out."""
+    follow_links: bool = True
+    """Whether links out of the dataset's folders are followed; never for a cache at an address."""
     strict: bool = False
     """Whether pictures that cannot be used are an error, once all others are encoded."""
     rejects: Path | None = None
@@ -63,6 +65,8 @@ class EncodeTextSettings:
     tokenizer_sources: tuple[Source, ...] = ()
     """Where files that the tokenizer's folder lacks are fetched from, in this order, each source
     with its folder and revision; none: a file that is lacking is an error."""
+    follow_links: bool = True
+    """Whether links out of the dataset's folders are followed; never for a cache at an address."""
     strict: bool = False
     """Whether captions that cannot be used, or are not there, are an error."""
     rejects: Path | None = None

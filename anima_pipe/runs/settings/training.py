@@ -65,6 +65,8 @@ class DataSettings:
     """Whether pictures are read again although nothing about their files has changed."""
     max_image_pixels: int = MOST_PIXELS
     """Pictures of more are left out."""
+    follow_links: bool = True
+    """Whether links out of the dataset's folders are followed; never for a cache at an address."""
     strict: bool = False
     """Whether a picture or caption that cannot be used ends the run; else it is left out."""
     rejects: Path | None = None
