@@ -51,7 +51,8 @@ def refusals_named(path: Path) -> Generator[None]:
 def published(path: Path) -> Generator[Path]:
     """Lend a temporary path beside the final one; on success flush it to disk and rename it.
 
-    A kill, a full disk or an exception leaves what was there before under the final name.
+    A kill, a full disk or an exception leaves what was there before under the final name. What a
+    kill leaves beside it is removed by whoever writes in that folder next.
 
     Raises:
         OutputError: The folder cannot be made or written, or the disk is full.
@@ -66,6 +67,7 @@ def published(path: Path) -> Generator[Path]:
         # Where the folder itself was refused, there is nothing to remove and nothing more to say.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+    remove_left_behind(path.parent)
 
 
 def temporary_name(name: str) -> str:
@@ -75,10 +77,11 @@ def temporary_name(name: str) -> str:
 
 def remove_left_behind(folder: Path) -> None:
     """Remove what killed writers of small files left in a folder, not what may still be written."""
-    for path in folder.glob(".*.tmp"):
-        with suppress(OSError):
-            if is_left_behind(path):
-                path.unlink()
+    with suppress(OSError):  # it may be gone, or not to be listed
+        for path in list(folder.glob(".*.tmp")):
+            with suppress(OSError):
+                if is_left_behind(path):
+                    path.unlink()
 
 
 def is_left_behind(path: Path) -> bool:
@@ -242,6 +245,6 @@ def make_folder(folder: Path) -> None:
     """
     with refusals_named(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{uuid.uuid4().hex[:8]}.tmp"
+        probe = folder / temporary_name("probe")
         probe.touch()
         probe.unlink()

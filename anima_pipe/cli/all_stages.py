@@ -24,7 +24,7 @@ from anima_pipe.cli.next_step import after_first_look, to_diffusion_models
 from anima_pipe.cli.stage_command import stage_command
 from anima_pipe.cli.typed import handing_over, is_secret
 from anima_pipe.errors import PipeError
-from anima_pipe.files import require_readable_name, write_atomically
+from anima_pipe.files import make_folder, require_readable_name, write_atomically
 from anima_pipe.hub.home import MODEL_OPTIONS
 from anima_pipe.kohya.no_network import trains_the_model
 from anima_pipe.kohya.options import options_of
@@ -34,6 +34,7 @@ from anima_pipe.kohya.rows import Kind, Option
 from anima_pipe.kohya.rules import SEED_SHIFT
 from anima_pipe.plain_text import json_text, on_one_line
 from anima_pipe.runs.interrupts import Terminated
+from anima_pipe.runs.sole_writer import sole_user
 from anima_pipe.runtime import SAID_BEFORE, say, warn
 from anima_pipe.source.prompts import escaped
 
@@ -76,7 +77,8 @@ def run(options: Resolved) -> AllSummary:
         require_readable_name(named, "give another output_dir")
     given = with_defaults(options)
     folder = Path(str(given["output_dir"]))
-    with TemporaryDirectory() as notes:
+    make_folder(folder)
+    with sole_user(folder), TemporaryDirectory() as notes:
         said = Path(notes) / "said"
         said.write_text("".join(f"{json.dumps(text)}\n" for text in _warnings(options)))
         summaries = {name: _run_stage(name, given, folder, said) for name in STAGES}

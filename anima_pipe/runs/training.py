@@ -37,6 +37,7 @@ from anima_pipe.runs.prepare import Training, prepare_training
 from anima_pipe.runs.reports import report_plan
 from anima_pipe.runs.resuming import resume_if_asked
 from anima_pipe.runs.settings.training import TrainSettings
+from anima_pipe.runs.sole_writer import sole_writer
 from anima_pipe.runs.ways import way_of
 from anima_pipe.runtime import (
     Rank,
@@ -157,17 +158,18 @@ def _train(
         check_base(base, settings.model, accelerator.device)
     check_model_files(settings)
     rehearse_saves(settings.save)
-    if trackers:
-        make_folder(trackers.folder.parent)
-    data = prepare_data(settings, seed, accelerator)
-    settings = replace(settings, save=save_config(settings, seed, data))
-    way = way_of(settings)
-    model = way.load(accelerator.device, sharded) if base is None else base
-    model.checkpoint_blocks(settings.model.gradient_checkpointing)
-    module = TextConditionedTransformer(model)
-    with way.put_on(module, seed, shared=base is not None) as subject:
-        training = prepare_training(settings, seed, accelerator, subject, module, data.batches)
-        return _run(settings, training, data.probes, trackers, hooks, stop)
+    with sole_writer(settings.save, accelerator):
+        if trackers:
+            make_folder(trackers.folder.parent)
+        data = prepare_data(settings, seed, accelerator)
+        settings = replace(settings, save=save_config(settings, seed, data))
+        way = way_of(settings)
+        model = way.load(accelerator.device, sharded) if base is None else base
+        model.checkpoint_blocks(settings.model.gradient_checkpointing)
+        module = TextConditionedTransformer(model)
+        with way.put_on(module, seed, shared=base is not None) as subject:
+            training = prepare_training(settings, seed, accelerator, subject, module, data.batches)
+            return _run(settings, training, data.probes, trackers, hooks, stop)
 
 
 def _seed(settings: TrainSettings, accelerator: Accelerator) -> int:

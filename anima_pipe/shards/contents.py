@@ -12,6 +12,7 @@ from anima_pipe.files import remove_left_behind
 from anima_pipe.records import T5_LIMIT
 from anima_pipe.shards.folders import DESCRIPTION, Kind, find_folder
 from anima_pipe.shards.index import INDEX_SUFFIX, Problem, ShardIndex, index_path, load_index
+from anima_pipe.shards.leases import holders
 from anima_pipe.shards.mirror import mirror_at
 from anima_pipe.shards.packed_keys import KeySet
 from anima_pipe.shards.trash import empty_trash
@@ -110,6 +111,7 @@ def tidy(cache_dir: Path) -> None:
     folders = (path for kind in TENSORS for path in cache_dir.glob(f"{kind}-*"))
     for folder in (path for path in folders if (path / DESCRIPTION).is_file()):
         remove_abandoned(folder)
+        holders(folder)  # which removes the leases of the dead
         # A mirror has sidecars of shards that it has not fetched.
         for tar in () if mirror_at(cache_dir) else _lost_shards(folder):
             with suppress(OSError):

@@ -16,7 +16,7 @@ from anima_pipe.shards.codec import TORCH_DTYPES, Codec, Value
 from anima_pipe.shards.contents import read_shards
 from anima_pipe.shards.folders import Identity, find_folder
 from anima_pipe.shards.index import Problem, ShardIndex, rebuild_index
-from anima_pipe.shards.leases import Lease
+from anima_pipe.shards.leases import lease_of
 from anima_pipe.shards.mirror import mirror_at
 from anima_pipe.shards.sample import unseal
 from anima_pipe.shards.trash import place_in_trash
@@ -48,7 +48,7 @@ class Store(Generic[Value]):
         """Whose tensors these are; None: there is no such cache, and the store is empty."""
         self._mirror = mirror_at(cache_dir)
         # Before its sidecars are read: what they name then stays.
-        self._lease = Lease(found[0]) if found and not self._mirror else None
+        self._lease = lease_of(found[0]) if found and not self._mirror else None
         shards, problems = read_shards(found[0], codec.kind) if found else ([], [])
         self.problems: tuple[Problem, ...] = tuple(problems)
         """What was found wrong while opening: rebuilt sidecars, damaged samples."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +20,7 @@ from anima_pipe.files import (
     remove_left_behind,
     sync_folder,
 )
+from anima_pipe.leases import is_locked, lock, own_host
 
 SUFFIX: Final = ".unfinished"
 
@@ -105,32 +104,3 @@ def _is_abandoned(path: Path) -> bool:
 
 def _age_seconds(path: Path) -> float:
     return time.time() - path.stat().st_mtime
-
-
-def own_host() -> str:
-    """Return this machine's name, in letters that stand in names of files."""
-    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "unknown"
-
-
-def lock(file: BinaryIO) -> None:
-    """Lock an open file, where the system can, for as long as it is open."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    with suppress(OSError):  # some network filesystems have no locks
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def is_locked(path: Path) -> bool:
-    """Tell whether anybody has a file locked."""
-    if sys.platform == "win32":
-        return False
-    import fcntl
-
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False

@@ -17,7 +17,7 @@ from anima_pipe.errors import OutputError
 from anima_pipe.shards.codec import Codec, Value, stored_tensors
 from anima_pipe.shards.folders import Identity, StoredDtype, make_folder
 from anima_pipe.shards.index import ShardIndex, write_index
-from anima_pipe.shards.leases import Lease
+from anima_pipe.shards.leases import lease_of
 from anima_pipe.shards.mirror import mirror_at
 from anima_pipe.shards.packed_keys import KeySet
 from anima_pipe.shards.places import open_place
@@ -97,7 +97,7 @@ class ShardWriter(Generic[Value]):
             self._shipping = Shipping(mirror)
             self._shipping.describe(self.folder)
             self.folder = make_folder(mirror.outgoing, identity)
-        self._lease = Lease(self.folder)
+        self._lease = lease_of(self.folder)
         remove_abandoned(self.folder)
         # Names sort by time, so that of two copies of a sample the older is read: deterministic.
         self._name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
