@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import stat
 import sys
@@ -26,6 +27,9 @@ ABANDONED_AFTER_SECONDS: Final = 24 * 3600
 MOST_SMALL_BYTES: Final = 4 * 2**20
 """Of a file of settings: a dataset of ten thousand folders has one of 1 MiB."""
 
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+"""What systems answer where a disk, or a user's share of it, is full."""
+
 _FOLDERS_NOT_OPENED: Final = (errno.EISDIR, errno.EACCES)
 _FOLDERS_NOT_FLUSHED: Final = (errno.EINVAL, errno.EBADF)
 """What systems answer that can do neither; anything else is the disk's failure."""
@@ -42,9 +46,24 @@ def refusals_named(path: Path) -> Generator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"cannot write {path}: {error.strerror or error}",
-            "check that the folder can be written and that the disk has room",
+            f"cannot write {path}: {error.strerror or error}", _remedy_of(error, path)
         ) from error
+
+
+def _remedy_of(error: OSError, path: Path) -> str:
+    """Return what is to be done about a disk that refused to write a path."""
+    if error.errno == errno.EIO:
+        return "check the disk, whose failures the system's log names"
+    if error.errno not in NO_ROOM:
+        return "check that the folder can be written and that the disk has room"
+    place = path.absolute()
+    while not place.exists() or not (place.is_mount() or place == place.parent):
+        place = place.parent
+    with suppress(OSError):
+        disk = shutil.disk_usage(place)
+        room = f"{disk.free / 1e6:,.0f} MB of {disk.total / 1e9:,.1f} GB are free"
+        return f"make room on the disk at {place} ({room}), or have its quota raised"
+    return f"make room on the disk at {place}"
 
 
 @contextmanager

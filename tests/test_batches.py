@@ -187,3 +187,6 @@ class _Nothing:
     def __getitem__(self, key: str):
         empty = torch.zeros(1, WIDTH)
         return condition(1, 1) if key.endswith("t") or key == EMPTY_CAPTION else empty
+
+    def stacked(self, keys: list[str]):
+        return torch.stack([self[key] for key in keys])

@@ -12,7 +12,7 @@ from commands import MODEL, anima_pipe, demo_pictures, files_in, options, write_
 from anima_pipe.cli.main import main
 from anima_pipe.runtime import LOGGER
 from anima_pipe.shards import LatentWriter, open_cache
-from anima_pipe.shards.index import index_path
+from anima_pipe.shards.sidecar import index_path
 
 
 def cache(*words: object) -> Result:

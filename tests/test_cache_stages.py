@@ -18,7 +18,7 @@ from anima_pipe.dataset.survey import survey_pictures
 from anima_pipe.errors import CacheError, DataError
 from anima_pipe.fill import CacheSettings, LatentSettings, fill_latents
 from anima_pipe.shards import open_cache
-from anima_pipe.shards.index import index_path
+from anima_pipe.shards.sidecar import index_path
 
 Options = dict[str, object]
 STAGES = [("cache-latents", "latents"), ("encode-text", "text")]

@@ -1,6 +1,10 @@
 """Looking at pictures again: only those that may have changed are read."""
 
 import os
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +16,7 @@ from PIL import Image
 from anima_pipe.errors import DataError
 from anima_pipe.records import ImageFile
 from anima_pipe.source.images import read_image_file
-from anima_pipe.source.scan import scan_images
+from anima_pipe.source.scan import READING_THREADS, scan_images
 
 LONG_AGO = 1_000_000_000
 
@@ -229,3 +233,78 @@ def test_a_picture_that_cannot_be_read_is_looked_at_every_time(pictures, cache):
         assert all(isinstance(one, ImageFile) for one in found[1:])
     pictures[0].unlink()
     assert isinstance(next(scan_images(pictures, cache)), DataError)
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> list[Path]:
+    """As many pictures as a scan is not done with at once."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    content = draw(tmp_path / "one.png", (9, 9, 9)).read_bytes()
+    paths = [folder / f"{number:05}.png" for number in range(5000)]
+    for number, path in enumerate(paths):
+        path.write_bytes(content + b"%d" % number)
+        os.utime(path, (LONG_AGO, LONG_AGO))
+    return paths
+
+
+SCAN = """
+import os, signal, sys
+from pathlib import Path
+from anima_pipe.runs.interrupts import terminations_raised
+from anima_pipe.source.scan import scan_images
+folder, cache, number, last = *map(Path, sys.argv[1:3]), *map(int, sys.argv[3:])
+with terminations_raised():
+    for place, image in enumerate(scan_images(sorted(folder.iterdir()), cache)):
+        if place == last:
+            os.kill(os.getpid(), number)
+"""
+
+
+def scan_until(number: signal.Signals, last: int, folder: Path, cache: Path) -> None:
+    """Let another process scan pictures and send itself a signal after some of them."""
+    command = [sys.executable, "-c", SCAN, folder, cache, str(int(number)), str(last)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert number == signal.SIGTERM or ran.returncode == -number, ran.stderr
+
+
+def test_a_scan_that_is_killed_remembers_all_but_the_last_few_thousand(many, cache, read):
+    scan_until(signal.SIGKILL, 4600, many[0].parent, cache)
+    after = scan(many, cache)
+    assert len(read) <= 2000
+    read.clear()
+    assert scan(many, cache) == after == list(scan_images(many, None))
+    assert len(read) == len(many)  # of the last, which remembers nothing
+    assert [file.suffixes for file in (cache / "scan").iterdir()] == [[".tsv"]]
+
+
+def test_a_scan_that_is_terminated_remembers_all_that_it_saw(many, cache, read):
+    scan_until(signal.SIGTERM, 150, many[0].parent, cache)
+    scan(many, cache)
+    assert len(read) <= len(many) - 150
+
+
+def test_parts_of_a_killed_scan_that_are_damaged_cost_reading_again(many, cache, read):
+    scan_until(signal.SIGKILL, 4600, many[0].parent, cache)
+    parts = list((cache / "scan").glob("*.part.tsv"))
+    assert len(parts) >= 2
+    parts[0].write_bytes(parts[0].read_bytes()[:-20])
+    scan(many, cache)
+    assert 1500 < len(read) < 5000
+
+
+def test_whoever_stops_a_scan_waits_for_no_picture_that_was_not_begun(many, cache, monkeypatch):
+    may_read, begun = threading.Event(), []
+
+    def slow(path: Path) -> ImageFile:
+        begun.append(path)
+        if path > many[31]:
+            may_read.wait(60)
+        return read_image_file(path)
+
+    monkeypatch.setattr("anima_pipe.source.scan.read_image_file", slow)
+    found = scan_images(many, cache)
+    next(found)
+    threading.Timer(0.5, may_read.set).start()
+    found.close()
+    assert len(begun) <= 32 + READING_THREADS

@@ -21,7 +21,8 @@ from safetensors.torch import load
 from anima_pipe.errors import CacheError, DataError
 from anima_pipe.records import TextCondition
 from anima_pipe.shards import LatentWriter, TextWriter, open_cache
-from anima_pipe.shards.index import MemberColumns, ShardIndex, TensorColumns, write_index
+from anima_pipe.shards.index import MemberColumns, ShardIndex, TensorColumns
+from anima_pipe.shards.sidecar import write_index
 
 FINGERPRINT = "3fa1c2" + 58 * "0"
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -108,14 +109,38 @@ def test_the_same_samples_make_the_same_bytes(tmp_path):
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_tensors_lie_in_the_mapped_shard_and_bring_only_themselves(tmp_path):
+def test_a_sample_lies_in_memory_of_its_own_and_brings_only_itself(tmp_path):
     write_latents(tmp_path, range(3))
     store = open_cache(tmp_path).latents
 
-    one, again = store["key1"], store["key1"]
+    one = store["key1"]
+    one.zero_()  # what is done to one is done to no other
 
-    assert one.data_ptr() == again.data_ptr()
+    assert torch.equal(store["key1"], latent(1).half())
     assert one.untyped_storage().nbytes() == one.nbytes
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_batch_read_at_once_holds_what_its_samples_hold(tmp_path, dtype):
+    write_latents(tmp_path, range(5), dtype, shard_bytes=8000)
+    store = open_cache(tmp_path).latents
+    keys = ["key3", "key0", "key3", "key4"]
+
+    for _ in range(2):  # the first reading compares more than the second
+        batch = store.stacked(keys)
+        assert batch.dtype == DTYPES[dtype]
+        assert torch.equal(batch, torch.stack([store[key] for key in keys]))
+
+
+def test_a_batch_of_two_dtypes_is_in_one_that_holds_all(tmp_path):
+    large = latent(1) * 1e5
+    with LatentWriter(tmp_path, FINGERPRINT, "fp16", "vae") as writer:
+        writer.add("small", latent(0), {})
+        writer.add("large", large, {})
+
+    batch = open_cache(tmp_path).latents.stacked(["small", "large"])
+
+    assert torch.equal(batch, torch.stack([latent(0).half().float(), large.bfloat16().float()]))
 
 
 def test_the_writers_summary_counts_what_was_published(tmp_path):

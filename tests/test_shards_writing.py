@@ -1,19 +1,17 @@
 """Whatever happens to a writer, every published shard is whole and the next run goes on."""
 
-import errno
 import fcntl
 import itertools
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tarfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import pytest
 import torch
@@ -214,67 +212,6 @@ def test_nothing_of_a_shard_in_progress_is_taken_for_a_shard(tmp_path):
     assert during == []
     assert len(list(tmp_path.rglob("*.tar"))) == 1
     assert unfinished(tmp_path) == []
-
-
-@contextmanager
-def small_disk(folder, size):
-    """Mount a filesystem of `size` bytes, where that is allowed."""
-    folder.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("mounting a small filesystem is not allowed here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_is_said_and_loses_only_the_shard_in_progress(tmp_path):
-    with small_disk(tmp_path / "disk", 256 * 1024) as disk:
-        with pytest.raises(OutputError, match=r"cannot write .*\.tar: No space left.*\n.*room"):
-            write(disk, range(1000), shard_bytes=50_000)
-
-        store = open_cache(disk).latents
-        assert list(store) == [f"key{n}" for n in range(len(store))]
-        assert len(store) > 20
-        assert store.verify() == []
-        assert unfinished(disk) == []
-        del store  # which has a lease on that disk
-
-
-def test_a_file_size_limit_is_said_and_loses_only_the_shard_in_progress(tmp_path):
-    ran = run_writer(
-        """
-from anima_pipe.errors import OutputError
-fill(sys.argv[1], range(10))
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-try:
-    fill(sys.argv[1], range(10, 100), shard_bytes=2**20)
-except OutputError as error:
-    print(error)
-""",
-        tmp_path,
-    )
-    assert re.match(rf"cannot write .*\.tar: {os.strerror(errno.EFBIG)}\n  Fix: ", ran.stdout)
-    assert sorted(open_cache(tmp_path).latents) == sorted(f"key{n}" for n in range(10))
-    assert unfinished(tmp_path) == []
-
-
-def test_a_writer_can_go_on_after_the_disk_refused_a_shard(tmp_path):
-    with small_disk(tmp_path / "disk", 512 * 1024) as disk:
-        ballast = disk / "ballast"
-        ballast.write_bytes(bytes(470 * 1024))
-        with LatentWriter(disk, FINGERPRINT, "fp16", "vae") as writer:
-            writer.add("key0", torch.ones(16, 8, 8), {})
-            with pytest.raises(OutputError):
-                writer.add("large", torch.ones(16, 64, 64), {})
-            ballast.unlink()
-            writer.add("key0", torch.ones(16, 8, 8), {})
-
-        assert list(open_cache(disk).latents) == ["key0"]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

@@ -122,7 +122,7 @@ class Batches:
 
 def read_batch(visits: Sequence[Visit], cache: Cache) -> Batch:
     """Read the visits' latents, masks and texts, in their stored dtypes, on the CPU."""
-    latents = torch.stack([cache.latents[visit.latent] for visit in visits])
+    latents = cache.latents.stacked([visit.latent for visit in visits])
     masks = [cache.masks[visit.mask] if visit.mask else None for visit in visits]
     return Batch(
         latents=latents,

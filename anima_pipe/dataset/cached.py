@@ -35,10 +35,7 @@ from anima_pipe.shards.text import caption_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedSample:
-    """One picture as a training step sees it, on the CPU.
-
-    Its tensors lie in the mapped shards: do not change them in place.
-    """
+    """One picture as a training step sees it, on the CPU."""
 
     latent: torch.Tensor
     """Float[16, H, W], normalised, in the cache's dtype."""

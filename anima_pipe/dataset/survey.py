@@ -13,7 +13,7 @@ pictures than for 1,000, and training, which asks for all records, may keep them
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -178,18 +178,19 @@ def survey_pictures(
     table = SampleTable(pictures)
     skipped: list[Skipped] = []
     too_small = 0
-    found = _scanned(pictures, cache_dir, max_image_pixels, rehash=rehash)
-    for place, (picture, image, mask) in enumerate(found):
-        if isinstance(image, ImageFile) and picture.dataset.leaves_out(image.size):
-            too_small += 1
-            continue
-        try:
-            with one_item(picture.path, REMEDY):
-                sample = _sample(picture, image, mask, caption_variants, crop_variants)
-        except DataError as error:
-            skipped.append(Skipped(name=str(picture.path), reason=error.problem))
-        else:
-            table.append(place, sample)
+    # Closed, so that an interrupted scan is written down before anything else is done.
+    with closing(_scanned(pictures, cache_dir, max_image_pixels, rehash=rehash)) as found:
+        for place, (picture, image, mask) in enumerate(found):
+            if isinstance(image, ImageFile) and picture.dataset.leaves_out(image.size):
+                too_small += 1
+                continue
+            try:
+                with one_item(picture.path, REMEDY):
+                    sample = _sample(picture, image, mask, caption_variants, crop_variants)
+            except DataError as error:
+                skipped.append(Skipped(name=str(picture.path), reason=error.problem))
+            else:
+                table.append(place, sample)
     if too_small:
         say(f"{too_small} of {len(pictures)} pictures are left out by skip_image_resolution")
     if not len(table):
@@ -218,7 +219,7 @@ def _tell_what_is_unused(regularisation: int, faceless: int) -> None:
 
 def _scanned(
     pictures: Sequence[Picture], cache_dir: Path | None, max_image_pixels: int, *, rehash: bool
-) -> Iterator[tuple[Picture, ImageFile | DataError, ImageFile | DataError | None]]:
+) -> Generator[tuple[Picture, ImageFile | DataError, ImageFile | DataError | None]]:
     """Yield each picture with what the scan found, of itself and of its mask if it has one.
 
     What must not be decoded is as good as unreadable.

@@ -3,11 +3,13 @@
     keys        what a sample is called: a hash of everything that changes its tensors
     folders     one folder per encoder: cache.json says whose tensors are in it
     tar         the bytes of a shard: plain tar members, as webdataset names them
-    index       the sidecar of a shard: where every member lies, and its checksum
+    index       what lies in a shard: where every member is, and its checksum
+    sidecar     the file beside a shard that says so, and how it is made of the shard
     unfinished  shards that are being written, and those that dead writers left behind
     codec       how a sample becomes tensors and bytes
     writer      fills shards and publishes them whole
-    store       reads samples at random from mapped shards, and verifies them
+    reading     reads a shard by position; what cannot be read is an error that names the sample
+    store       reads samples at random, and verifies them
     contents    what a cache holds, told from the sidecars
     statistics  the same in numbers
     leases      who has a cache open

@@ -11,10 +11,11 @@ from typing import Final
 from anima_pipe.files import remove_left_behind
 from anima_pipe.records import T5_LIMIT
 from anima_pipe.shards.folders import DESCRIPTION, Kind, find_folder
-from anima_pipe.shards.index import INDEX_SUFFIX, Problem, ShardIndex, index_path, load_index
+from anima_pipe.shards.index import Problem, ShardIndex
 from anima_pipe.shards.leases import holders
 from anima_pipe.shards.mirror import mirror_at
 from anima_pipe.shards.packed_keys import KeySet
+from anima_pipe.shards.sidecar import INDEX_SUFFIX, index_path, load_index
 from anima_pipe.shards.trash import empty_trash
 from anima_pipe.shards.unfinished import remove_abandoned
 
@@ -140,6 +141,9 @@ def _indices(folder: Path) -> Iterator[tuple[Path, ShardIndex | Problem]]:
             shard, problem = load_index(tar, tar.stat().st_size)
         except FileNotFoundError:
             continue  # removed just now, because nobody needs it or a new one is in its place
+        except OSError as error:
+            yield tar, Problem(shard=tar, reason=f"cannot be read: {error.strerror}; not used")
+            continue
         if problem:
             yield tar, problem
         yield tar, shard

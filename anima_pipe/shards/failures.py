@@ -6,12 +6,12 @@ they carry.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
 from anima_pipe.errors import PipeError
+from anima_pipe.files import NO_ROOM
 from anima_pipe.secrecy import redacted
 
 ATTEMPTS: Final = 3
@@ -21,7 +21,6 @@ FIRST_PAUSE_SECONDS: Final = 0.5
 """Before the second attempt; doubled before each further one."""
 
 _HOPELESS: Final = (FileNotFoundError, PermissionError, NotImplementedError, IsADirectoryError)
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED: Final = (401, 403)
 """Statuses of http that stay the same however often one asks."""
 
@@ -67,7 +66,7 @@ def _is_refusal(error: Exception) -> bool:
 
 def lacks_room(error: Exception) -> bool:
     """Tell whether this machine's disk is full."""
-    return isinstance(error, OSError) and error.errno in _NO_ROOM
+    return isinstance(error, OSError) and error.errno in NO_ROOM
 
 
 def remedy_of(error: Exception) -> str:

@@ -15,8 +15,8 @@ from typing import Final, Literal
 from anima_pipe import __version__
 from anima_pipe.errors import CacheError
 from anima_pipe.files import refusals_named, write_atomically
-from anima_pipe.shards.index import INDEX_SUFFIX
 from anima_pipe.shards.mirror import mirror_at
+from anima_pipe.shards.sidecar import INDEX_SUFFIX
 
 Kind = Literal["latents", "masks", "text"]
 StoredDtype = Literal["fp16", "bf16", "fp32"]

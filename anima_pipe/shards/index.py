@@ -1,50 +1,16 @@
-"""The sidecar of a shard, `<shard>.index.json`: where every member lies, and its checksum.
-
-It holds columns, one entry per sample, so that a cache of 100,000 samples opens in a blink:
-
-    {"version": 1, "tar": "w-000000.tar", "tar_bytes": 268000256,
-     "keys": ["0f3a...", ...],
-     "safetensors": {"offset": [...], "length": [...], "crc32": [...], "xxh3": [...]},
-     "json":        {"offset": [...], "length": [...], "crc32": [...]},
-     "tensors": {"latent": {"dtype": ["F16", ...], "shape": [[16, 96, 64], ...], "offset": [...]}},
-     "damaged": [], "checksum": "0f3a51c2"}
-
-Offsets count from the start of the tar; a tensor's offset is that of its first value. `damaged`
-lists keys that are in the tar but no longer whole: readers treat them as absent, so the next
-caching run encodes them again. A sidecar is a function of its tar's bytes: it can be rebuilt.
-"""
+"""What lies in a shard and where, in columns of one entry per sample, as its sidecar has them."""
 
 from __future__ import annotations
 
-import json
 import sys
 import zlib
 from array import array
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, cast
 
-from anima_pipe.errors import OutputError
-from anima_pipe.files import write_atomically
-from anima_pipe.shards.checksum import has_its_checksum, with_checksum
-from anima_pipe.shards.sample import (
-    METADATA,
-    PAYLOAD,
-    TensorPlace,
-    is_intact,
-    quick_hash,
-    tensor_places,
-)
-from anima_pipe.shards.tar import BLOCK, Span, read_members
-
-INDEX_VERSION: Final = 1
-INDEX_SUFFIX: Final = ".index.json"
-
-
-class UnfitIndexError(ValueError):
-    """A sidecar that is missing, unreadable or of another tar; the text completes "it ..."."""
+from anima_pipe.shards.sample import METADATA, PAYLOAD, TensorPlace, quick_hash, tensor_places
+from anima_pipe.shards.tar import Span, padded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +49,9 @@ class MemberColumns:
         """Leave the first so many samples."""
         del self.offset[samples:], self.length[samples:], self.crc32[samples:]
 
-    def is_whole(self, row: int, shard: memoryview) -> bool:
-        """Tell whether a member in the shard's bytes has its checksum."""
-        start = self.offset[row]
-        return zlib.crc32(shard[start : start + self.length[row]]) == self.crc32[row]
+    def span(self, row: int) -> Span:
+        """Return where a sample's member lies."""
+        return Span(self.offset[row], self.length[row])
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +68,10 @@ class TensorColumns:
         self.dtype.append(sys.intern(place.dtype))
         self.shape.append(self.shape[-1] if same else place.shape)
         self.offset.append(payload_offset + place.offset)
+
+    def kind(self, row: int) -> tuple[str, tuple[int, ...]]:
+        """Return a sample's dtype, by safetensors' name, and shape."""
+        return self.dtype[row], self.shape[row]
 
     def cut(self, samples: int) -> None:
         """Leave the first so many samples."""
@@ -160,201 +129,6 @@ class ShardIndex:
             key: shape[0] for key, shape in zip(self.keys, shapes, strict=True) if shape[0] > limit
         }
 
-    def is_whole(self, row: int, shard: memoryview) -> bool:
-        """Tell whether a sample is where the index says, and both members have their checksums."""
-        return (
-            self._is_named(row, shard)
-            and self.payloads.is_whole(row, shard)
-            and self.metadata.is_whole(row, shard)
-        )
-
-    def seems_whole(self, row: int, shard: memoryview) -> bool:
-        """Tell the same by the quick hash of the tensors, which a first read can afford."""
-        if not self.payload_hashes:
-            return self.is_whole(row, shard)
-        start = self.payloads.offset[row]
-        payload = shard[start : start + self.payloads.length[row]]
-        return (
-            self._is_named(row, shard)
-            and quick_hash(payload) == self.payload_hashes[row]
-            and self.metadata.is_whole(row, shard)
-        )
-
-    def _is_named(self, row: int, shard: memoryview) -> bool:
-        """Tell whether the tar header before the tensors names the sample, not another one."""
-        start = self.payloads.offset[row] - BLOCK
-        name = f"{self.keys[row]}.{PAYLOAD}".encode()
-        return bytes(shard[start : start + len(name)]) == name
-
-
-def index_path(tar: Path) -> Path:
-    """Return the path of a shard's sidecar."""
-    return tar.with_suffix(INDEX_SUFFIX)
-
-
-def load_index(tar: Path, tar_bytes: int) -> tuple[ShardIndex, Problem | None]:
-    """Read a shard's sidecar; where it is missing or does not fit, rebuild it from the tar.
-
-    Args:
-        tar: The shard.
-        tar_bytes: Its size on disk.
-
-    Returns:
-        The index, and why it had to be rebuilt, if so.
-    """
-    try:
-        return read_index(tar, tar_bytes), None
-    except UnfitIndexError as error:
-        problem = Problem(shard=tar, reason=f"{error}; it was rebuilt from the tar")
-        return rebuild_index(tar), problem
-
-
-def read_index(tar: Path, tar_bytes: int) -> ShardIndex:
-    """Read a shard's sidecar; the shard itself need not be there.
-
-    Args:
-        tar: The shard.
-        tar_bytes: Its size.
-
-    Raises:
-        UnfitIndexError: There is none, it cannot be read, or it is another tar's.
-    """
-    try:
-        index = _from_json(json.loads(_checked(index_path(tar).read_bytes())))
-    except FileNotFoundError as error:
-        raise UnfitIndexError("had no sidecar") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnfitIndexError("had a damaged sidecar") from error
-    if (index.tar, index.tar_bytes) != (tar.name, tar_bytes):
-        raise UnfitIndexError("had the sidecar of another tar")
-    return index
-
-
-def _checked(content: bytes) -> bytes:
-    if not has_its_checksum(content):
-        raise ValueError("not its checksum")
-    return content
-
-
-def rebuild_index(tar: Path) -> ShardIndex:
-    """Make a shard's index from the tar itself, checking every sample, and write it if possible."""
-    index = ShardIndex(tar=tar.name, tar_bytes=tar.stat().st_size)
-    places: dict[str, dict[str, Span]] = {}
-    for name, span in read_members(tar):
-        key, _, extension = name.partition(".")
-        places.setdefault(key, {})[extension] = span
-    with tar.open("rb") as file:
-        for key, spans in places.items():
-            members: dict[str, bytes] = {}
-            for extension, span in spans.items():
-                file.seek(span.offset)
-                members[extension] = file.read(span.length)
-            if not _add_if_whole(index, key, spans, members):
-                index.damaged.append(key)
-    with suppress(OutputError):  # a cache on a read-only disk can be read, it only opens slower
-        write_index(tar, index)
-    return index
-
-
-def write_index(tar: Path, index: ShardIndex) -> None:
-    """Write a shard's sidecar, whole or not at all.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
-    write_atomically(index_path(tar), with_checksum(_json_text(_columns(index)).encode()))
-
-
-def _add_if_whole(
-    index: ShardIndex, key: str, spans: Mapping[str, Span], members: Mapping[str, bytes]
-) -> bool:
-    if not {PAYLOAD, METADATA} <= members.keys():
-        return False
-    if not is_intact(members[METADATA], members[PAYLOAD]):
-        return False
-    try:
-        index.add(key, spans, members)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return True
-
-
-def _json_text(value: object) -> str:
-    """Return JSON, made a column at a time: as single texts numbers take much more room."""
-    if isinstance(value, Mapping):
-        table = cast("Mapping[str, object]", value)
-        return (
-            "{" + ",".join(f'"{name}":{_json_text(entry)}' for name, entry in table.items()) + "}"
-        )
-    column = cast("array[int]", value).tolist() if isinstance(value, array) else value
-    return json.dumps(column, separators=(",", ":"))
-
-
-def _columns(index: ShardIndex) -> dict[str, object]:
-    return {
-        "version": INDEX_VERSION,
-        "tar": index.tar,
-        "tar_bytes": index.tar_bytes,
-        "keys": index.keys,
-        PAYLOAD: {**_member_columns(index.payloads), "xxh3": index.payload_hashes},
-        METADATA: _member_columns(index.metadata),
-        "tensors": {
-            name: {
-                "dtype": columns.dtype,
-                "shape": columns.shape,
-                "offset": columns.offset,
-            }
-            for name, columns in index.tensors.items()
-        },
-        "damaged": index.damaged,
-    }
-
-
-def _from_json(fields: dict[str, Any]) -> ShardIndex:
-    """Read a sidecar's columns.
-
-    Raises:
-        ValueError: Another version, or columns of unequal length. A column that is missing or of
-            another kind raises KeyError or TypeError.
-    """
-    if fields["version"] != INDEX_VERSION:
-        raise ValueError(f"sidecar version {fields['version']}")
-    index = ShardIndex(
-        tar=fields["tar"],
-        tar_bytes=fields["tar_bytes"],
-        keys=list(fields["keys"]),
-        payloads=_read_member_columns(fields[PAYLOAD]),
-        payload_hashes=array("Q", fields[PAYLOAD].get("xxh3", ())),
-        metadata=_read_member_columns(fields[METADATA]),
-        tensors={name: _read_tensor_columns(lists) for name, lists in fields["tensors"].items()},
-        damaged=list(fields["damaged"]),
-    )
-    tensors = index.tensors.values()
-    columns = [c for m in (index.payloads, index.metadata) for c in (m.offset, m.length, m.crc32)]
-    columns += [column for t in tensors for column in (t.dtype, t.shape, t.offset)]
-    if index.payload_hashes:
-        columns.append(index.payload_hashes)
-    if any(len(column) != len(index.keys) for column in columns):
-        raise ValueError("columns of unequal length")
-    return index
-
-
-def _member_columns(columns: MemberColumns) -> dict[str, array[int]]:
-    return {"offset": columns.offset, "length": columns.length, "crc32": columns.crc32}
-
-
-def _read_member_columns(lists: dict[str, list[int]]) -> MemberColumns:
-    return MemberColumns(
-        array("q", lists["offset"]), array("q", lists["length"]), array("q", lists["crc32"])
-    )
-
-
-def _read_tensor_columns(lists: dict[str, list[Any]]) -> TensorColumns:
-    # Many samples share a shape and all share a dtype: one object for each, not 100,000.
-    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
-    dtypes: dict[str, str] = {}
-    return TensorColumns(
-        [dtypes.setdefault(dtype, dtype) for dtype in lists["dtype"]],
-        [shapes.setdefault(shape, shape) for shape in map(tuple, lists["shape"])],
-        array("q", lists["offset"]),
-    )
+    def end(self, row: int) -> int:
+        """Return where the next sample's bytes begin."""
+        return padded(max(self.payloads.span(row).end, self.metadata.span(row).end))

@@ -15,7 +15,6 @@ room is made, and until then nobody looks at it.
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Generator, Iterator
 from collections.abc import Set as AbstractSet
@@ -28,18 +27,18 @@ from anima_pipe.errors import CacheError, OutputError
 from anima_pipe.files import put_in_place, refusals_named, write_atomically
 from anima_pipe.runtime import counted, say, warn
 from anima_pipe.shards.copies import update_copies
-from anima_pipe.shards.index import (
+from anima_pipe.shards.index import Problem, ShardIndex
+from anima_pipe.shards.manifest import Listing, listing_text, read_listing
+from anima_pipe.shards.mirrored import described
+from anima_pipe.shards.reading import ShardReader
+from anima_pipe.shards.remote import Remote
+from anima_pipe.shards.sidecar import (
     INDEX_SUFFIX,
-    Problem,
-    ShardIndex,
     UnfitIndexError,
     index_path,
     read_index,
     rebuild_index,
 )
-from anima_pipe.shards.manifest import Listing, listing_text, read_listing
-from anima_pipe.shards.mirrored import described
-from anima_pipe.shards.remote import Remote
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -182,7 +181,7 @@ class Mirror:
     def make_room(self, length: int) -> None:
         """Remove shards, the least recently used first, until so many bytes more are allowed.
 
-        A process that has mapped one of them keeps its bytes until it lets go of them.
+        A process that has one of them open keeps its bytes until it lets go of them.
         """
         with self.locked("room"):
             # Only what is a mirror: whatever else lies here is not ours to remove.
@@ -343,12 +342,11 @@ def _is_whole(path: Path, shard: ShardIndex) -> bool:
     """Tell whether a copy has the size and every checksum that its sidecar says."""
     if _size(path) != shard.tar_bytes:
         return False
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-        memoryview(mapped) as view,
-    ):
-        return all(shard.is_whole(row, view) for row in range(len(shard.keys)))
+    try:
+        reader = ShardReader(path, shard)
+        return all(reader.members(row) for row in range(len(shard.keys)))
+    except CacheError:
+        return False
 
 
 def _publish(partial: Path, tar: Path) -> None:

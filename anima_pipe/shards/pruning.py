@@ -8,7 +8,6 @@ what is removed lies in the trash for a while.
 
 from __future__ import annotations
 
-import mmap
 import re
 import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -21,10 +20,11 @@ from anima_pipe.errors import OutputError
 from anima_pipe.files import refusals_named
 from anima_pipe.shards.contents import read_shards
 from anima_pipe.shards.folders import Kind, described_folders
-from anima_pipe.shards.index import ShardIndex, index_path, write_index
+from anima_pipe.shards.index import ShardIndex
 from anima_pipe.shards.leases import LEASES, holders
 from anima_pipe.shards.mirror import Mirror, mirror_at
-from anima_pipe.shards.sample import METADATA, PAYLOAD
+from anima_pipe.shards.reading import ShardReader
+from anima_pipe.shards.sidecar import index_path, write_index
 from anima_pipe.shards.tar import BLOCK, END_OF_ARCHIVE, tar_sample
 from anima_pipe.shards.trash import move_to_trash, place_in_trash, put_back
 from anima_pipe.shards.writer import ShardInProgress
@@ -172,26 +172,16 @@ def _write_kept(waste: Waste) -> Path | None:
     stem = re.sub(r"(?<=-\d{6})-[0-9a-f]{4}$", "", waste.tar.stem)
     shard = ShardInProgress(waste.tar.with_name(f"{stem}-{secrets.token_hex(2)}.tar"))
     try:
-        with waste.tar.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        with mapped, memoryview(mapped) as view:
-            for row in waste.kept_rows:
-                if index.is_whole(row, view):
-                    members = _members(index, row, view)
-                    shard.add(index.keys[row], members, *tar_sample(index.keys[row], members))
+        old = ShardReader(waste.tar, index)
+        for row in waste.kept_rows:
+            if members := old.members(row):
+                shard.add(index.keys[row], members, *tar_sample(index.keys[row], members))
         if not shard.keys:
             return None
-        shard.publish()
+        if refused := shard.publish():
+            raise refused
         new = waste.tar.with_name(shard.index.tar)
         write_index(new, shard.index)
     finally:
         shard.discard()
     return new
-
-
-def _members(index: ShardIndex, row: int, shard: memoryview) -> dict[str, bytes]:
-    places = {METADATA: index.metadata, PAYLOAD: index.payloads}
-    return {
-        name: bytes(shard[columns.offset[row] : columns.offset[row] + columns.length[row]])
-        for name, columns in places.items()
-    }

@@ -71,9 +71,12 @@ def is_intact(content: bytes, payload: bytes) -> bool:
     return expected == _checksum(fields, payload)
 
 
-def quick_hash(content: bytes | memoryview) -> int:
+def quick_hash(*parts: bytes | memoryview) -> int:
     """Return XXH3's 64 bits of the bytes: found as fast as memory is read, ten times as crc32."""
-    return xxhash.xxh3_64_intdigest(content)
+    digest = xxhash.xxh3_64()
+    for part in parts:
+        digest.update(part)
+    return digest.intdigest()
 
 
 def tensor_places(payload: bytes) -> dict[str, TensorPlace]:

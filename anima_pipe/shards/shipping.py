@@ -14,8 +14,8 @@ from anima_pipe.errors import OutputError, PipeError
 from anima_pipe.files import refusals_named
 from anima_pipe.runtime import counted, say, warn
 from anima_pipe.shards.folders import DESCRIPTION
-from anima_pipe.shards.index import index_path, load_index
 from anima_pipe.shards.mirror import Mirror, mirror_at
+from anima_pipe.shards.sidecar import index_path, load_index
 from anima_pipe.shards.unfinished import remove_abandoned
 
 

@@ -1,13 +1,12 @@
-"""Reading a cache: any sample at any time, as tensors that lie in the mapped shard."""
+"""Reading a cache: any sample at any time, by its place in its shard."""
 
 from __future__ import annotations
 
 import math
-import mmap
-from collections.abc import Iterator, KeysView
-from functools import lru_cache
+from collections.abc import Iterator, KeysView, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Final, Generic
+from typing import Any, Final, Generic, cast
 
 import torch
 
@@ -15,21 +14,24 @@ from anima_pipe.errors import CacheError
 from anima_pipe.shards.codec import TORCH_DTYPES, Codec, Value
 from anima_pipe.shards.contents import read_shards
 from anima_pipe.shards.folders import Identity, find_folder
-from anima_pipe.shards.index import Problem, ShardIndex, rebuild_index
+from anima_pipe.shards.index import Problem, ShardIndex
 from anima_pipe.shards.leases import lease_of
 from anima_pipe.shards.mirror import mirror_at
+from anima_pipe.shards.reading import ShardReader
 from anima_pipe.shards.sample import unseal
+from anima_pipe.shards.sidecar import rebuild_index
+from anima_pipe.shards.tar import BLOCK
 from anima_pipe.shards.trash import place_in_trash
 
-MAPPED_SHARDS: Final = 128
-"""Shards mapped at the same time. Each costs a file descriptor, of which 1024 are usual."""
+OPEN_SHARDS: Final = 128
+"""Shards that are open at the same time. Each costs a file descriptor, of which 1024 are usual."""
 
 
 class Store(Generic[Value]):
     """Random access to the samples of one encoder.
 
     What is in it is settled when it is opened; shards published later are seen by the next one.
-    Pickled and forked copies hold the same samples and map the shards for themselves. A mirrored
+    Pickled and forked copies hold the same samples and open the shards for themselves. A mirrored
     cache's shards are fetched when one of their samples is read.
 
     Args:
@@ -54,7 +56,6 @@ class Store(Generic[Value]):
         """What was found wrong while opening: rebuilt sidecars, damaged samples."""
         self._codec = codec
         self._shards = shards
-        self._tars = [self.folder / shard.tar for shard in shards]
         self._places = _first_places(shards)
         self._start_reading()
 
@@ -90,28 +91,54 @@ class Store(Generic[Value]):
         return {key for shard in self._shards for key in shard.longer_than(limit, tensor)}
 
     def __getitem__(self, key: str) -> Value:
-        """Return a sample whose tensors lie in the mapped shard: do not change them in place.
+        """Return a sample, in memory of its own.
 
         Raises:
-            CacheError: There is no such sample, or it is damaged.
+            CacheError: There is no such sample, it cannot be read, or it is damaged.
         """
-        shard, row, mapped = self._checked_place(key)
-        tensors: dict[str, torch.Tensor] = {}
-        for name in self._codec.names:
-            columns = shard.tensors[name]
-            dtype = TORCH_DTYPES[columns.dtype[row]]
-            tensors[name] = _mapped_tensor(mapped, dtype, columns.shape[row], columns.offset[row])
-        return self._codec.unpack(tensors)
+        reader, row = self._reader(key)
+        content = memoryview(bytearray(BLOCK + reader.index.payloads.length[row]))
+        self._fill(reader, row, content)
+        return self._codec.unpack(
+            {name: _tensor(reader.index, row, name, content) for name in self._codec.names}
+        )
+
+    def stacked(self, keys: Sequence[str]) -> torch.Tensor:
+        """Return samples of one tensor each, of one shape, as a batch, read straight into it.
+
+        Args:
+            keys: Of at least one sample.
+
+        Returns:
+            [B, ...] in the stored dtype; in one that holds all, where there are several.
+
+        Raises:
+            CacheError: There is no such sample, it cannot be read, or it is damaged.
+        """
+        (name,) = self._codec.names
+        found = [self._reader(key) for key in keys]
+        kinds = {reader.index.tensors[name].kind(row) for reader, row in found}
+        if len(kinds) > 1:
+            return torch.stack([cast("torch.Tensor", self[key]) for key in keys])
+        ((dtype, shape),) = kinds
+        batch = torch.empty((len(keys), *shape), dtype=TORCH_DTYPES[dtype])
+        rows = batch.view(len(keys), -1).view(torch.uint8).numpy()
+        for (reader, row), content in zip(found, rows, strict=True):
+            # What stands before the tensor goes elsewhere; the tensor ends the sample.
+            length = BLOCK + reader.index.payloads.length[row] - len(content)
+            self._fill(reader, row, memoryview(bytearray(max(length, BLOCK))), content.data)
+        return batch
 
     def metadata(self, key: str) -> dict[str, Any]:
         """Return what the sample's writer noted about it.
 
         Raises:
-            CacheError: There is no such sample, or it is damaged.
+            CacheError: There is no such sample, it cannot be read, or it is damaged.
         """
-        shard, row, mapped = self._checked_place(key)
-        start = shard.metadata.offset[row]
-        return unseal(mapped[start : start + shard.metadata.length[row]])
+        reader, row = self._reader(key)
+        if (noted := reader.noted(row)) is None:
+            raise self._damage(reader.index, key)
+        return unseal(noted)
 
     def verify(self) -> list[Problem]:
         """Read every sample of every shard and compare its checksum.
@@ -128,7 +155,7 @@ class Store(Generic[Value]):
         return {
             name: value
             for name, value in self.__dict__.items()
-            if name not in ("_mapping", "_checked", "_lease")
+            if name not in ("_opened", "_checked", "_lease")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -137,23 +164,43 @@ class Store(Generic[Value]):
         self._start_reading()
 
     def _start_reading(self) -> None:
-        # Evicting a mapping drops our reference only: tensors that lie in it keep it alive.
-        read = self._fetch_and_map if self._mirror else _map_shard
-        self._mapping = lru_cache(MAPPED_SHARDS)(read)
+        # One that is let go of is closed once nobody reads it any more.
+        opening = partial(_open_shard, self.folder, self._shards)
+        self._opened = lru_cache(OPEN_SHARDS)(self._fetch_and_open if self._mirror else opening)
         self._checked: set[str] = set()
 
-    def _fetch_and_map(self, tar: Path, tar_bytes: int) -> mmap.mmap:
+    def _fetch_and_open(self, number: int) -> ShardReader:
         assert self._mirror is not None
+        tar = self.folder / self._shards[number].tar
         while True:
-            if self._mirror.fetch(tar, self._shards[self._tars.index(tar)]):
+            if self._mirror.fetch(tar, self._shards[number]):
                 # Others may have had to make room for it: let go of what is gone, and its bytes.
-                self._mapping.cache_clear()
+                self._opened.cache_clear()
             try:
-                return _map_shard(tar, tar_bytes)
+                return _open_shard(self.folder, self._shards, number)
             except CacheError:
                 if tar.exists():
                     raise
                 # Another process made room just now; it is fetched again.
+
+    def _reader(self, key: str) -> tuple[ShardReader, int]:
+        """Return what reads a sample's shard, and the sample's row."""
+        number, row = self._place(key)
+        return self._opened(number), row
+
+    def _fill(self, reader: ShardReader, row: int, *parts: memoryview) -> None:
+        """Read a sample's tar header and tensors, comparing what is known of them.
+
+        Raises:
+            CacheError: They cannot be read, or are not what was written.
+        """
+        key = reader.index.keys[row]
+        is_whole = reader.read_payload(row, *parts)
+        if is_whole and key not in self._checked:
+            is_whole = reader.noted(row) is not None
+        if not is_whole:
+            raise self._damage(reader.index, key)
+        self._checked.add(key)
 
     def _place(self, key: str) -> tuple[int, int]:
         place = self._places.get(key)
@@ -164,17 +211,6 @@ class Store(Generic[Value]):
             f"sample {key} is not among the {len(self)} cached {self._codec.kind} in {where}",
             f"run `anima-pipe {self._codec.command}` with this dataset, encoder and --cache_dir",
         )
-
-    def _checked_place(self, key: str) -> tuple[ShardIndex, int, mmap.mmap]:
-        """Find a sample, comparing its checksum the first time that this process asks for it."""
-        number, row = self._place(key)
-        shard = self._shards[number]
-        mapped = self._mapping(self._tars[number], shard.tar_bytes)
-        if key not in self._checked:
-            if not shard.seems_whole(row, memoryview(mapped)):
-                raise self._damage(shard, key)
-            self._checked.add(key)
-        return shard, row, mapped
 
     def _damage(self, shard: ShardIndex, key: str) -> CacheError:
         """Find out whether the tar or only its sidecar is wrong, and note it in the sidecar."""
@@ -200,10 +236,10 @@ class Store(Generic[Value]):
         try:
             if self._mirror and self._mirror.fetch(tar, shard):
                 return []  # fetching has compared every checksum
-            view = memoryview(_map_shard(tar, shard.tar_bytes))
+            reader = ShardReader(tar, shard)
+            bad = [key for row, key in enumerate(shard.keys) if not reader.members(row)]
         except CacheError as error:
             return [Problem(shard=tar, reason=error.problem)]
-        bad = [key for row, key in enumerate(shard.keys) if not shard.is_whole(row, view)]
         if not bad:
             return []
         if self._mirror:
@@ -231,33 +267,25 @@ def _first_places(shards: list[ShardIndex]) -> dict[str, tuple[int, int]]:
     return places
 
 
-def _map_shard(tar: Path, tar_bytes: int) -> mmap.mmap:
-    """Map a shard. Writes would go to private pages, but torch warns of buffers it cannot write.
-
-    Raises:
-        CacheError: It cannot be opened, or has not the size that its sidecar says.
-    """
-    try:
-        # Removed since its sidecar was read, it lies in the trash for a while.
-        with (tar if tar.exists() else place_in_trash(tar)).open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    except (OSError, ValueError) as error:
-        raise CacheError(
-            f"{tar} cannot be opened: {error}", "check the disk, or encode again"
-        ) from error
-    if len(mapped) != tar_bytes:
-        # Reading behind the end of a mapped file would kill the process.
-        raise CacheError(
-            f"{tar} has {len(mapped)} bytes, not {tar_bytes}: it was changed or cut off",
-            "run the same command again: its sidecar is then rebuilt from what is left",
-        )
-    return mapped
+def _open_shard(folder: Path, shards: Sequence[ShardIndex], number: int) -> ShardReader:
+    tar = folder / shards[number].tar
+    # Removed since its sidecar was read, it lies in the trash for a while.
+    return ShardReader(tar if tar.exists() else place_in_trash(tar), shards[number])
 
 
-def _mapped_tensor(
-    mapped: mmap.mmap, dtype: torch.dtype, shape: tuple[int, ...], offset: int
+def _tensor(index: ShardIndex, row: int, name: str, content: memoryview) -> torch.Tensor:
+    """Return a tensor that lies in memory which begins with the tar header of its sample."""
+    columns = index.tensors[name]
+    dtype, shape = columns.kind(row)
+    offset = columns.offset[row] - index.payloads.offset[row] + BLOCK
+    return tensor_in(content, offset, TORCH_DTYPES[dtype], shape)
+
+
+def tensor_in(
+    content: memoryview, offset: int, dtype: torch.dtype, shape: tuple[int, ...]
 ) -> torch.Tensor:
+    """Return a tensor that lies in memory, which it keeps."""
     count = math.prod(shape)
     if count == 0:  # frombuffer refuses to make empty tensors
         return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset).view(shape)
+    return torch.frombuffer(content, dtype=dtype, count=count, offset=offset).view(shape)

@@ -53,7 +53,7 @@ def tar_sample(key: str, members: Mapping[str, bytes]) -> tuple[memoryview, dict
     end = 0
     for extension in sorted(members):  # the order in which webdataset writes them
         spans[extension] = Span(end + BLOCK, len(members[extension]))
-        end = _padded(spans[extension].end)
+        end = padded(spans[extension].end)
     # What lies behind is the end-of-archive mark, which only the last sample of a shard is given.
     return buffer.getbuffer()[:end], spans
 
@@ -71,5 +71,6 @@ def read_members(path: Path) -> Iterator[tuple[str, Span]]:
         return
 
 
-def _padded(length: int) -> int:
+def padded(length: int) -> int:
+    """Return what a content of so many bytes takes in a tar, its header left out."""
     return -(-length // BLOCK) * BLOCK

@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from anima_pipe.shards.index import index_path
 from anima_pipe.shards.leases import holders
+from anima_pipe.shards.sidecar import index_path
 
 TRASH: Final = "trash"
 

@@ -6,6 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,16 +14,19 @@ from typing import Final, Generic, Self
 
 import safetensors.torch
 
-from anima_pipe.errors import OutputError
+from anima_pipe.errors import CacheError, OutputError
+from anima_pipe.runtime import counted
 from anima_pipe.shards.codec import Codec, Value, stored_tensors
 from anima_pipe.shards.folders import Identity, StoredDtype, make_folder
-from anima_pipe.shards.index import ShardIndex, write_index
+from anima_pipe.shards.index import ShardIndex
 from anima_pipe.shards.leases import lease_of
 from anima_pipe.shards.mirror import mirror_at
 from anima_pipe.shards.packed_keys import KeySet
 from anima_pipe.shards.places import open_place
+from anima_pipe.shards.reading import ShardReader
 from anima_pipe.shards.sample import METADATA, PAYLOAD, seal
 from anima_pipe.shards.shipping import Shipping
+from anima_pipe.shards.sidecar import write_index
 from anima_pipe.shards.tar import END_OF_ARCHIVE, Span, tar_sample
 from anima_pipe.shards.unfinished import UnfinishedFile, remove_abandoned
 
@@ -59,7 +63,7 @@ class ShardWriter(Generic[Value]):
 
     A context manager. Leaving the block publishes the shard in progress, whether it ends well or by
     an exception: what was encoded is kept. A kill loses at most the shard in progress. When the
-    disk refuses a write, that shard is discarded, which also gives its room back.
+    disk refuses a write, that shard is published up to the last whole sample.
 
     Shards of a mirrored cache are uploaded while the writer goes on; leaving the block waits for
     that. After an exception no more are: the next run does it.
@@ -137,7 +141,7 @@ class ShardWriter(Generic[Value]):
 
         Raises:
             DataError: A value is NaN or infinite; the writer can go on with other samples.
-            OutputError: The disk refuses it; the shard in progress is lost.
+            OutputError: The disk refuses it. What came before is published, as far as it takes it.
         """
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", key):
             raise ValueError(f"{key!r} cannot name a sample")
@@ -147,42 +151,55 @@ class ShardWriter(Generic[Value]):
         payload = safetensors.torch.save(tensors)  # noqa: TID251 - a sample; finite, or refused
         members = {PAYLOAD: payload, METADATA: seal(metadata, payload)}
         piece, spans = tar_sample(key, members)
-        shard = self._shard_with_room_for(len(piece))
         try:
-            shard.add(key, members, piece, spans)
-        except OutputError:
-            self._shard = None
-            shard.discard()
-            raise
+            self._shard_with_room_for(len(piece)).add(key, members, piece, spans)
+        except OutputError as error:
+            with suppress(OutputError):  # of the same disk, for the same reason
+                self._publish()
+            raise self._with_what_is_kept(error) from error.__cause__
 
     def publish(self) -> None:
         """Publish the shard in progress, if any; the next sample starts another.
 
         Raises:
-            OutputError: The disk refuses it; that shard is lost.
+            OutputError: The disk refuses it, or some of it: the others of its samples are kept.
         """
+        try:
+            self._publish()
+        except OutputError as error:
+            raise self._with_what_is_kept(error) from error.__cause__
+
+    def _publish(self) -> None:
         shard, self._shard = self._shard, None
         if shard is None:
             return
-        if not shard.keys:
-            shard.discard()
-            return
         try:
-            shard.publish()
+            refused = shard.publish() if shard.keys else None
         finally:
             shard.discard()
-        self.summary = self.summary.with_shard(shard.index, self._dtype)
-        self._published_keys.update(shard.keys)
-        write_index(self.folder / shard.index.tar, shard.index)
-        if self._shipping:
-            self._shipping.send(self.folder / shard.index.tar)
+        if shard.keys:
+            self.summary = self.summary.with_shard(shard.index, self._dtype)
+            self._published_keys.update(shard.keys)
+            # Where there is no room for the sidecar, whoever opens the cache makes it of the tar.
+            write_index(self.folder / shard.index.tar, shard.index)
+            if self._shipping:
+                self._shipping.send(self.folder / shard.index.tar)
+        if refused:
+            raise refused
+
+    def _with_what_is_kept(self, error: OutputError) -> OutputError:
+        kept = counted(self.summary.samples, "sample") if self.summary.samples else "nothing"
+        return OutputError(
+            f"{error.problem}; kept in {self.folder}: {kept} of this run",
+            f"{error.remedy}; then run the same command again, which encodes only the rest",
+        )
 
     def _shard_with_room_for(self, length: int) -> ShardInProgress:
         shard = self._shard
         if shard and (
             shard.size_with(length) > self._shard_bytes or len(shard.keys) >= SHARD_SAMPLES
         ):
-            self.publish()
+            self._publish()
         if self._shard is None:
             path = self.folder / f"{self._name}-{self.summary.shards:06d}.tar"
             self._shard = ShardInProgress(path)
@@ -193,7 +210,7 @@ class ShardInProgress:
     """A tar under a temporary name, and the index that grows with it."""
 
     def __init__(self, path: Path) -> None:
-        self._file = UnfinishedFile(path)
+        self._file = UnfinishedFile(path, END_OF_ARCHIVE)
         self.index = ShardIndex(tar=path.name)
         self.keys: set[str] = set()
 
@@ -220,11 +237,46 @@ class ShardInProgress:
             self.keys.discard(key)
             raise
 
-    def publish(self) -> None:
-        """End the tar and give it its name."""
-        self._file.append(END_OF_ARCHIVE)
-        self._file.publish()
-        self.index.tar_bytes = self._file.length
+    def publish(self) -> OutputError | None:
+        """Flush the tar to the disk and give it its name.
+
+        Where the disk refuses, it is cut to what the disk gives back, then by one sample, two, four
+        and so on, until the rest has room. It may be that none is left, and nothing published.
+
+        Returns:
+            What the disk refused first; None: all is published.
+        """
+        refused: OutputError | None = None
+        dropped = 0
+        while self.keys:
+            self.index.tar_bytes = self._file.length + len(END_OF_ARCHIVE)
+            try:
+                self._file.publish()
+            except OutputError as error:
+                refused = refused or error
+                if not self._file.is_published:
+                    dropped = max(1, 2 * dropped)
+                    self._cut(min(self._samples_on_disk(), len(self.keys) - dropped))
+                    continue
+            break
+        return refused
+
+    def _samples_on_disk(self) -> int:
+        """Return how many samples, from the first on, can be read back as they were written."""
+        self._file.forget_unwritten()
+        rows = range(len(self.keys))
+        try:
+            reader = ShardReader(self._file.path, self.index)
+            return next((row for row in rows if not reader.members(row)), len(rows))
+        except CacheError:
+            return 0
+
+    def _cut(self, samples: int) -> None:
+        """Leave the first so many samples."""
+        samples = max(samples, 0)
+        self._file.length = self.index.end(samples - 1) if samples else 0
+        self.index.cut(samples)
+        self.keys = set(self.index.keys)
 
     def discard(self) -> None:
         """Remove it, unless it is published."""

@@ -5,9 +5,11 @@ What a scan finds is remembered, see `anima_pipe.source.scan_memory`.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,6 +32,9 @@ PICTURES_PER_TASK: Final = 32
 TASKS_AHEAD: Final = 32
 """Looked at, or being looked at, before the caller takes what they found."""
 
+TASKS_AT_RISK: Final = 64
+"""After so many, about two thousand pictures, what was found is written down."""
+
 
 def scan_images(
     paths: Iterable[Path],
@@ -46,15 +51,19 @@ def scan_images(
         rehash: Read every picture, even where nothing about the file has changed.
         bounds: Pictures beyond them are not opened; None: all are.
     """
-    look_at_all = partial(_look_at_all, bounds or Bounds(), rehash=rehash)
     memories: dict[Path, ScanMemory] = {}
     ahead: deque[Future[list[ImageFile | DataError]]] = deque()
+    ended = threading.Event()
+    look_at_all = partial(_look_at_all, bounds or Bounds(), ended, rehash=rehash)
     try:
-        with ThreadPoolExecutor(READING_THREADS) as threads:
-            for task in _tasks(paths, memories, cache_dir):
+        with ThreadPoolExecutor(READING_THREADS) as threads, _set_at_the_end(ended):
+            for number, task in enumerate(_tasks(paths, memories, cache_dir), 1):
                 ahead.append(threads.submit(look_at_all, task, memories))
                 if len(ahead) > TASKS_AHEAD:
                     yield from ahead.popleft().result()
+                if number % TASKS_AT_RISK == 0:
+                    for memory in memories.values():
+                        memory.checkpoint()
             while ahead:
                 yield from ahead.popleft().result()
     finally:
@@ -63,10 +72,28 @@ def scan_images(
             memory.save()
 
 
+@contextmanager
+def _set_at_the_end(ended: threading.Event) -> Generator[None]:
+    try:
+        yield
+    finally:
+        ended.set()
+
+
 def _look_at_all(
-    bounds: Bounds, paths: Iterable[Path], memories: Mapping[Path, ScanMemory], *, rehash: bool
+    bounds: Bounds,
+    ended: threading.Event,
+    paths: Iterable[Path],
+    memories: Mapping[Path, ScanMemory],
+    *,
+    rehash: bool,
 ) -> list[ImageFile | DataError]:
-    return [_look(bounds, path, memories.get(path.parent), rehash) for path in paths]
+    found: list[ImageFile | DataError] = []
+    for path in paths:
+        if ended.is_set():  # by an error, a signal, or a caller who wants no more
+            break
+        found.append(_look(bounds, path, memories.get(path.parent), rehash))
+    return found
 
 
 def _look(

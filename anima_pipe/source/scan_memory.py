@@ -5,6 +5,9 @@ The first line holds a checksum of the others, and which folder they are of. Eac
 picture, in the order of their names: the name in JSON, a tab, and what a scan saw, in numbers and a
 hash. So it is kept as the bytes that it is, and searched by bisection: as objects, pictures would
 take five times the room.
+
+What a scan finds is put beside it while the scan goes on, in parts of the same form called
+`<folder>.<hash>.part.tsv`, for a scan may be killed; the next memory that is saved takes them in.
 """
 
 from __future__ import annotations
@@ -75,10 +78,12 @@ class ScanMemory:
         self._file = cache_dir / "scan" / f"{name}.tsv"
         self._folder = folder
         self._identity = _identity(folder)
-        self._content = _read_content(self._file)
+        self._content, self._parts = self._read()
         self._starts = array("Q", _starts(self._content))
         self._by_stamp: array[int] | None = None
         self._news = bytearray()
+        # Bytes of the news that are in parts.
+        self._in_parts = 0
 
     def recall(self, name: str, stamp: Stamp | None) -> Seen | None:
         """Return what an earlier scan found, if the file is still the same or only renamed."""
@@ -94,16 +99,48 @@ class ScanMemory:
         if self._known(name) != seen:
             self._news.extend(seen.line(name))
 
+    def checkpoint(self) -> None:
+        """Write down what is new since the last time; see the module."""
+        news = bytes(self._news[self._in_parts :])
+        if news:
+            name = hashlib.blake2b(news, digest_size=8).hexdigest()
+            part = self._file.with_name(f"{self._file.stem}.{name}.part.tsv")
+            if self._write(part, b"".join(sorted(news.splitlines(keepends=True)))):
+                self._parts.append(part)
+                self._in_parts += len(news)
+
     def save(self) -> None:
         """Write it down if there is anything new, without pictures that are gone.
 
         Of two processes that do so at once, either one's memory is good.
         """
-        if self._news:
-            # A cache on a read-only disk can be trained from: it only takes longer to look again.
-            with contextlib.suppress(OutputError):
-                body = b"".join(self._lines_to_keep())
-                write_atomically(self._file, b"%b%b\n%b" % (_head(body), self._identity, body))
+        if not self._news and not self._parts:
+            return
+        if self._write(self._file, b"".join(self._lines_to_keep())):
+            for part in self._parts:
+                with contextlib.suppress(OSError):
+                    part.unlink()
+            self._parts = []
+
+    def _read(self) -> tuple[bytes, list[Path]]:
+        """Return the memory, what killed scans found in it, and the files that they left."""
+        whole = _read_content(self._file)
+        parts = sorted(self._file.parent.glob(f"{self._file.stem}.*.part.tsv"))
+        contents = [whole, *map(_read_content, parts)] if parts else []
+        if not any(contents[1:]):
+            return whole, parts
+        lines = [line for content in contents for line in _lines(content)]
+        is_here = all(_is_of(content, self._identity) for content in contents if content)
+        body = b"".join(_newest(lines))
+        return b"%b%b\n%b" % (_head(body), self._identity if is_here else b"", body), parts
+
+    def _write(self, file: Path, body: bytes) -> bool:
+        """Write lines to a file; tell whether that could be done."""
+        # A cache on a read-only disk can be trained from: it only takes longer to look again.
+        with contextlib.suppress(OutputError):
+            write_atomically(file, b"%b%b\n%b" % (_head(body), self._identity, body))
+            return True
+        return False
 
     def _known(self, name: str) -> Seen | None:
         start = self._search(self._starts, _written(name), _name_at)
@@ -113,17 +150,13 @@ class ScanMemory:
         """Return the picture that had a file's bytes, date and inode under a name that is gone."""
         if self._by_stamp is None:  # only now: mostly nothing is renamed
             # Another folder in the same place, of another disk, may have the same inodes.
-            starts = self._starts if self._is_of_this_folder() else ()
+            starts = self._starts if _is_of(self._content, self._identity) else ()
             self._by_stamp = array("Q", sorted(starts, key=partial(_stamp_at, self._content)))
         start = self._search(self._by_stamp, _joined(stamp[:FACTS_OF_CONTENT]), _stamp_at)
         if start is None:
             return None
         former = self._folder / json.loads(_name_at(self._content, start))
         return None if stamp_if_there(former) else self._seen_at(start)
-
-    def _is_of_this_folder(self) -> bool:
-        head, _, _ = self._content.partition(b"\n")
-        return head.endswith(self._identity)
 
     def _seen_at(self, start: int) -> Seen:
         facts = self._content.index(b"\t", start) + 1
@@ -141,13 +174,30 @@ class ScanMemory:
 
     def _lines_to_keep(self) -> Iterator[bytes]:
         """Yield the newest line of each picture that is there, in the order of their names."""
-        _, *known = self._content.splitlines(keepends=True) or [b""]
-        lines = [*known, *bytes(self._news).splitlines(keepends=True)]
-        lines.sort(key=_name)  # stable: of two lines of a picture the newer stays behind
-        for name, of_one in groupby(lines, key=_name):
-            *_, newest = of_one
-            if stamp_if_there(self._folder / json.loads(name)):
-                yield newest
+        lines = [*_lines(self._content), *bytes(self._news).splitlines(keepends=True)]
+        for line in _newest(lines):
+            if stamp_if_there(self._folder / json.loads(_name(line))):
+                yield line
+
+
+def _lines(content: bytes) -> list[bytes]:
+    """Return the line of each picture in a file."""
+    _, *lines = content.splitlines(keepends=True) or [b""]
+    return lines
+
+
+def _newest(lines: list[bytes]) -> Iterator[bytes]:
+    """Yield the last line of each picture, in the order of their names."""
+    lines.sort(key=_name)  # stable: of two lines of a picture the newer stays behind
+    for _, of_one in groupby(lines, key=_name):
+        *_, newest = of_one
+        yield newest
+
+
+def _is_of(content: bytes, identity: bytes) -> bool:
+    """Tell whether a file says that it is of a folder."""
+    head, _, _ = content.partition(b"\n")
+    return head.endswith(identity)
 
 
 def _read_content(file: Path) -> bytes:
