@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
 
 _HALVES: Final = re.compile("[\ud800-\udfff]")
 _UNSEEN: Final = re.compile(
@@ -40,6 +40,24 @@ def json_text(value: object, *, indent: int | None = None) -> str:
     text = json.dumps(value, indent=indent, default=str, ensure_ascii=False)
     # Halves stand in strings alone, where a backslash is written as two.
     return _HALVES.sub(lambda half: f"\\{_spelled(half[0])}", text)
+
+
+def parsed_json(
+    text: str | bytes, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None
+) -> Any:
+    """Return what a JSON text says.
+
+    Args:
+        text: In UTF-8 where it is bytes.
+        object_pairs_hook: What makes the value of an object; None: a dict.
+
+    Raises:
+        ValueError: It is no JSON, or nothing that Python can hold: nested without end, for one.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=object_pairs_hook)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def paragraphs(groups: Iterable[Iterable[str]]) -> Iterator[str]:

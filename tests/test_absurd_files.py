@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,28 @@ def test_a_number_of_hundreds_of_digits_on_the_command_line_is_one_clear_error(
     dataset = write_dataset(tmp_path / "dataset.toml", demo_pictures(tmp_path / "data"))
     ended = anima_pipe("train", dataset_config=dataset, **{option: DIGITS[:digits]}, **MODEL)
     assert_one_error(ended, option, "not a")
+
+
+UNKNOWN = {
+    "config_file": lambda count: "".join(f"max_step_{n} = 1\n" for n in range(count)),
+    "dataset_config": lambda count: (
+        "[general]\n" + "".join(f"max_step_{n} = 1\n" for n in range(count))
+    ),
+}
+
+
+@pytest.mark.parametrize("option", UNKNOWN)
+def test_of_thousands_of_unknown_keys_the_first_are_shown_and_no_meaning_is_sought_for_the_others(
+    tmp_path: Path, option: str
+):
+    def seconds(count: int) -> float:
+        file = tmp_path / f"{count}.toml"
+        file.write_text(UNKNOWN[option](count))
+        begun = time.process_time()
+        ended = anima_pipe("train", **{option: file})
+        assert_one_error(ended, "problems in the configuration, the first 50:", "max_step_45")
+        assert "max_step_51" not in ended.said
+        return time.process_time() - begun
+
+    seconds(60)
+    assert seconds(6_000) < 20 * seconds(60)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -30,6 +33,46 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def encoder() -> TextEncoder:
     return load_text_encoder(DEMO_QWEN, DEMO_T5_TOKENIZER)
+
+
+def parts_by_definition(text: str, weight: float = 1.0) -> Iterator[tuple[str, float]]:
+    """Part a prompt as ComfyUI does: level by level, each from its beginning to its end."""
+    parts, part, depth = list[str](), "", 0
+    for letter in text:
+        if letter == "(":
+            if depth == 0 and part:
+                parts.append(part)
+                part = ""
+            depth += 1
+        part += letter
+        if letter == ")":
+            depth -= 1
+            if depth == 0:
+                parts.append(part)
+                part = ""
+    for whole in [*parts, part] if part else parts:
+        if len(whole) < 2 or whole[0] != "(" or whole[-1] != ")":
+            yield whole, weight
+            continue
+        inner, own = whole[1:-1], weight * 1.1
+        beginning, _, number = inner.rpartition(":")
+        with suppress(ValueError):
+            if beginning and math.isfinite(float(number)):
+                inner, own = beginning, float(number)
+        yield from parts_by_definition(inner, own)
+
+
+@given(st.text("((()))::ab 1.", max_size=24))
+@example("(a (b)")
+@example("a) ((b:2) c) d")
+@example("(:1)(::1)((a:1):inf)()")
+def test_a_prompt_is_parted_as_its_definition_says(prompt: str):
+    expected = list(parts_by_definition(prompt))
+    read = read_prompt(prompt)
+    if isinstance(read, WeightedText):
+        assert list(read.parts) == expected
+    else:
+        assert [(read, 1)] == (expected or [("", 1)])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from commands import Ended, anima_pipe, demo_pictures, write_dataset
 
 from anima_pipe.source.captions import CaptionRules, render_caption
-from anima_pipe.source.prompts import has_weights
+from anima_pipe.source.prompts import has_weights, read_prompt
 
 BAD_CAPTIONS = {
     "deep": '{"tags": ' + "[" * 200_000,
@@ -112,6 +112,10 @@ GROWING = {
         "a. " * count, CaptionRules(shuffle_caption=True, keep_sections=True), rng=Random(0)
     ),
     "digits": lambda count: has_weights("(a:" + "1" * count),
+    "a nested prompt": lambda count: read_prompt("(" * count + "fox" + ")" * count),
+    "a prompt of numbers": lambda count: read_prompt("(" * count + "fox" + ":1)" * count),
+    "a prompt that is not closed": lambda count: read_prompt("(a " * count + ")"),
+    "a prompt that nothing opened": lambda count: read_prompt("a) (b" * count),
 }
 
 

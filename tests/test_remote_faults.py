@@ -14,17 +14,19 @@ from remote_caches import (
     cache,
     cut_off,
     expected,
+    flipped,
     in_bucket,
     put,
+    the_tar,
     values,
     write,
 )
-from s3_server import BUCKET, client, folder_application, served
+from s3_server import BUCKET, FaultyServer, client, folder_application, served
 
 from anima_pipe.errors import CacheError, ConfigError
 from anima_pipe.shards import open_cache
 from anima_pipe.shards.places import open_place, publish_manifest
-from anima_pipe.shards.shipping import send_pending
+from anima_pipe.shards.shipping import send_mended, send_pending
 
 READING = """
 import sys
@@ -159,19 +161,68 @@ def test_a_sidecar_that_is_damaged_on_the_way_is_fetched_again(s3, tmp_path: Pat
     assert values(store) == expected(range(5))
 
 
-def test_a_sidecar_that_is_damaged_in_the_storage_is_named_and_made_anew_from_its_shard(
+def writes(server: FaultyServer) -> list[str]:
+    return [asked for asked in server.requests if not asked.startswith(("GET ", "HEAD "))]
+
+
+def test_a_sidecar_that_is_damaged_in_the_storage_is_named_and_made_anew_by_who_writes_there(
     s3, tmp_path: Path
 ):
     write(open_place(CACHE, tmp_path / "writer"), range(5))
     name, content = the_sidecar(s3)
     put(s3, name, spoil_digit(content))
+    s3.requests.clear()
 
-    store = open_cache(open_place(CACHE, tmp_path / "reader")).latents
+    reader = open_place(CACHE, tmp_path / "reader")
+    store = open_cache(reader).latents
     assert [str(problem).partition(": ")[2] for problem in store.problems] == [
         f"had a damaged sidecar at {CACHE}; it was rebuilt from the shard"
     ]
     assert values(store) == expected(range(5))
+    assert values(open_cache(reader).latents) == expected(range(5))
+    assert writes(s3) == []
+
+    send_mended(reader)
     assert the_sidecar(s3)[1] == content
+    assert not (reader / "mended").exists()
+    assert open_cache(open_place(CACHE, tmp_path / "other")).latents.problems == ()
+
+
+def test_a_sidecar_that_another_one_has_mended_meanwhile_is_not_overwritten(s3, tmp_path: Path):
+    write(open_place(CACHE, tmp_path / "writer"), range(5))
+    name, content = the_sidecar(s3)
+    put(s3, name, spoil_digit(content))
+    reader = open_place(CACHE, tmp_path / "reader")
+    open_cache(reader)
+    put(s3, name, content)
+    open_cache(reader)
+    s3.requests.clear()
+
+    send_mended(reader)
+
+    assert writes(s3) == []
+    assert open_cache(reader).latents.problems == ()
+
+
+def test_looking_into_a_cache_at_an_address_writes_nothing_there_whatever_is_wrong_with_it(
+    s3, tmp_path: Path
+):
+    write(open_place(CACHE, tmp_path / "writer"), range(5))
+    name, content = the_tar(s3)
+    put(s3, name, flipped(content))
+    name, content = the_sidecar(s3)
+    s3.requests.clear()
+    given = options(cache_dir=CACHE, cache_mirror_dir=tmp_path / "reader")
+
+    ended = [cache(command, *given) for command in ("stats", "verify", "stats")]
+
+    assert "is damaged: 1 sample" in ended[1].output + ended[1].stderr
+    assert writes(s3) == []
+    assert the_sidecar(s3)[1] == content
+    place = open_place(CACHE, tmp_path / "reader")
+    assert "key0" not in open_cache(place).latents
+    send_mended(place)
+    assert "key0" not in open_cache(open_place(CACHE, tmp_path / "other")).latents
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from anima_pipe.adapters.linear import LinearDelta
 from anima_pipe.adapters.registry import kind_name
 from anima_pipe.encoders.fingerprints import file_digest
 from anima_pipe.errors import CheckpointError, ConfigError
-from anima_pipe.plain_text import json_text
+from anima_pipe.plain_text import json_text, parsed_json
 
 DEPTHS_KEY: Final = "model_depths"
 """The lengths of the model's lists of layers, JSON. An adapter fits one depth only."""
@@ -109,8 +109,8 @@ def read_depths(metadata: Mapping[str, str], path: Path) -> dict[str, int]:
     """
     text = metadata.get(DEPTHS_KEY, "{}")
     try:
-        depths: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        depths: Any = parsed_json(text)
+    except ValueError as error:
         raise CheckpointError(
             f"{path}: {DEPTHS_KEY} in its header is not JSON: {text[:60]}", _EDITED
         ) from error
@@ -331,8 +331,8 @@ def _described(origin: Origin) -> dict[str, Any]:
 def _own_origin(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return what a source itself was made of, where it says so in a way that can be read."""
     try:
-        return {MADE_OF_KEY: json.loads(metadata[MADE_OF_KEY])}
-    except (KeyError, ValueError, RecursionError):
+        return {MADE_OF_KEY: parsed_json(metadata[MADE_OF_KEY])}
+    except (KeyError, ValueError):
         return {}
 
 

@@ -6,7 +6,6 @@ wrote the file, in its header. Here a module's scale is its alpha, as all other 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from anima_pipe.errors import CheckpointError
+from anima_pipe.plain_text import parsed_json
 from anima_pipe.runtime import warn
 
 PREFIX: Final = "base_model.model."
@@ -206,8 +206,8 @@ def _parsed(source: str, text: str) -> PeftConfig:
 
 def _json_object(source: str, text: str) -> dict[str, Any]:
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        values = parsed_json(text)
+    except ValueError as error:
         raise CheckpointError(f"{source} is not JSON: {error}", _RESAVE) from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{source} is no JSON object", _RESAVE)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
-from anima_pipe.plain_text import in_utf8
+from anima_pipe.plain_text import in_utf8, parsed_json
 
 if TYPE_CHECKING:
     from anima_pipe.adapters.contents import ContentsRow
@@ -42,13 +42,13 @@ def overview(facts: Mapping[str, Any]) -> list[str]:
 def _made_of(metadata: Mapping[str, str]) -> dict[str, str]:
     """Return what a file says of the files that it was made of, if it says it as ours do."""
     try:
-        made = json.loads(metadata["made_of"])
+        made = parsed_json(metadata["made_of"])
         files = [
             file["name"] + (f" at {file['strength']:g}" if "strength" in file else "")
             for file in made["files"]
         ]
         return {"made of": in_utf8(f"{', '.join(files)}, by {made['command']}")}
-    except (KeyError, TypeError, ValueError, RecursionError):
+    except (KeyError, TypeError, ValueError):
         return {}
 
 

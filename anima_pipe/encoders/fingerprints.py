@@ -17,6 +17,7 @@ from anima_pipe.encoders.qwen_files import find_qwen_files
 from anima_pipe.encoders.t5_tokens import REQUIRED_FILES
 from anima_pipe.errors import CheckpointError, ConfigError, OutputError
 from anima_pipe.files import refuse_endless, write_atomically
+from anima_pipe.plain_text import parsed_json
 from anima_pipe.stamps import Stamp, is_settled, stamp_of
 
 VAE_ENCODING_VERSION = 1
@@ -103,7 +104,7 @@ def _memory_file() -> Path:
 def _read_memory() -> dict[str, tuple[Stamp, str]]:
     """Return what is remembered, by path: nothing if the file is missing or damaged."""
     try:
-        stored = json.loads(_memory_file().read_bytes())
+        stored = parsed_json(_memory_file().read_bytes())
         return {
             str(place): (Stamp(*map(int, stamp)), str(digest))
             for place, (stamp, digest) in stored.items()

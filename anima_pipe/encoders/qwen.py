@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from transformers import Qwen3Config, Qwen3Model
 
 from anima_pipe.encoders.qwen_files import QwenFiles
 from anima_pipe.errors import CheckpointError
+from anima_pipe.plain_text import parsed_json
 from anima_pipe.weights.files import check_names, landed, mapped_tensors
 from anima_pipe.weights.kinds import QWEN3, wrong_kind
 
@@ -106,7 +106,7 @@ def _stated_numbers(config: Path | None) -> tuple[float, float]:
     if config is None:
         return _ROPE_THETA, _NORM_EPSILON
     try:
-        stated = json.loads(config.read_bytes())
+        stated = parsed_json(config.read_bytes())
         # Transformers 5 moved what concerns RoPE into a table of its own.
         stated |= stated.get("rope_parameters") or {}
         numbers = stated.get("rope_theta", _ROPE_THETA), stated.get("rms_norm_eps", _NORM_EPSILON)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from anima_pipe.errors import CheckpointError
+from anima_pipe.plain_text import parsed_json
 
 QWEN3_VOCABULARY = 151936
 """Rows of the embedding in every released Qwen3."""
@@ -88,7 +88,7 @@ def _weights_in(folder: Path) -> tuple[Path, ...]:
             )
         return found
     try:
-        shards = {folder / name for name in json.loads(index.read_bytes())["weight_map"].values()}
+        shards = {folder / name for name in parsed_json(index.read_bytes())["weight_map"].values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is damaged ({error!r})", "download it again") from error
     if missing := sorted(shard.name for shard in shards if not shard.is_file()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
@@ -10,6 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from anima_pipe.encoders.qwen_files import QWEN3_VOCABULARY, QwenFiles
 from anima_pipe.encoders.tokenizer_files import load_tokenizer
 from anima_pipe.errors import ConfigError
+from anima_pipe.plain_text import parsed_json
 
 # How Qwen2 and Qwen3 cut text before merging bytes: contractions, words, single digits,
 # punctuation, line ends, blanks.
@@ -73,7 +73,7 @@ def _built(parts: tuple[Path, ...]) -> Tokenizer:
     vocabulary, merges, *settings = parts
     try:
         model = models.BPE.from_file(str(vocabulary), str(merges))
-        added = json.loads(settings[0].read_bytes())["added_tokens_decoder"] if settings else {}
+        added = parsed_json(settings[0].read_bytes())["added_tokens_decoder"] if settings else {}
         tokens = [(int(place), AddedToken(**token)) for place, token in added.items()]
     # The tokenizers library raises bare Exceptions.
     except Exception as error:

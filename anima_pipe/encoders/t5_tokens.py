@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from tokenizers import Tokenizer
 
 from anima_pipe.encoders.tokenizer_files import load_tokenizer
 from anima_pipe.errors import ConfigError
+from anima_pipe.plain_text import parsed_json
 from anima_pipe.records import WeightedText
 
 REQUIRED_FILES = ("config.json", "spiece.model", "tokenizer.json")
@@ -104,7 +104,7 @@ def _checked_tokenizer(folder: Path) -> Tokenizer:
 
 def _check_config(path: Path) -> None:
     try:
-        stated = json.loads(path.read_bytes())
+        stated = parsed_json(path.read_bytes())
         kind, end = stated.get("model_type", "t5"), stated.get("eos_token_id", END_OF_SEQUENCE)
         pad = stated.get("pad_token_id", PADDING)
     except (ValueError, AttributeError) as error:

@@ -21,7 +21,7 @@ from anima_pipe.shards.contents import held_in, tidy
 from anima_pipe.shards.folders import MASK_CACHE
 from anima_pipe.shards.packed_keys import KeySet, PackedKeys
 from anima_pipe.shards.places import require_writable
-from anima_pipe.shards.shipping import send_pending
+from anima_pipe.shards.shipping import send_mended, send_pending
 from anima_pipe.source.deadly import DeadlyPictures
 from anima_pipe.transfer import on_device
 
@@ -55,6 +55,7 @@ def fill_latents(
     folder = settings.cache.folder
     send_pending(folder)
     held = held_in(folder, "latents", settings.cache_name)
+    send_mended(folder)
     tidy(folder)
     own, summary = divide(requests, held, lambda key: requests[key].image.content, rank)
     if own:
@@ -81,6 +82,7 @@ def fill_masks(
     folder = settings.cache.folder
     send_pending(folder)
     held = held_in(folder, "masks", MASK_CACHE)
+    send_mended(folder)
     tidy(folder)
     own, summary = divide(requests, held, lambda key: requests[key].image.content, rank)
     if own:

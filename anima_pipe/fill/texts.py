@@ -17,7 +17,7 @@ from anima_pipe.shards.contents import held_in, tidy
 from anima_pipe.shards.keys import text_key
 from anima_pipe.shards.packed_keys import KeyPlaces, PackedKeys
 from anima_pipe.shards.places import require_writable
-from anima_pipe.shards.shipping import send_pending
+from anima_pipe.shards.shipping import send_mended, send_pending
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +48,7 @@ def fill_text(texts: Iterable[Text], settings: TextSettings, rank: Rank = ALONE)
     started = time.monotonic()
     send_pending(settings.cache.folder)
     held = held_in(settings.cache.folder, "text", settings.cache_name)
+    send_mended(settings.cache.folder)
     tidy(settings.cache.folder)
     wanted = PackedKeys()
     long: dict[str, Skipped] = {}

@@ -16,7 +16,6 @@ scaler, the smoothed losses and the step are all there is. A state folder holds
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from safetensors import safe_open
 from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.folders import repair_folder, repair_folders
 from anima_pipe.hooks.saving import EPOCH, STEP
+from anima_pipe.plain_text import parsed_json
 from anima_pipe.records import Moment
 from anima_pipe.trained import Trained
 
@@ -193,7 +193,7 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"give it as network_weights, or a folder that ends in {SUFFIX} as resume",
         )
     try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        description = parsed_json((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(

@@ -9,6 +9,7 @@ from typing import cast
 
 from anima_pipe.errors import ConfigError
 from anima_pipe.files import write_atomically
+from anima_pipe.plain_text import parsed_json
 from anima_pipe.runtime import home
 
 MODEL_OPTIONS = ("pretrained_model_name_or_path", "vae", "qwen3", "t5_tokenizer_dir")
@@ -37,7 +38,7 @@ def recorded_models() -> dict[str, Path]:
     """
     path = record_path()
     try:
-        stored: object = json.loads(path.read_bytes())
+        stored: object = parsed_json(path.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

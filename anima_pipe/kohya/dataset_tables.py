@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from anima_pipe.kohya.config_file import ConfigFile, KeyPath
 from anima_pipe.kohya.dataset_keys import DATASET_KEYS, DATASETS, RENAMED
-from anima_pipe.kohya.findings import Finding
+from anima_pipe.kohya.findings import MOST_SHOWN, Finding
 from anima_pipe.kohya.options import find_option, nearest_name
 from anima_pipe.kohya.rows import NoOp, Refused
 from anima_pipe.kohya.table.other_tools import OTHER_TOOLS
@@ -100,11 +100,12 @@ def _read(reading: Reading, path: KeyPath, given: object) -> dict[str, object]:
 def object_to_unknown(reading: Reading, path: KeyPath, *, top: bool = False) -> None:
     """Add the finding that there is no key of that name, with the best guess at what was meant."""
     key = str(path[-1])
+    guesses = len(reading.findings) < MOST_SHOWN
     if top and key not in DATASET_KEYS:
-        near = nearest_name(key, ("general", "datasets"))
+        near = nearest_name(key, ("general", "datasets")) if guesses else None
         hint = f"did you mean {near}?" if near else "only [general] and [[datasets]] stand here"
     else:
-        near = nearest_name(key, DATASET_KEYS)
+        near = nearest_name(key, DATASET_KEYS) if guesses else None
         hint = f"did you mean {near}?" if near else "remove it"
     problem = "there is no such key"
     if other := OTHER_TOOLS.get(key):

@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from anima_pipe.errors import ConfigError
+
+MOST_SHOWN: Final = 50
+"""Of what is wrong; of the others there is a count, and nobody looks for what they may mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +35,11 @@ def raise_findings(findings: Sequence[Finding]) -> None:
     if len(findings) == 1:
         raise ConfigError(str(findings[0]), findings[0].remedy)
     ordered = sorted(findings, key=_in_reading_order)
+    some = "" if len(findings) <= MOST_SHOWN else f", the first {MOST_SHOWN}"
     raise ConfigError(
-        f"{len(findings)} problems in the configuration:",
+        f"{len(findings)} problems in the configuration{some}:",
         "mend these and run the command again",
-        [(str(finding), finding.remedy) for finding in ordered],
+        [(str(finding), finding.remedy) for finding in ordered[:MOST_SHOWN]],
     )
 
 

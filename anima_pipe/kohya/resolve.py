@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from anima_pipe.kohya.findings import Finding, raise_findings
+from anima_pipe.kohya.findings import MOST_SHOWN, Finding, raise_findings
 from anima_pipe.kohya.options import find_option, nearest_name, options_of
 from anima_pipe.kohya.resolved import Resolved, Written
 from anima_pipe.kohya.rows import Honoured, NoOp, Option, Refused
@@ -116,7 +116,7 @@ def _understand(
         if option is None:
             # On the command line the user types it; a file may have been written by that tool.
             if not (typed and _is_harmless_elsewhere(entry.spelling)):
-                findings.append(_unknown(entry))
+                findings.append(_unknown(entry, guesses=len(findings) < MOST_SHOWN))
             continue
         try:
             value = _value(option, entry.given, typed=typed)
@@ -174,11 +174,11 @@ def _of_other_tools(config_file: Path | None) -> Iterator[str]:
             )
 
 
-def _unknown(entry: _Entry) -> Finding:
+def _unknown(entry: _Entry, *, guesses: bool) -> Finding:
     if other := OTHER_TOOLS.get(entry.spelling):
         problem = f"{entry.spelling} is an option of {other.tool}, not of Kohya's scripts"
         return Finding(place=entry.place, problem=problem, remedy=other.instead)
-    near = nearest_name(entry.spelling)
+    near = nearest_name(entry.spelling) if guesses else None
     return Finding(
         place=entry.place,
         problem=f"there is no option {entry.spelling}",

@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 
 from anima_pipe.errors import ConfigError
 from anima_pipe.kohya.converted import Converted, Leftover, as_number, as_whole
+from anima_pipe.kohya.findings import MOST_SHOWN
 from anima_pipe.kohya.options import find_option, nearest_name
 
 Values = dict[str, object]
@@ -329,18 +330,19 @@ def _truth(value: object) -> object:
 
 
 def _unmapped(old: _Old, table: Mapping[str, object]) -> Iterator[Leftover]:
+    guesses = iter(range(MOST_SHOWN))
     for name, value in table.items():
         if name not in SECTIONS or not isinstance(value, dict):
-            yield Leftover(name, WITHOUT_COUNTERPART.get(name) or _hint(name))
+            yield Leftover(name, WITHOUT_COUNTERPART.get(name) or _hint(name, guesses))
             continue
         for key in old[name].left():
             written = f"{name}.{key}"
             known = old.why.get(written) or WITHOUT_COUNTERPART.get(written)
-            yield Leftover(written, known or _hint(key))
+            yield Leftover(written, known or _hint(key, guesses))
 
 
-def _hint(key: str) -> str:
+def _hint(key: str, guesses: Iterator[int]) -> str:
     if find_option(key):
         return f"there is an option of this name: write {key} into train_args.toml"
-    near = nearest_name(key)
+    near = nearest_name(key) if next(guesses, None) is not None else None
     return f"unknown; did you mean {near}?" if near else "unknown"

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from anima_pipe.errors import OutputError
 from anima_pipe.files import write_atomically
+from anima_pipe.plain_text import parsed_json
 from anima_pipe.records import Skipped
 from anima_pipe.runtime import launched_rank, warn
 
@@ -55,7 +56,7 @@ class Rejects:
         """Yield what the file lists, as far as it can be read."""
         with suppress(OSError, ValueError):
             for line in self.file.read_text("utf-8").splitlines():
-                entry = json.loads(line)
+                entry = parsed_json(line)
                 if isinstance(entry, dict):
                     yield entry
 

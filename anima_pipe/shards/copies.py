@@ -1,4 +1,4 @@
-"""Copies of a remote cache's small files: descriptions and sidecars, never stale, never damaged.
+"""Copies of a remote cache's files: descriptions and sidecars, never stale, and whole shards.
 
 `copies.json` says of each copy which version of the file it is of (what the storage calls it: an
 ETag, a generation, a time), and the copy's own checksum. So a file that changes where it comes
@@ -15,15 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from anima_pipe.errors import CacheError
 from anima_pipe.files import write_atomically
+from anima_pipe.plain_text import parsed_json
 from anima_pipe.shards.checksum import has_its_checksum
+from anima_pipe.shards.index import ShardIndex
 from anima_pipe.shards.manifest import Listed, Listing
-from anima_pipe.shards.remote import Remote
+from anima_pipe.shards.reading import ShardReader
+from anima_pipe.shards.remote import MoreThanPromisedError, Remote
 
 COPIES: Final = "copies.json"
 
 _TRANSFERS: Final = 8
 """Files that are fetched at the same time."""
+
+
+MOST_BYTES: Final = 2**28
+"""Of a sidecar: that of a shard of a million samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +77,20 @@ def update_copies(remote: Remote, listing: Listing, folder: Path) -> None:
         write_atomically(folder / COPIES, json.dumps(content).encode())
 
 
+def is_whole_copy(path: Path, shard: ShardIndex) -> bool:
+    """Tell whether a copy of a shard has the size and every checksum that its sidecar says."""
+    if path.stat().st_size != shard.tar_bytes:
+        return False
+    try:
+        reader = ShardReader(path, shard)
+        return all(reader.members(row) for row in range(len(shard.keys)))
+    except CacheError:
+        return False
+
+
 def _noted(folder: Path) -> Mapping[str, Copy]:
     try:
-        noted = json.loads((folder / COPIES).read_bytes())
+        noted = parsed_json((folder / COPIES).read_bytes())
         return {place: Copy(*copy) for place, copy in noted.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}  # all are fetched again
@@ -93,9 +112,11 @@ def _fetch(remote: Remote, place: str, path: Path, listed: Listed) -> Copy | Non
     """Copy a file; None: it is gone, or is not what was listed, and is fetched again next time."""
     for _ in range(2):  # what was damaged on the way comes whole the second time
         try:
-            content = remote.read(place)
+            content = remote.read(place, min(listed.length, MOST_BYTES))
         except FileNotFoundError:
             return None
+        except MoreThanPromisedError:
+            continue  # another version of it lies there by now
         write_atomically(path, content)
         if len(content) == listed.length and has_its_checksum(content):
             return Copy(listed.tag, zlib.crc32(content))

@@ -15,6 +15,7 @@ from typing import Final, Literal
 from anima_pipe import __version__
 from anima_pipe.errors import CacheError
 from anima_pipe.files import refusals_named, write_atomically
+from anima_pipe.plain_text import parsed_json
 from anima_pipe.shards.mirror import mirror_at
 from anima_pipe.shards.sidecar import INDEX_SUFFIX
 
@@ -105,7 +106,7 @@ def read_identity(folder: Path) -> Identity:
     """
     description = folder / DESCRIPTION
     try:
-        identity = Identity(**json.loads(description.read_bytes()))
+        identity = Identity(**parsed_json(description.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         raise CacheError(
             f"{description} cannot be read: {error}",

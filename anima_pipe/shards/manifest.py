@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, cast
 
+from anima_pipe.plain_text import parsed_json
 from anima_pipe.shards.checksum import has_its_checksum, with_checksum
 from anima_pipe.shards.leases import LEASES
 from anima_pipe.shards.trash import TRASH
@@ -76,7 +77,7 @@ def read_listing(content: bytes) -> Listing:
         ValueError: It is damaged, or of another version; says so.
     """
     try:
-        fields = json.loads(content)
+        fields = parsed_json(content)
         version = fields["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError("is damaged") from error

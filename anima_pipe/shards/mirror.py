@@ -8,7 +8,7 @@ shards, whole ones are kept, up to a size. What has gone from the address goes f
 room is made, and until then nobody looks at it.
 
     <mirror_dir>/<name>-<hash of the address>/
-      mirror.json   listing.json   copies.json   locks/   scan/
+      mirror.json   listing.json   copies.json   locks/   scan/   mended/
       latents-3fa1c2d4e5f6-fp16/    cache.json, every sidecar, some shards
       outgoing/                     what is to be uploaded, see `anima_pipe.shards.shipping`
 """
@@ -23,14 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from anima_pipe.errors import CacheError, OutputError
+from anima_pipe.errors import CacheError
 from anima_pipe.files import put_in_place, refusals_named, write_atomically
 from anima_pipe.runtime import counted, say, warn
-from anima_pipe.shards.copies import update_copies
+from anima_pipe.shards.copies import is_whole_copy, update_copies
 from anima_pipe.shards.index import Problem, ShardIndex
-from anima_pipe.shards.manifest import Listing, listing_text, read_listing
+from anima_pipe.shards.manifest import Listed, Listing, listing_text, read_listing
+from anima_pipe.shards.mended import keep_mended, read_mended
 from anima_pipe.shards.mirrored import described
-from anima_pipe.shards.reading import ShardReader
 from anima_pipe.shards.remote import Remote
 from anima_pipe.shards.sidecar import (
     INDEX_SUFFIX,
@@ -91,19 +91,37 @@ class Mirror:
         Args:
             folder: Of the encoder, in the mirror.
         """
-        files = self._listed().get(folder.name, {})
+        files = self.listed().get(folder.name, {})
         for name in sorted(name for name in files if name.endswith(INDEX_SUFFIX)):
             tar = folder / (name.removesuffix(INDEX_SUFFIX) + ".tar")
             if tar.name not in files:
                 yield tar, Problem(shard=tar, reason=f"is not at {self.shown}, only its sidecar is")
                 continue
+            length = files[tar.name].length
+            if mended := read_mended(self.folder, tar, files[name], length):
+                yield tar, mended
+                continue
             try:
-                yield tar, read_index(tar, files[tar.name].length)
+                yield tar, read_index(tar, length)
             except UnfitIndexError as error:
-                index = self._index_anew(tar, files[tar.name].length)
+                index = self._index_anew(tar, length, files[name])
                 where = f"{self.shown}; it was rebuilt from the shard"
                 yield tar, Problem(shard=tar, reason=f"{error} at {where}")
                 yield tar, index
+
+    def listed(self) -> Listing:
+        """Return what was at the address when the mirror was last brought up to date.
+
+        Raises:
+            CacheError: That cannot be read.
+        """
+        try:
+            return read_listing((self.folder / LISTING).read_bytes())
+        except (OSError, ValueError) as error:
+            raise CacheError(
+                f"{self.folder / LISTING} cannot be read: {error}",
+                "run the same command again, which writes it anew",
+            ) from error
 
     def names(self, folder: Path) -> AbstractSet[str]:
         """Return the files of one encoder that are at the address.
@@ -111,7 +129,7 @@ class Mirror:
         Args:
             folder: Of the encoder, in the mirror.
         """
-        return self._listed().get(folder.name, {}).keys()
+        return self.listed().get(folder.name, {}).keys()
 
     def announce(self, length: int) -> None:
         """Say what is about to be read from where, and warn where it cannot all be kept.
@@ -139,8 +157,8 @@ class Mirror:
             Whether it had to be fetched.
 
         Raises:
-            CacheError: It is not there any more, or damaged; what is damaged is noted in its
-                sidecar, so that the next caching run encodes it anew.
+            CacheError: It is not there any more, or damaged; what is damaged is noted here, so that
+                the next caching run encodes it anew.
             OutputError: There is no room for it.
         """
         if self._touch(tar, shard):
@@ -151,8 +169,8 @@ class Mirror:
             self.make_room(shard.tar_bytes)
             with self._arriving(tar) as partial:
                 for _ in range(2):  # what was damaged on the way comes whole the second time
-                    self._download(tar, partial)
-                    if _is_whole(partial, shard):
+                    self._download(tar, partial, shard.tar_bytes)
+                    if is_whole_copy(partial, shard):
                         _publish(partial, tar)
                         return True
                 raise self._damage(tar, partial, shard)
@@ -215,17 +233,8 @@ class Mirror:
         folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / f"{name}.lock")
 
-    def _listed(self) -> Listing:
-        try:
-            return read_listing((self.folder / LISTING).read_bytes())
-        except (OSError, ValueError) as error:
-            raise CacheError(
-                f"{self.folder / LISTING} cannot be read: {error}",
-                "run the same command again, which writes it anew",
-            ) from error
-
-    def _index_anew(self, tar: Path, tar_bytes: int) -> ShardIndex:
-        """Make the sidecar of a shard whose own is damaged where it comes from, and put it there.
+    def _index_anew(self, tar: Path, tar_bytes: int, listed: Listed) -> ShardIndex:
+        """Make the sidecar of a shard whose own is damaged where it comes from, and keep it here.
 
         Raises:
             CacheError: The shard itself does not come whole.
@@ -234,16 +243,12 @@ class Mirror:
             if _size(tar) != tar_bytes:
                 self.make_room(tar_bytes)
                 with self._arriving(tar) as partial:
-                    self._download(tar, partial)
+                    self._download(tar, partial, tar_bytes)
                     if _size(partial) != tar_bytes:
                         raise self._short(tar, partial, tar_bytes)
                     _publish(partial, tar)
             index = rebuild_index(tar)
-        if not self.remote.read_only:
-            try:
-                self.remote.upload(index_path(tar), f"{tar.parent.name}/{index_path(tar).name}")
-            except OutputError as error:
-                warn(f"{error.problem}; the rebuilt sidecar is used here only")
+            keep_mended(self.folder, tar, listed)
         return index
 
     @contextmanager
@@ -269,12 +274,12 @@ class Mirror:
             os.utime(tar)
         return True
 
-    def _download(self, tar: Path, partial: Path) -> None:
+    def _download(self, tar: Path, partial: Path, most: int) -> None:
         place = f"{tar.parent.name}/{tar.name}"
         with refusals_named(tar):
             tar.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.remote.download(place, partial)
+            self.remote.download(place, partial, most)
         except FileNotFoundError as error:
             raise CacheError(
                 f"{self.shown}/{place} is not there any more",
@@ -282,7 +287,7 @@ class Mirror:
             ) from error
 
     def _damage(self, tar: Path, partial: Path, shard: ShardIndex) -> CacheError:
-        """Find out what of a shard is damaged where it comes from, and note it there."""
+        """Find out what of a shard is damaged where it comes from, and note it here."""
         place = f"{self.shown}/{tar.parent.name}/{tar.name}"
         if _size(partial) != shard.tar_bytes:
             return self._short(tar, partial, shard.tar_bytes)
@@ -298,10 +303,12 @@ class Mirror:
                 wrong,
                 "ask those who keep the cache to run `anima-pipe cache verify` and encode again",
             )
-        self.remote.upload(index_path(tar), f"{tar.parent.name}/{index_path(tar).name}")
+        listed = self.listed().get(tar.parent.name, {}).get(index_path(tar).name)
+        if listed:
+            keep_mended(self.folder, tar, listed)
         return CacheError(
-            f"{wrong}; its sidecar says so now",
-            "run the caching stages again, which encode what is damaged anew",
+            f"{wrong}; that is noted in {self.folder}",
+            "run the caching stages again, which note it there too and encode what is damaged anew",
         )
 
     def _short(self, tar: Path, partial: Path, tar_bytes: int) -> CacheError:
@@ -336,17 +343,6 @@ def _status(path: Path) -> os.stat_result | None:
 def _size(path: Path) -> int | None:
     status = _status(path)
     return status.st_size if status else None
-
-
-def _is_whole(path: Path, shard: ShardIndex) -> bool:
-    """Tell whether a copy has the size and every checksum that its sidecar says."""
-    if _size(path) != shard.tar_bytes:
-        return False
-    try:
-        reader = ShardReader(path, shard)
-        return all(reader.members(row) for row in range(len(shard.keys)))
-    except CacheError:
-        return False
 
 
 def _publish(partial: Path, tar: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from anima_pipe.files import write_atomically
+from anima_pipe.plain_text import parsed_json
 from anima_pipe.shards.addresses import shown_address, split_query
 
 MIRROR: Final = "mirror.json"
@@ -50,9 +51,9 @@ def _name_of(place: str) -> str:
 def described(folder: Path) -> Mirrored | None:
     """Return what is noted in a folder; None unless it is called as the mirror of that address."""
     try:
-        fields = json.loads((folder / MIRROR).read_bytes())
+        fields = parsed_json((folder / MIRROR).read_bytes())
         mirrored = Mirrored(url=str(fields["url"]), limit_bytes=int(fields["limit_bytes"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return mirrored if folder.name == mirror_name(mirrored.url) else None
 

@@ -6,11 +6,12 @@ What fails for a moment is tried again; what fails for good is one error that sa
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from anima_pipe.errors import CacheError, OutputError, PipeError
 from anima_pipe.files import put_in_place, temporary_name
@@ -31,7 +32,14 @@ from anima_pipe.shards.manifest import (
     read_listing,
 )
 
+MOST_MANIFEST_BYTES: Final = 2**28
+"""Of a list of files: some two million of them."""
+
 _Result = TypeVar("_Result")
+
+
+class MoreThanPromisedError(CacheError):
+    """A file that goes on behind its promised end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +79,18 @@ class Remote:
         found = self._reading("", self._find)
         return listing_of((path[len(root) + 1 :], entry) for path, entry in found.items())
 
-    def read(self, place: str) -> bytes:
+    def read(self, place: str, most: int) -> bytes:
         """Return a small file.
 
         Raises:
             FileNotFoundError: It is not there.
+            MoreThanPromisedError: It has more bytes than `most`.
             CacheError: It cannot be read.
         """
-        return self._reading(place, lambda: self._opened()[0].cat_file(self._path(place)))
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "copy"
+            self.download(place, copy, most)
+            return copy.read_bytes()
 
     def has(self, place: str) -> bool:
         """Tell whether a file is there.
@@ -94,15 +106,37 @@ class Remote:
 
         return self._reading(place, ask)
 
-    def download(self, place: str, target: Path) -> None:
+    def download(self, place: str, target: Path, most: int) -> None:
         """Copy a file to the disk, onto whatever is there. The copy may be cut off: check it.
+
+        Args:
+            place: The file.
+            target: The copy.
+            most: Bytes that it was said to have; who sends more is cut off.
 
         Raises:
             FileNotFoundError: It is not there.
+            MoreThanPromisedError: It has more bytes.
             CacheError: It cannot be read.
             OutputError: The disk has no room for it.
         """
-        self._reading(place, lambda: self._opened()[0].get_file(self._path(place), str(target)))
+        self._reading(place, lambda: self._fetch(place, target, most))
+
+    def _fetch(self, place: str, target: Path, most: int) -> None:
+        from anima_pipe.shards.bounded import Bounded, TooManyBytesError
+
+        storage, path = self._opened()[0], self._path(place)
+        try:
+            if self.folder or self._is_repository:  # they tell a file's size, and no progress
+                Bounded(most).set_size(storage.info(path)["size"])
+                storage.get_file(path, str(target))
+            else:
+                storage.get_file(path, str(target), callback=Bounded(most))
+        except TooManyBytesError as error:
+            raise MoreThanPromisedError(
+                f"{self._said(place)} has more than the {most:,} bytes that it should have",
+                "check what is stored there, and what answers at that address; then run again",
+            ) from error
 
     def upload(self, source: Path, place: str) -> None:
         """Copy a file from the disk, whole or not at all.
@@ -206,7 +240,7 @@ class Remote:
 
     def _manifest_of_reader(self) -> Listing:
         try:
-            return read_listing(self.read(MANIFEST))
+            return read_listing(self.read(MANIFEST, MOST_MANIFEST_BYTES))
         except FileNotFoundError as error:
             raise CacheError(
                 f"{self.shown} has no {MANIFEST}, and http does not say what else is there",
@@ -221,8 +255,8 @@ class Remote:
 
     def _manifest_of_writer(self) -> Listing:
         try:
-            return read_listing(self.read(MANIFEST))
-        except (FileNotFoundError, ValueError):
+            return read_listing(self.read(MANIFEST, MOST_MANIFEST_BYTES))
+        except (FileNotFoundError, ValueError, MoreThanPromisedError):
             return {}  # what is damaged is written anew, like what is not there
 
     def _opened(self) -> tuple[Any, str]:

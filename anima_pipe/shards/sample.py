@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import xxhash
+from safetensors import SafetensorError, deserialize
+
+from anima_pipe.plain_text import parsed_json
 
 PAYLOAD: Final = "safetensors"
 METADATA: Final = "json"
@@ -51,7 +54,7 @@ def seal(metadata: Mapping[str, object], payload: bytes) -> bytes:
 
 def unseal(content: bytes) -> dict[str, Any]:
     """Return the metadata in a sample's JSON member, without the checksum."""
-    fields = json.loads(content)
+    fields = parsed_json(content)
     del fields[CHECKSUM]
     return fields
 
@@ -64,11 +67,10 @@ def is_intact(content: bytes, payload: bytes) -> bool:
         payload: The safetensors member.
     """
     try:
-        fields = json.loads(content)
-        expected = fields.pop(CHECKSUM)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        fields = parsed_json(content)
+        return fields.pop(CHECKSUM) == _checksum(fields, payload)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
-    return expected == _checksum(fields, payload)
 
 
 def quick_hash(*parts: bytes | memoryview) -> int:
@@ -83,19 +85,34 @@ def tensor_places(payload: bytes) -> dict[str, TensorPlace]:
     """Read names, dtypes, shapes and offsets off a safetensors header.
 
     Raises:
-        ValueError: The bytes are not safetensors, or hold a dtype that samples never have.
+        ValueError: The bytes are not what the safetensors library takes for a file, or hold a dtype
+            that samples never have.
     """
+    _refuse_what_the_library_refuses(payload)
     data_start = _LENGTH_BYTES + int.from_bytes(payload[:_LENGTH_BYTES], "little")
-    header = json.loads(payload[_LENGTH_BYTES:data_start])
+    header = parsed_json(payload[_LENGTH_BYTES:data_start])
     header.pop("__metadata__", None)
     places: dict[str, TensorPlace] = {}
     for name, entry in header.items():
-        begin, end = cast("list[int]", entry["data_offsets"])
+        begin, _ = cast("list[int]", entry["data_offsets"])
         place = TensorPlace(entry["dtype"], tuple(entry["shape"]), data_start + begin)
-        if end - begin != tensor_bytes(place.dtype, place.shape) or data_start + end > len(payload):
-            raise ValueError(f"tensor {name} does not lie where the header says")
+        tensor_bytes(place.dtype, place.shape)
         places[name] = place
     return places
+
+
+def _refuse_what_the_library_refuses(payload: bytes) -> None:
+    """Leave it to the library what a header may be: another truth is where files disagree.
+
+    Its only way to look at bytes copies their tensors, a tenth of a millisecond for each sample.
+
+    Raises:
+        ValueError: It refuses them.
+    """
+    try:
+        deserialize(payload)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:

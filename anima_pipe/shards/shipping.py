@@ -14,6 +14,7 @@ from anima_pipe.errors import OutputError, PipeError
 from anima_pipe.files import refusals_named
 from anima_pipe.runtime import counted, say, warn
 from anima_pipe.shards.folders import DESCRIPTION
+from anima_pipe.shards.mended import MENDED, forget_mended, mended_sidecars
 from anima_pipe.shards.mirror import Mirror, mirror_at
 from anima_pipe.shards.sidecar import index_path, load_index
 from anima_pipe.shards.unfinished import remove_abandoned
@@ -93,6 +94,25 @@ def send_pending(cache_dir: Path) -> None:
     for tar in pending:
         _ship(mirror, tar)
     mirror.remote.publish_manifest()
+
+
+def send_mended(cache_dir: Path) -> None:
+    """Upload sidecars that were made anew because those at the address are wrong.
+
+    Raises:
+        OutputError: One cannot be uploaded; it is kept, and used here.
+    """
+    mirror = mirror_at(cache_dir)
+    if mirror is None or mirror.remote.read_only or not (mirror.folder / MENDED).is_dir():
+        return
+    mended = list(mended_sidecars(mirror.folder, mirror.listed()))
+    for sidecar in mended:
+        mirror.remote.upload(sidecar, f"{sidecar.parent.name}/{sidecar.name}")
+    if mended:
+        say(f"uploaded {counted(len(mended), 'sidecar')} that had been wrong at {mirror.shown}")
+        mirror.pull()
+        mirror.remote.publish_manifest()
+    forget_mended(mirror.folder)
 
 
 def _complete_manifest(mirror: Mirror) -> None:

@@ -23,8 +23,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, cast
 
+import numpy as np
+
 from anima_pipe.errors import OutputError
 from anima_pipe.files import write_atomically
+from anima_pipe.plain_text import parsed_json
 from anima_pipe.shards.checksum import has_its_checksum, with_checksum
 from anima_pipe.shards.index import MemberColumns, Problem, ShardIndex, TensorColumns
 from anima_pipe.shards.sample import METADATA, PAYLOAD, is_intact
@@ -71,10 +74,10 @@ def read_index(tar: Path, tar_bytes: int) -> ShardIndex:
         UnfitIndexError: There is none, it cannot be read, or it is another tar's.
     """
     try:
-        index = _from_json(json.loads(_checked(index_path(tar).read_bytes())))
+        index = _from_json(parsed_json(_checked(index_path(tar).read_bytes())))
     except FileNotFoundError as error:
         raise UnfitIndexError("had no sidecar") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UnfitIndexError("had a damaged sidecar") from error
     if (index.tar, index.tar_bytes) != (tar.name, tar_bytes):
         raise UnfitIndexError("had the sidecar of another tar")
@@ -165,8 +168,8 @@ def _from_json(fields: dict[str, Any]) -> ShardIndex:
     """Read a sidecar's columns.
 
     Raises:
-        ValueError: Another version, or columns of unequal length. A column that is missing or of
-            another kind raises KeyError or TypeError.
+        ValueError: Another version, columns of unequal length, or places that the tar does not
+            have. A column that is missing or of another kind raises KeyError or TypeError.
     """
     if fields["version"] != INDEX_VERSION:
         raise ValueError(f"sidecar version {fields['version']}")
@@ -187,7 +190,15 @@ def _from_json(fields: dict[str, Any]) -> ShardIndex:
         columns.append(index.payload_hashes)
     if any(len(column) != len(index.keys) for column in columns):
         raise ValueError("columns of unequal length")
+    if not all(_lie_within(m, index.tar_bytes) for m in (index.payloads, index.metadata)):
+        raise ValueError("members beyond the tar")
     return index
+
+
+def _lie_within(columns: MemberColumns, tar_bytes: int) -> bool:
+    """Tell whether members can be where they are said to be; who reads one makes room for it."""
+    offset, length = np.array(columns.offset, np.int64), np.array(columns.length, np.int64)
+    return bool(np.all((offset >= 0) & (length >= 0) & (length <= tar_bytes - offset)))
 
 
 def _member_columns(columns: MemberColumns) -> dict[str, array[int]]:

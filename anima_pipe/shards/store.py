@@ -138,7 +138,10 @@ class Store(Generic[Value]):
         reader, row = self._reader(key)
         if (noted := reader.noted(row)) is None:
             raise self._damage(reader.index, key)
-        return unseal(noted)
+        try:
+            return unseal(noted)
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damage(reader.index, key) from error
 
     def verify(self) -> list[Problem]:
         """Read every sample of every shard and compare its checksum.

@@ -5,12 +5,13 @@ The only module that imports webdataset.
 
 from __future__ import annotations
 
+import errno
 import io
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 BLOCK: Final = 512
 """Tar headers take one block, contents are padded to whole blocks."""
@@ -59,15 +60,29 @@ def tar_sample(key: str, members: Mapping[str, bytes]) -> tuple[memoryview, dict
 
 
 def read_members(path: Path) -> Iterator[tuple[str, Span]]:
-    """Yield name and place of each whole member, up to the end or to the first damaged header."""
+    """Yield name and place of each whole member, up to the end or to the first damaged header.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
     size = path.stat().st_size
+    with path.open("rb") as file:
+        for info in _headers(file):
+            span = Span(info.offset_data, info.size)
+            if info.isfile() and 0 <= span.length <= size - span.offset:
+                yield info.name, span
+
+
+def _headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Yield the headers of a tar's members, up to the first that tells what cannot be."""
     try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                span = Span(info.offset_data, info.size)
-                if info.isfile() and span.end <= size:
-                    yield info.name, span
-    except tarfile.TarError:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            yield from tar
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place that no file has
+            raise
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError):
+        # Sizes of thousands of digits, below zero, beyond any disk; headers of headers.
         return
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from anima_pipe.errors import DataError, OutputError
 from anima_pipe.files import write_atomically
-from anima_pipe.plain_text import in_utf8
+from anima_pipe.plain_text import in_utf8, parsed_json
 from anima_pipe.records import ImageFile
 
 
@@ -45,9 +45,9 @@ class DeadlyPictures:
     def known(self) -> dict[str, str]:
         """Return their contents, and the names that they had; what cannot be read is forgotten."""
         known: dict[str, str] = {}
-        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        with suppress(OSError, ValueError, KeyError, TypeError):
             for line in self._file.read_text("utf-8").splitlines() if self._file else ():
-                entry = json.loads(line)
+                entry = parsed_json(line)
                 known[str(entry["content"])] = str(entry["name"])
         return known
 

@@ -12,7 +12,6 @@ edited, and stands for all others. "meta" is about the caption; of it the trigge
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from random import Random
 from typing import Final, cast
 
 from anima_pipe.errors import DataError
+from anima_pipe.plain_text import parsed_json
 from anima_pipe.source.captions import CaptionRules, render_caption, tags_shown
 
 FIXED: Final = ("quality", "count", "character", "series", "artist")
@@ -102,8 +102,8 @@ def parse_json_caption(text: str, place: str) -> GroupedCaption | str:
             there is text in a field that is none of them.
     """
     try:
-        found: object = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        found: object = parsed_json(text)
+    except ValueError as error:
         raise DataError(f"{place} is not JSON: {error}", "correct that place") from error
     if isinstance(found, str):
         return _one_line(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Final, TextIO, cast
 
 from anima_pipe.errors import DataError
+from anima_pipe.plain_text import parsed_json
 from anima_pipe.source.boundary import one_item, reason_of
 from anima_pipe.source.images import find_images
 
@@ -108,8 +108,8 @@ def _of_object(file: Path) -> Iterator[tuple[str, object]]:
         )
     text = file.read_text(encoding="utf-8-sig")
     try:
-        entries: object = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        entries: object = parsed_json(text)
+    except ValueError as error:
         raise DataError(f"{file} is not JSON: {reason_of(error)}", "correct that place") from error
     if not isinstance(entries, dict):
         raise DataError(f"{file} is not a metadata file", _FORM)
@@ -136,8 +136,8 @@ def _entry_of(line: str, place: str) -> tuple[str, object]:
     if len(line) == MOST_LETTERS_OF_LINE:
         return place, DataError(f"{place} has more than {MOST_LETTERS_OF_LINE:,} letters", _FORM)
     try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        entry = parsed_json(line)
+    except ValueError as error:
         return place, DataError(f"{place} is not JSON: {reason_of(error)}", _FORM)
     if not isinstance(entry, dict) or not isinstance(entry.get("image_path"), str):
         return place, DataError(f"{place} has no object with an image_path", _FORM)

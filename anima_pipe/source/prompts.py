@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Final
 
 from anima_pipe.records import PreviewPrompt, Text, WeightedText
@@ -77,53 +78,73 @@ def half_character(text: str) -> str | None:
 
 
 def _stretches(marked: str) -> Iterator[tuple[str, float]]:
-    """Yield the texts that no parentheses part, each with its weight."""
-    # A stack, because prompts may be nested deeper than Python's calls.
-    waiting = [(marked, 1.0)]
-    while waiting:
-        text, weight = waiting.pop()
-        parts = list(_outermost(text))
-        if parts == [text] and not _is_enclosed(text):
-            yield text, weight
-            continue
-        waiting += [
-            _weighted(part[1:-1], weight) if _is_enclosed(part) else (part, weight)
-            for part in reversed(parts)
-        ]
+    """Yield the texts that no parentheses part, each with its weight.
 
-
-def _outermost(text: str) -> Iterator[str]:
-    """Yield the parts of a text, what its outermost parentheses enclose apart, with these.
-
-    ComfyUI counts a closing one that nothing opened, so that what follows it is not parted until
-    an opening one more than closing ones has come.
+    Every letter is looked at a few times, however deep the parentheses are nested.
     """
-    start = depth = 0
+    closing = _closing_places(marked)
+    # A stack, because prompts may be nested deeper than Python's calls.
+    levels = [(_outermost(marked, 0, len(marked), closing), 1.0)]
+    while levels:
+        parts, weight = levels[-1]
+        part = next(parts, None)
+        if part is None:
+            levels.pop()
+            continue
+        start, end = part
+        if end - start > 1 and marked[start] == "(" and marked[end - 1] == ")":
+            inner_end, own = _weighted(marked, start + 1, end - 1, weight)
+            levels.append((_outermost(marked, start + 1, inner_end, closing), own))
+        else:
+            yield marked[start:end], weight
+
+
+def _closing_places(text: str) -> dict[int, int]:
+    """Return where the parentheses are closed, by the places where they are opened."""
+    closing: dict[int, int] = {}
+    opened: list[int] = []
     for place, letter in enumerate(text):
         if letter == "(":
-            if depth == 0 and place > start:
-                yield text[start:place]
-                start = place
-            depth += 1
-        elif letter == ")":
-            depth -= 1
-            if depth == 0:
-                yield text[start : place + 1]
-                start = place + 1
-    if start < len(text):
-        yield text[start:]
+            opened.append(place)
+        elif letter == ")" and opened:
+            closing[opened.pop()] = place
+    return closing
 
 
-def _is_enclosed(part: str) -> bool:
-    """Tell whether a part stands in parentheses; a lone one encloses nothing."""
-    return len(part) > 1 and part[0] == "(" and part[-1] == ")"
+def _outermost(
+    text: str, start: int, end: int, closing: Mapping[int, int]
+) -> Iterator[tuple[int, int]]:
+    """Yield start and end of the parts of a stretch, what its outermost parentheses enclose apart.
+
+    ComfyUI counts a closing one that nothing opened, so that what follows it is not parted until
+    an opening one more than closing ones has come. What is opened and not closed goes to the end.
+    """
+    place, too_many = start, 0
+    while place < end:
+        letter = text[place]
+        if letter == "(" and not too_many:
+            if place > start:
+                yield start, place
+            start, place = place, closing.get(place, end) + 1
+            if place > end:
+                break
+            yield start, place
+            start = place
+            continue
+        too_many += {")": 1, "(": -1}.get(letter, 0)
+        place += 1
+    if start < end:
+        yield start, end
 
 
-def _weighted(inner: str, around: float) -> tuple[str, float]:
-    """Return what is enclosed, without its number, and its weight."""
-    text, colon, number = inner.rpartition(":")
-    try:
-        weight = float(number) if colon and text else math.nan
-    except ValueError:
-        weight = math.nan
-    return (text, weight) if math.isfinite(weight) else (inner, around * EMPHASIS)
+def _weighted(text: str, start: int, end: int, around: float) -> tuple[int, float]:
+    """Return where the text of what is enclosed ends, before its number, and its weight."""
+    colon = end - 1
+    while colon > start and text[colon] not in "():":
+        colon -= 1
+    if colon > start and text[colon] == ":":
+        with suppress(ValueError):
+            weight = float(text[colon + 1 : end])
+            if math.isfinite(weight):
+                return colon, weight
+    return end, around * EMPHASIS

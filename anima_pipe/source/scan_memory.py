@@ -28,6 +28,7 @@ from typing import Final
 
 from anima_pipe.errors import OutputError
 from anima_pipe.files import write_atomically
+from anima_pipe.plain_text import parsed_json
 from anima_pipe.stamps import Stamp, stamp_of
 
 SCAN_VERSION: Final = 3
@@ -155,7 +156,7 @@ class ScanMemory:
         start = self._search(self._by_stamp, _joined(stamp[:FACTS_OF_CONTENT]), _stamp_at)
         if start is None:
             return None
-        former = self._folder / json.loads(_name_at(self._content, start))
+        former = self._folder / parsed_json(_name_at(self._content, start))
         return None if stamp_if_there(former) else self._seen_at(start)
 
     def _seen_at(self, start: int) -> Seen:
@@ -176,7 +177,7 @@ class ScanMemory:
         """Yield the newest line of each picture that is there, in the order of their names."""
         lines = [*_lines(self._content), *bytes(self._news).splitlines(keepends=True)]
         for line in _newest(lines):
-            if stamp_if_there(self._folder / json.loads(_name(line))):
+            if stamp_if_there(self._folder / parsed_json(_name(line))):
                 yield line
 
 

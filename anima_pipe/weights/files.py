@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from anima_pipe.errors import CheckpointError
 from anima_pipe.files import refuse_endless
+from anima_pipe.plain_text import parsed_json
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +70,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     whole_bytes = max((tensor.stop for tensor in tensors.values()), default=8 + header_bytes)
     if whole_bytes > file_bytes:
         raise _truncated(path, whole_bytes, file_bytes)
+    _refuse_what_the_library_refuses(path)
     return tensors
 
 
@@ -209,7 +210,7 @@ def _unpickled(path: Path) -> dict[str, torch.Tensor]:
 def _parse(path: Path, header: bytes) -> dict[str, StoredTensor]:
     data_start = 8 + len(header)
     try:
-        entries = json.loads(header, object_pairs_hook=_each_once)
+        entries = parsed_json(header, object_pairs_hook=_each_once)
         entries.pop("__metadata__", None)
         tensors = {
             name: StoredTensor(
@@ -233,6 +234,23 @@ def _parse(path: Path, header: bytes) -> dict[str, StoredTensor]:
                 "Download the file again.",
             )
     return tensors
+
+
+def _refuse_what_the_library_refuses(path: Path) -> None:
+    """Leave the last word to the library: other programs read a file as it does.
+
+    Raises:
+        CheckpointError: It refuses the file, for gaps between tensors, which could hide others.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"the header of {path} is damaged: {error}", "Download the file again."
+        ) from error
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
