@@ -14,6 +14,7 @@ from PIL import Image
 from worker_tasks import Picture, a_megabyte, die, peak_of_decoding, tasks, workers_of
 
 from anima_pipe.inspection.thumbnails import look_at_all
+from anima_pipe.records import ImageFile
 from anima_pipe.source.budget import Budget
 from anima_pipe.source.images import decoding_cost, read_image_file
 from anima_pipe.source.workers import Care, WorkerDiedError, in_processes
@@ -49,11 +50,15 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_dataset(tmp_path / "dataset.toml", pictures, flip_aug=True)
 
 
-def cached(dataset: Path, **given: object) -> Ended:
+def cached(dataset: Path, workers: int = 2, **given: object) -> Ended:
     folder = dataset.parent
     options = {"dataset_config": dataset, "cache_dir": folder / "cache", "vae_batch_size": 4}
     return anima_pipe(
-        "cache-latents", folder / "summary.json", **options, max_data_loader_n_workers=2, **given
+        "cache-latents",
+        folder / "summary.json",
+        **options,
+        max_data_loader_n_workers=workers,
+        **given,
     )
 
 
@@ -76,6 +81,39 @@ def test_a_picture_that_kills_its_decoder_is_named_and_set_aside_by_its_content(
     assert counts(second) == [0, others, 1, 0]
     assert "renamed.png kills the process that decodes it" in second.said
     assert counts(asked) == [0, others, 0, 1]
+
+
+def test_without_workers_too_a_large_picture_that_kills_its_decoder_is_set_aside(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+):
+    large = (4800, 4700)
+    killer = dataset.parent / "killer" / "sitecustomize.py"
+    killer.write_text(KILLER.replace(str(DEADLY), str(large)))
+    pictures = dataset.parent / "pictures"
+    Image.new("1", large).save(pictures / "00_deadly.png")
+    others = 2 * len(list(pictures.glob("*.txt"))) - 2
+
+    first, second = cached(dataset, workers=0), cached(dataset, workers=0)
+
+    assert counts(first) == [others, 0, 0, 1]
+    assert "00_deadly.png kills the process that decodes it" in first.said
+    assert counts(second) == [0, others, 1, 0]
+
+
+def test_without_workers_no_process_is_started_for_pictures_of_the_usual_sizes(tmp_path: Path):
+    image = _a_picture(tmp_path / "small.png", (1024, 1024))
+    running: list[int] = []
+    for _ in look_at_all([image] * 20, workers=0):
+        running += workers_of()
+    assert running == []
+    large = _a_picture(tmp_path / "large.png", (4800, 4700))
+    assert [look.problem for look in look_at_all([image, large], workers=0)] == ["", ""]
+    assert workers_of() == []
+
+
+def _a_picture(path: Path, size: tuple[int, int]) -> ImageFile:
+    Image.new("1", size).save(path)
+    return read_image_file(path)
 
 
 def test_the_page_of_a_dataset_shows_a_picture_that_kills_its_decoder_as_unreadable(dataset: Path):

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from commands import Ended, anima_pipe, demo_pictures, write_dataset
+from commands import Ended, anima_pipe, assert_one_error, demo_pictures, write_dataset
 
 from anima_pipe.source.captions import CaptionRules, render_caption
 from anima_pipe.source.prompts import has_weights, read_prompt
@@ -102,6 +102,42 @@ def test_the_terminal_names_twenty_and_says_where_all_are_until_they_are_mended(
         path.unlink()
     run("cache-latents", dataset)
     assert not list_of_all.exists()
+
+
+@pytest.mark.parametrize("stage", ["cache-latents", "train"])
+def test_where_not_one_picture_is_left_all_are_listed_nevertheless(tmp_path: Path, stage: str):
+    pictures = demo_pictures(tmp_path / "pictures")
+    for path in pictures.iterdir():
+        if path.suffix != ".txt":
+            path.unlink()
+    for number in range(25):
+        (pictures / f"{number:02}.png").write_bytes(b"no picture")
+        (pictures / f"{number:02}.txt").write_text("a fox")
+    dataset = write_dataset(tmp_path / "dataset.toml", pictures)
+    folders = {"cache_dir": tmp_path / "cache"}
+    if stage == "train":
+        folders["output_dir"] = tmp_path / "out"
+
+    ended = anima_pipe(stage, tmp_path / "summary.json", dataset_config=dataset, **folders)
+
+    assert_one_error(ended, "none of the 25 pictures can be used")
+    file = tmp_path / "rejects.jsonl"
+    assert len(names(listed(file), stage)) == 25
+    assert f"and 5 more, all in {file}" in ended.said
+
+
+def test_where_not_one_picture_can_be_decoded_all_are_listed_nevertheless(tmp_path: Path):
+    pictures = demo_pictures(tmp_path / "pictures")
+    broken = sorted(path for path in pictures.iterdir() if path.suffix != ".txt")
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:3000])
+    dataset = write_dataset(tmp_path / "dataset.toml", pictures)
+    folders = {"cache_dir": tmp_path / "cache", "output_dir": tmp_path / "out"}
+
+    ended = anima_pipe("train", tmp_path / "summary.json", dataset_config=dataset, **folders)
+
+    assert_one_error(ended, f"none of the {len(broken)} pictures can be decoded")
+    assert len(names(listed(tmp_path / "rejects.jsonl"), "train")) == len(broken)
 
 
 GROWING = {

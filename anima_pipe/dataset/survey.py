@@ -42,6 +42,20 @@ UNREAD: Final = CaptionTexts(full=())
 """In the place of captions that were not read."""
 
 
+class NothingUsableError(DataError):
+    """Not one picture of a dataset can be used.
+
+    Args:
+        problem: See `PipeError`.
+        remedy: The same.
+        skipped: All of the pictures that were left out, and why.
+    """
+
+    def __init__(self, problem: str, remedy: str, skipped: Sequence[Skipped]) -> None:
+        super().__init__(problem, remedy)
+        self.skipped = tuple(skipped)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
     """All samples of all datasets, and what could not be used."""
@@ -97,7 +111,7 @@ class Survey:
             failed: The pictures, and why.
 
         Raises:
-            DataError: No picture is left.
+            NothingUsableError: No picture is left.
         """
         kept = self.table.with_rows(
             row
@@ -105,10 +119,11 @@ class Survey:
             if lost.isdisjoint(sample.latent_keys + sample.mask_keys)
         )
         if not len(kept):
-            raise DataError(
+            raise NothingUsableError(
                 f"none of the {counted(len(self.samples), 'picture')} can be decoded; "
                 f"the first: {failed[0].reason}",
                 "mend the files, or point image_dir to other pictures",
+                list(dict.fromkeys([*self.skipped, *failed])),
             )
         balanced = _balanced(kept)
         return _survey(
@@ -173,7 +188,7 @@ def survey_pictures(
         skipped, not raised.
 
     Raises:
-        DataError: Not one picture can be used.
+        NothingUsableError: Not one picture can be used.
     """
     table = SampleTable(pictures)
     skipped: list[Skipped] = []
@@ -291,11 +306,12 @@ def _sample(
     )
 
 
-def _none_left(pictures: Sequence[Picture], skipped: Sequence[Skipped]) -> DataError:
+def _none_left(pictures: Sequence[Picture], skipped: Sequence[Skipped]) -> NothingUsableError:
     reason = f"; the first: {skipped[0].reason}" if skipped else ", they are all too small"
-    return DataError(
+    return NothingUsableError(
         f"none of the {counted(len(pictures), 'picture')} can be used{reason}",
         "mend the files, or point image_dir to other pictures",
+        skipped,
     )
 
 

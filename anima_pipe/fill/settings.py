@@ -46,8 +46,8 @@ class LatentSettings:
     batch_size: int = 1
     """Pictures per pass of the VAE (vae_batch_size); at least 1."""
     workers: int = 8
-    """Processes that decode pictures while the VAE works (max_data_loader_n_workers); 0: none, in
-    turn."""
+    """Processes that decode pictures while the VAE works (max_data_loader_n_workers); 0: none but
+    one for pictures that are very large, in turn."""
 
     def __post_init__(self) -> None:
         check_number("vae_batch_size", self.batch_size, least=1)

@@ -22,6 +22,7 @@ from anima_pipe.records import Text
 from anima_pipe.runs.rejects import Rejects
 from anima_pipe.runs.reports import (
     NAMED,
+    all_rejects_told,
     report_fill,
     report_links,
     report_long,
@@ -70,23 +71,24 @@ def prepare_data(settings: TrainSettings, seed: int, accelerator: Accelerator) -
     refused = refusal(data.cache.folder, follow_links=data.follow_links)
     pictures = find_pictures(data.datasets, links_refused=refused)
     probes = probes_wanted(settings.leakage, pictures)
-    survey = survey_pictures(
-        pictures,
-        caption_variants=data.caption_variants,
-        crop_variants=data.crop_variants,
-        cache_dir=data.cache.folder,
-        rehash=data.rehash,
-        max_image_pixels=data.max_image_pixels,
-    )
-    report_links(survey.links)
-    report_surveyed_captions(survey, strict=data.strict)
-    if data.auto_cache:
-        prompts = settings.previews.prompts if settings.previews else ()
-        others = [*prompt_texts(prompts), *(probes.texts if probes else ())]
-        survey = _filled(survey, data, others, accelerator)
-    # The first process alone knows what could not be decoded.
     rejects = Rejects.of("train", data.rejects, data.cache.folder)
+    # The first process alone knows what could not be decoded.
     listed = rejects if accelerator.is_main_process else None
+    with all_rejects_told(listed):
+        survey = survey_pictures(
+            pictures,
+            caption_variants=data.caption_variants,
+            crop_variants=data.crop_variants,
+            cache_dir=data.cache.folder,
+            rehash=data.rehash,
+            max_image_pixels=data.max_image_pixels,
+        )
+        report_links(survey.links)
+        report_surveyed_captions(survey, strict=data.strict)
+        if data.auto_cache:
+            prompts = settings.previews.prompts if settings.previews else ()
+            others = [*prompt_texts(prompts), *(probes.texts if probes else ())]
+            survey = _filled(survey, data, others, accelerator)
     report_surveyed_pictures(survey, strict=data.strict, rejects=listed)
     cache = open_cache(
         data.cache.folder,

@@ -9,7 +9,7 @@ from anima_pipe.dataset.pictures import find_pictures
 from anima_pipe.dataset.survey import Survey, survey_pictures
 from anima_pipe.fill import FillSummary, fill_latents, fill_masks
 from anima_pipe.runs.rejects import Rejects
-from anima_pipe.runs.reports import report_fill, report_links, report_skipped
+from anima_pipe.runs.reports import all_rejects_told, report_fill, report_links, report_skipped
 from anima_pipe.runs.settings.caching import CacheLatentsSettings
 from anima_pipe.runtime import launched_rank
 from anima_pipe.shards.places import shown_place
@@ -55,14 +55,16 @@ def cache_latents(settings: CacheLatentsSettings) -> LatentSummary:
     """
     cache = settings.latents.cache.folder
     refused = refusal(cache, follow_links=settings.follow_links)
-    survey = survey_pictures(
-        find_pictures(settings.datasets, links_refused=refused),
-        caption_variants=0,
-        crop_variants=settings.crop_variants,
-        cache_dir=cache,
-        rehash=settings.rehash,
-        max_image_pixels=settings.max_image_pixels,
-    )
+    rejects = Rejects.of("cache-latents", settings.rejects, cache)
+    with all_rejects_told(rejects):
+        survey = survey_pictures(
+            find_pictures(settings.datasets, links_refused=refused),
+            caption_variants=0,
+            crop_variants=settings.crop_variants,
+            cache_dir=cache,
+            rehash=settings.rehash,
+            max_image_pixels=settings.max_image_pixels,
+        )
     rank = launched_rank()
     if rank.number == 0:
         report_links(survey.links)
@@ -73,7 +75,6 @@ def cache_latents(settings: CacheLatentsSettings) -> LatentSummary:
         report_fill("masks", masks, rank)
     skipped = survey.skipped if rank.number == 0 else ()  # every process finds the same ones
     failed = list(dict.fromkeys([*filled.failed, *masks.failed]))
-    rejects = Rejects.of("cache-latents", settings.rejects, cache)
     report_skipped([*skipped, *failed], strict=settings.strict, rejects=rejects)
     return _summary(filled, masks, survey, len(failed), shown_place(cache))
 

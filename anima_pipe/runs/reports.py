@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from anima_pipe.dataset.links import LinksOut
 from anima_pipe.dataset.overlap import held_out_but_trained
 from anima_pipe.dataset.picture_captions import caption_lines
 from anima_pipe.dataset.plan import describe
+from anima_pipe.dataset.survey import NothingUsableError
 from anima_pipe.errors import DataError
 from anima_pipe.fill import ALONE, FillSummary, long_text
 from anima_pipe.records import T5_LIMIT, Skipped
@@ -154,6 +156,20 @@ def report_skipped(
             f"{len(skipped)} pictures or captions could not be used",
             "mend or remove the files listed above, or leave out --strict",
         )
+
+
+@contextmanager
+def all_rejects_told(rejects: Rejects | None) -> Generator[None]:
+    """List what was left out also where nothing is left, which ends the run.
+
+    Args:
+        rejects: Where all of it is listed; None: nowhere.
+    """
+    try:
+        yield
+    except NothingUsableError as error:
+        report_skipped(error.skipped, strict=False, rejects=rejects)
+        raise
 
 
 def report_uncaptioned(pictures: Sequence[Skipped], *, strict: bool) -> None:

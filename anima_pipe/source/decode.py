@@ -62,7 +62,8 @@ def decode_in_workers(
         load: `load_pixels` or `load_mask`.
         requests: What to decode, one bucket after the other; taken as they are needed.
         batch_size: Pictures per batch, at least 1; the last batch of a bucket may be smaller.
-        num_workers: Processes that decode; 0: decode in this one, when a batch is asked for.
+        num_workers: Processes that decode; 0: decode in this one, when a batch is asked for, but
+            what may end it; see `in_processes`.
 
     Yields:
         Batches. A picture that fails, or kills its process, is listed in its batch and does not end

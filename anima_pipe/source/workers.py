@@ -40,6 +40,9 @@ DEADLY_AT_MOST: Final = 16
 """Pictures that may kill their workers; more of them have another cause, such as too little memory
 for any."""
 
+HERE_AT_MOST: Final = 2**28
+"""Bytes that a task may take in this process: as many as a picture of 22 million pixels."""
+
 _PROGRAM: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from anima_pipe.source.worker_process import serve; serve()"
@@ -74,7 +77,7 @@ class WorkerDiedError(PipeError):
         super().__init__(
             f"a process that decodes pictures died ({_ending(status)}), most likely for want of "
             f"memory, while it had {', '.join(names[:NAMED_AT_MOST])}{more}",
-            "run again with fewer --num_workers (0 decodes without processes), or free memory; "
+            "run again with fewer --num_workers (0: large pictures alone), or free memory; "
             "if it dies of the same pictures again, leave them out",
         )
         self.in_flight = in_flight
@@ -112,7 +115,8 @@ def in_processes(
         do: A function of a module, or a partial of one; what it raises is raised here.
         tasks: Taken as they are needed.
         num_workers: Processes, of which no more are started than there are tasks; 0: do each task
-            here when its result is asked for.
+            here when its result is asked for. With `care`, one that takes more than `HERE_AT_MOST`
+            is done in a process even so, if one can be started: it may end the one that does it.
         care: The tasks done at once take no more than `decoding_bytes`. Where a worker dies, the
             pictures that it had are tried again one by one, while no other is decoded: one that
             kills a worker then too is its own death's cause. None: a death ends it all.
@@ -122,7 +126,7 @@ def in_processes(
         PipeError: One cannot be started.
     """
     if num_workers == 0:
-        yield from map(do, tasks)
+        yield from _done_here(do, tasks, care)
         return
     workers = _Workers(do, num_workers, care)
     ahead: deque[tuple[_Task, Future[_Result]]] = deque()
@@ -135,6 +139,30 @@ def in_processes(
             yield workers.result(*ahead.popleft())
     finally:
         workers.close()
+
+
+def _done_here(
+    do: Callable[[_Task], _Result], tasks: Iterable[_Task], care: Care[_Task, _Result] | None
+) -> Generator[_Result]:
+    """Do tasks in this process, and one after the other in another what may end it."""
+    if care is None:
+        yield from map(do, tasks)
+        return
+    workers = _Workers(do, 1, care)
+    try:
+        for task in tasks:
+            apart = _submitted(workers, task) if care.cost(task) > HERE_AT_MOST else None
+            yield do(task) if apart is None else workers.result(task, apart)
+    finally:
+        workers.close()
+
+
+def _submitted(workers: _Workers[_Task, _Result], task: _Task) -> Future[_Result] | None:
+    """Have a task done by a process; None: none can be started, which may be why none is wanted."""
+    try:
+        return workers.submit(task)
+    except PipeError:
+        return None
 
 
 class _Workers(Generic[_Task, _Result]):

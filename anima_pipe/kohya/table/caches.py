@@ -46,8 +46,9 @@ CACHES: Final[tuple[Option, ...]] = group(
     ),
     integer(
         "max_data_loader_n_workers",
-        "Processes that decode pictures for the caches; 0: none beside the main one. Training "
-        "reads its batches where they lie in the caches, and needs none.",
+        "Processes that decode pictures for the caches; 0: none beside the main one, but for "
+        "pictures so large (22 million pixels) that decoding them may end it. Training reads its "
+        "batches where they lie in the caches, and needs none.",
         default=8,
         minimum=0,
         aliases=("num_workers",),
