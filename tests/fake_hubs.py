@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -39,7 +39,7 @@ class Fault:
 
     kind: str
     """status, short (a shorter body, properly announced), broken (cut off), corrupt, stall, hang
-    (stalls when half is there)."""
+    (stalls when half is there), endless (goes on behind its end, which is not announced)."""
     status: int = 0
     code: str = ""
     """Hugging Face's X-Error-Code."""
@@ -59,6 +59,8 @@ class FakeHub:
     storage_tokens: set[str] = field(default_factory=set)
     """Logins that came with requests to where its large files lie."""
     url: str = ""
+    pieces_behind_the_end: int = 0
+    """Sent of files without end, each of 64 KiB, a gigabyte at most."""
     released: threading.Event = field(default_factory=threading.Event)
     """Ends what stalls."""
 
@@ -148,7 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        if kind != "endless":
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "HEAD":
             return
@@ -157,6 +160,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.hub.released.wait(20)
             self.close_connection = True
+        elif kind == "endless":
+            self.close_connection = True
+            with suppress(OSError):  # when the client has enough of it
+                self.wfile.write(body)
+                for _ in range(2**14):
+                    self.wfile.write(bytes(2**16))
+                    self.hub.pieces_behind_the_end += 1
         elif kind == "broken":
             self.wfile.write(body[: len(body) // 2])
             self.close_connection = True

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import shutil
 import time
@@ -151,6 +152,20 @@ def test_what_goes_wrong_on_the_way_is_named(
 
     # ModelScope's client compares the size that is announced with the list's.
     assert said in told or (kind == "short" and "wrong checksum or size" in told)
+
+
+@pytest.mark.parametrize("name", HUBS)
+def test_a_file_without_end_is_cut_off_where_it_was_said_to_end(
+    hubs: Hubs, tmp_path: Path, name: str
+):
+    where = "/storage/" if name == HUBS[0] else "/repo?"
+    hub_of(hubs, name).fails("endless", method="GET", where=where)
+
+    told = failure(tmp_path, name)
+
+    # ModelScope's client does so by itself.
+    assert re.search(r"has more than the [\d,]+ bytes that were announced|exceeded \d+ bytes", told)
+    assert hub_of(hubs, name).pieces_behind_the_end * 2**16 < 2**28
 
 
 @pytest.mark.parametrize("name", HUBS)

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from anima_pipe.hub.causes import Trouble, explained
-from anima_pipe.hub.remote_file import RemoteFile, content_matches
+from anima_pipe.hub.remote_file import Bounded, RemoteFile, content_matches
 from anima_pipe.hub.sources import Source
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def fetch_to_folder(file: RemoteFile, folder: Path) -> Path:
     if file.size and there > file.size:
         part.unlink()
         there = 0
-    with part.open("ab") as stream:
+    with Bounded(part, file) as stream:
         http_get(
             _client().hf_hub_url(file.source.repo, file.path, revision=file.source.revision),
             stream,
