@@ -57,12 +57,21 @@ export: $(VENV)/.installed ## Stage 5: write and verify the file for ComfyUI (IN
 
 ##@ The project itself
 
-.PHONY: test lint format bench bench-gpu docs lock hooks clean help
+.PHONY: test faults fuzz lint format bench bench-gpu docs lock hooks clean help
 
 # One thread for each worker: the tests are many and small, and torch's threads would only contend.
 test: $(VENV)/.installed-test ## Install the test extra and run every test
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest \
 		-n logical --maxprocesses 8 --dist worksteal $(ARGS)
+
+# 50 kills of each stage and of all five, as many full disks, read errors, jumps of the clock and
+# deaths of workers: an hour or two. The same tests run in `make test`, with one of each.
+faults: $(VENV)/.installed-test ## The campaign of faults in its long form; docs/reliability.md
+	@ANIMA_PIPE_FAULT_TRIES="$${TRIES:-50}" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python \
+		-m pytest -n logical --maxprocesses 8 --timeout 36000 tests/faults tests/test_workers.py $(ARGS)
+
+fuzz: $(VENV)/.installed-fuzz ## A minute of fuzzing for each reader of files; ARGS="captions --seconds 600"
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python tests/fuzz/fuzz.py $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Style, layering and types
 	@failed=; \
@@ -123,6 +132,11 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo 'Installing anima-pipe and what its tests need into $(VENV).'
 	@$(pip_install) -e '.[test]'
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-fuzz: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@echo 'Installing anima-pipe and what looks for faults in it into $(VENV).'
+	@$(pip_install) -e '.[fuzz]'
+	@touch $(VENV)/.installed $(VENV)/.installed-test $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo 'Installing anima-pipe and its development tools into $(VENV).'

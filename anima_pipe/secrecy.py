@@ -97,20 +97,22 @@ def parse_address(text: str) -> Address:
         parts |= {"user": "", "host": "", "path": path, "query": "", "fragment": ""}
     elif protocol in CONTAINERS and user and ":" not in user:
         parts |= {"user": "", "host": f"{user}@{parts['host']}"}
-    return _chained(Address(**parts), "::".join(others))
+    return _chained(Address(**parts), others)
 
 
-def _chained(address: Address, further: str) -> Address:
+def _chained(address: Address, further: list[str]) -> Address:
     """Return an address of fsspec's form `zip://a.zip::https://host/b` as one."""
-    if "://" not in further:
-        return address
-    behind = parse_address(further)
-    return replace(
-        address,
-        path=f"{address.path}::{behind.place}",
-        user=address.user or behind.user,
-        query=address.query or behind.query,
-    )
+    for number, piece in enumerate(further):
+        if _ADDRESS.fullmatch(piece):
+            behind = parse_address("::".join(further[number:]))
+            return replace(
+                address,
+                # Between two addresses there may be a protocol alone, such as simplecache.
+                path="::".join((address.path, *further[:number], behind.place)),
+                user=address.user or behind.user,
+                query=address.query or behind.query,
+            )
+    return address
 
 
 def redacted(text: str) -> str:

@@ -3,16 +3,15 @@
 import errno
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from small_disks import small_disk
 
 from anima_pipe.errors import CacheError, OutputError
 from anima_pipe.shards import LatentWriter, open_cache
@@ -54,21 +53,6 @@ def file_of(handle: int) -> str:
 
 def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if "unfinished" in path.name]
-
-
-@contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """Mount a filesystem of `size` bytes, where that is allowed."""
-    folder.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("mounting a small filesystem is not allowed here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("room", [101, 160, 256, 301])

@@ -61,7 +61,7 @@ def resolve(constraint: str) -> Mapping[str, Any]:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run"]
         command += ["--ignore-installed", "--report", str(report)]
-        command += ["--constraint", str(draft), "--editable", f"{ROOT}[dev,remote]"]
+        command += ["--constraint", str(draft), "--editable", f"{ROOT}[dev,fuzz,remote]"]
         subprocess.run(command, check=True)  # noqa: S603 - our own command line
         return json.loads(report.read_text())
 

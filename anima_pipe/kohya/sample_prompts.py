@@ -215,15 +215,19 @@ def _toml_prompts(path: Path, reading: _Reading) -> Iterator[PreviewPrompt]:
             f"{path} holds no [[prompt.subset]]",
             'write one for each picture: [prompt], then [[prompt.subset]] with prompt = "..."',
         )
-    for number, subset in enumerate(cast("list[dict[str, Any]]", subsets)):
+    for number, subset in enumerate(cast("list[object]", subsets)):
         at = ("prompt", "subset", number)
+        if not isinstance(subset, dict):
+            reading.object_to(file.place(at), f"{subset!r} is no prompt", "write a table for it")
+            continue
+        own = cast("dict[str, Any]", subset)
         table = {
             name: _Written(name, value, file.place(("prompt", name)))
             for name, value in cast("dict[str, Any]", shared).items()
             if name != "subset"
         }
         table |= {
-            name: _Written(name, value, file.place((*at, name))) for name, value in subset.items()
+            name: _Written(name, value, file.place((*at, name))) for name, value in own.items()
         }
         yield from _table_prompt(table, file.place(at), reading)
 
@@ -328,7 +332,7 @@ def _value(setting: Setting, item: _Written) -> int | float | str:
         raise unfit
     try:
         value = setting.kind(item.value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise unfit from error
     if value != float(item.value):
         raise unfit

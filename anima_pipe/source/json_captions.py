@@ -108,11 +108,16 @@ def parse_json_caption(text: str, place: str) -> GroupedCaption | str:
     if isinstance(found, str):
         return _one_line(found)
     fields = cast("Fields", found) if isinstance(found, dict) else {}
+    try:
+        return _caption_of(fields, place)
+    except RecursionError as error:
+        raise DataError(f"{place} is nested too deeply", "correct that place") from error
+
+
+def _caption_of(fields: Fields, place: str) -> GroupedCaption | str:
     known = ", ".join(("caption", *FIXED, *SHUFFLED, SENTENCE))
     try:
         caption = _plain(fields) if _has_text(fields.get("caption")) else _grouped(fields)
-    except RecursionError as error:
-        raise DataError(f"{place} is nested too deeply", "correct that place") from error
     except _UnfitFieldError as error:
         recognised = any(_has_text(fields.get(name)) for name in ("caption", *_KNOWN, *LEVELS))
         raise DataError(

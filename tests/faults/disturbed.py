@@ -43,14 +43,28 @@ class Stage:
             ended = run(again, fault, self.environment)
         return ended
 
-    def measured(self, folder: Path) -> dict[str, Extent]:
-        """Run it undisturbed in a new folder; return how much each of its processes does there."""
-        folder.mkdir(parents=True)
-        note = folder.with_name(f"{folder.name}-noted")
-        note.mkdir()
-        self.run(folder, Fault(within=str(folder), note=str(note))).ok()
-        largest = max(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        return extents(note, largest)
+
+@dataclass(frozen=True, kw_only=True)
+class Undisturbed:
+    """What a stage comes to if it is left alone."""
+
+    result: Result
+    extents: Mapping[str, Extent]
+    """How much each of its processes does, by their names."""
+    total_bytes: int
+    """Of the files that it leaves."""
+
+
+def undisturbed(stage: Stage, folder: Path) -> Undisturbed:
+    """Run a stage in a new folder, in which its processes note what they do."""
+    folder.mkdir()
+    note = folder.with_name(f"{folder.name}-noted")
+    note.mkdir()
+    stage.run(folder, Fault(within=str(folder), note=str(note))).ok()
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return Undisturbed(
+        result=stage.result(folder), extents=extents(note, max(sizes)), total_bytes=sum(sizes)
+    )
 
 
 def afresh(program: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from commands import MODEL, ROOT, TAKES, TRAINING, options
 
-TRIES = int(os.environ.get("ANIMA_PIPE_FAULT_TRIES", "2"))
+TRIES = int(os.environ.get("ANIMA_PIPE_FAULT_TRIES", "1"))
 """Of each fault that comes at a random moment."""
 
 INJECTED = Path(__file__).parent / "injected"
