@@ -1,17 +1,13 @@
-"""The caching stages as processes of their own: killed, several at once, launched together."""
+"""The caching stages as processes of their own: several at once, launched together."""
 
-import random
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import MODEL, ROOT, SCRIPTS, anima_pipe, files_in, options, run_apart, write_dataset
+from commands import MODEL, ROOT, SCRIPTS, anima_pipe, options, run_apart, write_dataset
 from PIL import Image
 
 from anima_pipe.records import TextCondition
@@ -67,31 +63,6 @@ def samples(stage: str, cache: Path) -> dict[str, torch.Tensor]:
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-
-
-@pytest.mark.slow
-def test_a_stage_killed_at_any_moment_is_made_good_by_the_next_run(many, tmp_path):
-    stage, cache = "cache-latents", tmp_path / "cache"
-    rng = random.Random(0)
-    leftovers = 0
-    for kill in range(20):
-        if kill >= 4 and leftovers:  # under load, kills may come when all is done
-            break
-        process = start(stage, many, cache)
-        while process.poll() is None and not list(cache.rglob("*.unfinished")):
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        leftovers += len(list(cache.rglob("*.unfinished")))
-        if len(samples(stage, cache)) == PICTURES:
-            shutil.rmtree(cache)
-    assert leftovers  # some kills found it at work
-    ended = anima_pipe(stage, tmp_path / "s.json", dataset_config=many, cache_dir=cache).ok()
-    assert ended.summary is not None
-    assert ended.summary["encoded"] + ended.summary["reused"] == PICTURES
-    assert len(samples(stage, cache)) == PICTURES
-    assert [name for name in files_in(cache) if name.endswith(".unfinished")] == []
 
 
 @pytest.mark.slow

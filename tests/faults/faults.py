@@ -48,7 +48,7 @@ class Fault:
     once: str = ""
     """A file that the first process to have the fault makes, so that no other has it."""
     note: str = ""
-    """A folder in which processes note what they do to files, or nothing; see `Extent`."""
+    """A folder in which processes note that they were struck, or what they did; see `Extent`."""
 
 
 @dataclass(frozen=True, kw_only=True)

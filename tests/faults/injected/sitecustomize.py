@@ -61,6 +61,8 @@ class Watch:
         return path.startswith(self.fault["within"]) and self.fault["part"] in path
 
     def act(self, event, arguments):
+        if self.fault["note"]:
+            os.close(os.open(f"{self.fault['note']}/struck", os.O_CREAT))
         if self.fault["kind"] == "die":
             end()
         is_read = event == "open" and not arguments[2] & WRITING
