@@ -23,6 +23,8 @@ from anima_pipe.transfer import on_device
 if TYPE_CHECKING:
     import torch
 
+LATENT_CHANNELS: Final = 16
+
 PIXELS_PER_LATENT: Final = 8
 """Edge of the square of pixels that one latent position stands for."""
 

@@ -34,7 +34,7 @@ from anima_pipe.fill import (
     fill_text,
 )
 from anima_pipe.records import Batch, TextCondition
-from anima_pipe.shards import LatentWriter, TextWriter, text_key
+from anima_pipe.shards import LatentWriter, TextWriter, open_cache, text_key
 from anima_pipe.shards.text import text_metadata
 from anima_pipe.source.captions import CaptionRules
 from anima_pipe.source.variants import WARMUP_PARTS
@@ -231,6 +231,41 @@ def test_a_cache_that_lacks_something_is_an_error_that_names_the_command(
     assert "encode-text" in refused.value.remedy
 
 
+def test_a_latent_that_has_not_the_size_of_its_bucket_is_named_before_training(
+    varied: DatasetConfig, cache_dir: Path, tmp_path: Path
+):
+    shutil.copytree(cache_dir, tmp_path, dirs_exist_ok=True)
+    latents = open_cache(tmp_path).latents
+    identity = latents.identity
+    assert identity is not None
+    turned = next(key for key in latents if len(set(latents.shape(key)[1:])) == 2)
+    held = {key: latents[key] for key in latents}
+    shutil.rmtree(latents.folder)
+    with LatentWriter(tmp_path, identity.fingerprint, identity.dtype, "another") as writer:
+        for key, latent in held.items():
+            writer.add(key, latent.transpose(1, 2) if key == turned else latent, {})
+
+    with pytest.raises(
+        CacheError,
+        match=rf"sample {turned} in {writer.folder}/.*\.tar: tensor latent has \d+x\d+ positions, "
+        r"and the bucket \d+x\d+ of .*\n.*cache-latents",
+    ):
+        CachedDataset.open([varied], tmp_path)
+
+
+def test_a_latent_that_is_refused_is_named_with_what_is_wrong(
+    varied: DatasetConfig, cache_dir: Path, tmp_path: Path
+):
+    shutil.copytree(cache_dir, tmp_path, dirs_exist_ok=True)
+    tar = next(tmp_path.glob("latents-*/*.tar"))
+    tar.write_bytes(tar.read_bytes().replace(b"[16,", b"[61,"))
+    for sidecar in tar.parent.glob("*.index.json"):
+        sidecar.unlink()
+
+    with pytest.raises(CacheError, match=rf"have no cached latents: .*; {tar}"):
+        CachedDataset.open([varied], tmp_path)
+
+
 def test_a_text_cache_that_does_not_say_its_texts_is_an_error(pictures: Path, tmp_path: Path):
     plain = dataset_of(pictures, CaptionRules())
     filled(plain, tmp_path)
@@ -278,7 +313,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[DatasetConfig, Path]
     survey = survey_pictures(find_pictures([dataset]), caption_variants=None)
     with LatentWriter(cache_dir, "a" * 32, "fp16", "vae") as latents:
         for key in survey.latents:
-            latents.add(key, torch.zeros(16, 2, 2), {})
+            latents.add(key, torch.zeros(16, 16, 16), {})
     condition = TextCondition(torch.ones(1, 4), torch.ones(1).int())
     with TextWriter(cache_dir, "b" * 32, "fp16", "qwen") as texts:
         for caption in survey.captions:

@@ -87,9 +87,10 @@ class _Texts:
     def __init__(self) -> None:
         self.latents = self.text = self
 
-    def __getitem__(self, key: str) -> torch.Tensor | TextCondition:
-        if key == "latent":
-            return torch.zeros(16, 2, 2)
+    def stacked(self, keys: list[str]) -> torch.Tensor:
+        return torch.zeros(len(keys), 16, 2, 2)
+
+    def __getitem__(self, key: str) -> TextCondition:
         length = 0 if key == EMPTY_CAPTION else int(key)
         return TextCondition(torch.zeros(length, 4), torch.ones(1, dtype=torch.int32))
 

@@ -25,13 +25,15 @@ from anima_pipe.dataset.visits import (
     samples_digest,
 )
 from anima_pipe.errors import CacheError, DataError
-from anima_pipe.records import T5_LIMIT
+from anima_pipe.records import PIXELS_PER_LATENT, T5_LIMIT
 from anima_pipe.runtime import counted, derive_seed
 from anima_pipe.shards.keys import text_key
 from anima_pipe.source.variants import CaptionNote
 
 if TYPE_CHECKING:
-    from anima_pipe.shards import Cache
+    import torch
+
+    from anima_pipe.shards import Cache, Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,15 +161,51 @@ def make_plan(
 
 
 def plan_from_cache(survey: Survey, cache: Cache, seed: int) -> Plan:
-    """Join the dataset's samples with all that a cache holds; errors are those of `make_plan`."""
-    return make_plan(
-        survey,
-        cache.latents.keys(),
-        cache.text.keys(),
-        cache.masks.keys(),
-        seed=seed,
-        long_texts=cache.text.longer_than(T5_LIMIT, "t5_ids"),
-    )
+    """Join the dataset's samples with all that a cache holds.
+
+    Raises:
+        CacheError: As `make_plan`; or a latent or a mask has not the size of its bucket.
+        DataError: As `make_plan`.
+    """
+    try:
+        plan = make_plan(
+            survey,
+            cache.latents.keys(),
+            cache.text.keys(),
+            cache.masks.keys(),
+            seed=seed,
+            long_texts=cache.text.longer_than(T5_LIMIT, "t5_ids"),
+        )
+    except CacheError as error:
+        problems = (*cache.latents.problems, *cache.masks.problems, *cache.text.problems)
+        if not problems:
+            raise
+        raise CacheError(f"{error.problem}; {problems[0]}", error.remedy) from error
+    for sample in (*plan.samples, *plan.held_out):
+        _refuse_other_sizes(sample, sample.latents, cache.latents)
+        _refuse_other_sizes(sample, sample.masks, cache.masks)
+    return plan
+
+
+def _refuse_other_sizes(
+    sample: PlannedSample, keys: Iterable[str], store: Store[torch.Tensor]
+) -> None:
+    """Check that what is cached of a picture has the size of its bucket.
+
+    Raises:
+        CacheError: It has another one: it was cached under the key of something else.
+    """
+    _, width, height = sample.group
+    positions = height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT
+    for key in keys:
+        if (size := store.shape(key)[-2:]) != positions:
+            tar = store.shard_of(key)
+            raise CacheError(
+                f"sample {key} in {tar}: tensor {store.tensor} has {size[0]}x{size[1]} positions, "
+                f"and the bucket {width}x{height} of {sample.name} has "
+                f"{positions[0]}x{positions[1]}",
+                f"remove {tar} and run `anima-pipe cache-latents`, which encodes it anew",
+            )
 
 
 def describe(plan: Plan) -> list[str]:

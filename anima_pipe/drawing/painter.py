@@ -22,7 +22,7 @@ from anima_pipe.files import write_atomically
 from anima_pipe.model import AnimaTransformer
 from anima_pipe.model.evaluation import evaluating
 from anima_pipe.plain_text import in_utf8
-from anima_pipe.records import PreviewPrompt, TextCondition
+from anima_pipe.records import LATENT_CHANNELS, PreviewPrompt, TextCondition
 from anima_pipe.shards import Cache, text_key
 from anima_pipe.shards.text import prompt_condition
 from anima_pipe.source.prompts import prompt_texts, read_prompt
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Decode = Callable[[torch.Tensor], torch.Tensor]
 """Normalised latents Float[1, 16, H, W] -> pictures Float[1, 3, 8H, 8W] in [-1, 1]."""
 
-LATENT_CHANNELS = 16
+
 VAE_STRIDE = 8
 DECODE_TILE = 1024
 """Side of the tiles that larger pictures are decoded in, in pixels."""

@@ -17,8 +17,9 @@ from anima_pipe.errors import CheckpointError, ConfigError
 from anima_pipe.files import published, require_readable_name
 from anima_pipe.folders import published_folder
 from anima_pipe.model import TransformerConfig, read_transformer_config
-from anima_pipe.model.config import LATENT_CHANNELS, PATCH
+from anima_pipe.model.config import PATCH
 from anima_pipe.model.load import transformer_tensors
+from anima_pipe.records import LATENT_CHANNELS
 from anima_pipe.weights.files import StoredTensor, read_header
 from anima_pipe.weights.kinds import TRANSFORMER, find_kind
 from anima_pipe.weights.names import RELEASED_PREFIX

@@ -17,11 +17,12 @@ from anima_pipe.model.blocks import (
     residual_dtype,
     run_block,
 )
-from anima_pipe.model.config import LATENT_CHANNELS, PATCH, TransformerConfig
+from anima_pipe.model.config import PATCH, TransformerConfig
 from anima_pipe.model.embedders import PatchEmbedding, SigmaWaves, TimeModulation, from_patches
 from anima_pipe.model.llm_adapter import LlmAdapter
 from anima_pipe.model.masters import use_masters
 from anima_pipe.model.rope import image_rotation
+from anima_pipe.records import LATENT_CHANNELS
 
 CONDITION_LENGTH = 512
 """Positions of a text condition at least; the model was trained with the zeros behind a caption."""

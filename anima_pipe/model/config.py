@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-LATENT_CHANNELS = 16
+from anima_pipe.records import LATENT_CHANNELS
+
 PATCH = 2
 """Side of the square of latent pixels that makes one token."""
 

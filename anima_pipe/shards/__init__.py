@@ -8,6 +8,7 @@
     unfinished  shards that are being written, and those that dead writers left behind
     codec       how a sample becomes tensors and bytes
     writer      fills shards and publishes them whole
+    fitness     compares what sidecar, shard and training take a sample for
     reading     reads a shard by position; what cannot be read is an error that names the sample
     store       reads samples at random, and verifies them
     contents    what a cache holds, told from the sidecars

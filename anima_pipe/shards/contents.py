@@ -96,9 +96,9 @@ def _fitting(folder: Path, kind: Kind, problems: list[Problem]) -> Iterator[Shar
 
 
 def _damaged(folder: Path, shard: ShardIndex) -> Iterator[Problem]:
-    """Yield the samples of a shard that are no longer whole."""
-    reason = "damaged; it is encoded anew when needed"
-    for key in shard.damaged:
+    """Yield the samples of a shard that are not used."""
+    for key, wrong in shard.damaged.items():
+        reason = f"{wrong}; it is encoded anew when needed"
         yield Problem(shard=folder / shard.tar, key=key, reason=reason)
 
 

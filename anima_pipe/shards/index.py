@@ -91,7 +91,8 @@ class ShardIndex:
     """The payloads' `quick_hash`; empty in sidecars of before there was one."""
     metadata: MemberColumns = field(default_factory=MemberColumns)
     tensors: dict[str, TensorColumns] = field(default_factory=dict[str, TensorColumns])
-    damaged: list[str] = field(default_factory=list[str])
+    damaged: dict[str, str] = field(default_factory=dict[str, str])
+    """Keys that are in the tar and not used, and what is wrong with each, as in `fitness`."""
 
     def add(self, key: str, spans: Mapping[str, Span], members: Mapping[str, bytes]) -> None:
         """Append a sample.

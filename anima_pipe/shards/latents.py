@@ -8,14 +8,15 @@ from typing import Final
 
 import torch
 
+from anima_pipe.records import LATENT_CHANNELS
 from anima_pipe.shards.codec import Codec
 from anima_pipe.shards.folders import StoredDtype
 from anima_pipe.shards.writer import SHARD_BYTES, ShardWriter
 
 
 def _pack(latent: torch.Tensor) -> Mapping[str, torch.Tensor]:
-    if latent.ndim != 3 or not latent.is_floating_point():
-        raise ValueError(f"a latent is Float[C, H, W], not {latent.dtype}{list(latent.shape)}")
+    if latent.ndim != 3 or len(latent) != LATENT_CHANNELS or not latent.is_floating_point():
+        raise ValueError(f"a latent is Float[16, H, W], not {latent.dtype}{list(latent.shape)}")
     return {"latent": latent}
 
 
@@ -27,7 +28,7 @@ LATENTS: Final = Codec(kind="latents", command="cache-latents", pack=_pack, unpa
 
 
 class LatentWriter(ShardWriter[torch.Tensor]):
-    """Writes latents, Float[C, H, W]; see `ShardWriter`."""
+    """Writes latents, Float[16, H, W]; see `ShardWriter`."""
 
     def __init__(
         self,

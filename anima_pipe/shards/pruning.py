@@ -19,6 +19,7 @@ from pathlib import Path
 from anima_pipe.errors import OutputError
 from anima_pipe.files import refusals_named
 from anima_pipe.shards.contents import read_shards
+from anima_pipe.shards.fitness import WrongSampleError
 from anima_pipe.shards.folders import Kind, described_folders
 from anima_pipe.shards.index import ShardIndex
 from anima_pipe.shards.leases import LEASES, holders
@@ -174,7 +175,8 @@ def _write_kept(waste: Waste) -> Path | None:
     try:
         old = ShardReader(waste.tar, index)
         for row in waste.kept_rows:
-            if members := old.members(row):
+            with suppress(WrongSampleError):
+                members = old.members(row)
                 shard.add(index.keys[row], members, *tar_sample(index.keys[row], members))
         if not shard.keys:
             return None

@@ -9,11 +9,12 @@ import os
 import threading
 import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from anima_pipe.errors import CacheError
+from anima_pipe.shards.fitness import DAMAGED, WrongSampleError, refuse_differences
 from anima_pipe.shards.index import ShardIndex
 from anima_pipe.shards.sample import METADATA, PAYLOAD, quick_hash
 from anima_pipe.shards.tar import BLOCK, Span
@@ -49,59 +50,88 @@ class ShardReader:
                 f"{tar} has {size} bytes, not {index.tar_bytes}: it was changed or cut off", CUT_OFF
             )
 
-    def payload(self, row: int) -> memoryview | None:
-        """Return the safetensors bytes of a sample; None where they are not what was written.
+    def payload(self, row: int) -> memoryview:
+        """Return the safetensors bytes of a sample.
 
         Raises:
             CacheError: They cannot be read.
+            WrongSampleError: They are not what was written.
         """
         content = memoryview(bytearray(BLOCK + self.index.payloads.length[row]))
-        return content[BLOCK:] if self.read_payload(row, content) else None
+        self.read_payload(row, content)
+        return content[BLOCK:]
 
-    def read_payload(self, row: int, *parts: memoryview) -> bool:
+    def read_payload(self, row: int, *parts: memoryview) -> None:
         """Read the tar header and the safetensors bytes of a sample into memory of the caller's.
 
         Args:
             row: Of the sample.
             parts: What is filled in turn; the first begins with the header, of one block.
 
-        Returns:
-            Whether they are what was written: the sample's name, and the checksum.
-
         Raises:
             CacheError: They cannot be read.
+            WrongSampleError: They are not what was written: another name, another checksum.
         """
         index = self.index
         self._fill(row, index.payloads.offset[row] - BLOCK, parts)
         head, *others = parts
         name = f"{index.keys[row]}.{PAYLOAD}".encode()
-        if bytes(head[: len(name)]) != name:
-            return False
         if index.payload_hashes:
-            return quick_hash(head[BLOCK:], *others) == index.payload_hashes[row]
-        return _crc32(head[BLOCK:], *others) == index.payloads.crc32[row]
+            is_whole = quick_hash(head[BLOCK:], *others) == index.payload_hashes[row]
+        else:
+            is_whole = _crc32(head[BLOCK:], *others) == index.payloads.crc32[row]
+        if not is_whole or bytes(head[: len(name)]) != name:
+            raise WrongSampleError(DAMAGED)
 
-    def noted(self, row: int) -> bytes | None:
-        """Return the JSON member of a sample; None where it is not what was written.
+    def noted(self, row: int) -> bytes:
+        """Return the JSON member of a sample.
 
         Raises:
             CacheError: It cannot be read.
+            WrongSampleError: It is not what was written.
         """
         content = bytes(self._read(row, self.index.metadata.span(row)))
-        return content if zlib.crc32(content) == self.index.metadata.crc32[row] else None
+        if zlib.crc32(content) != self.index.metadata.crc32[row]:
+            raise WrongSampleError(DAMAGED)
+        return content
 
-    def members(self, row: int) -> dict[str, bytes] | None:
-        """Return both members of a sample; None where either has not its CRC-32.
+    def compared(self, row: int) -> memoryview:
+        """Return the safetensors bytes of a sample of which all is compared that is known of it.
 
         Raises:
             CacheError: They cannot be read.
+            WrongSampleError: They or its JSON are not what was written, or they are not what the
+                sidecar says, or not what is trained on.
+        """
+        payload = self.payload(row)
+        self.noted(row)
+        refuse_differences(self.index, row, payload)
+        return payload
+
+    def members(self, row: int) -> dict[str, bytes]:
+        """Return both members of a sample, as `compared`, and by their CRC-32 too.
+
+        Raises:
+            CacheError: They cannot be read.
+            WrongSampleError: See `compared`.
         """
         payload, noted = self.payload(row), self.noted(row)
-        if payload is None or noted is None:
-            return None
+        refuse_differences(self.index, row, payload)
         if zlib.crc32(payload) != self.index.payloads.crc32[row]:
-            return None
+            raise WrongSampleError(DAMAGED)
         return {PAYLOAD: bytes(payload), METADATA: noted}
+
+    def wrong(self) -> Iterator[tuple[str, str]]:
+        """Yield the keys of samples that are not as `members` wants them, and why.
+
+        Raises:
+            CacheError: Something cannot be read.
+        """
+        for row, key in enumerate(self.index.keys):
+            try:
+                self.members(row)
+            except WrongSampleError as error:
+                yield key, str(error)
 
     def _read(self, row: int, span: Span) -> memoryview:
         content = memoryview(bytearray(span.length))

@@ -39,6 +39,11 @@ class TensorPlace:
     offset: int
     """Of its first byte."""
 
+    @property
+    def end(self) -> int:
+        """The first byte behind it."""
+        return self.offset + tensor_bytes(self.dtype, self.shape)
+
 
 def seal(metadata: Mapping[str, object], payload: bytes) -> bytes:
     """Return the JSON member of a sample.
@@ -89,14 +94,25 @@ def tensor_places(payload: bytes) -> dict[str, TensorPlace]:
             that samples never have.
     """
     _refuse_what_the_library_refuses(payload)
+    return header_places(payload)
+
+
+def header_places(payload: bytes | memoryview) -> dict[str, TensorPlace]:
+    """Read the same where a sidecar is there to compare it with, which the library's truth is in.
+
+    Raises:
+        ValueError: There is no header, it has a dtype that samples never have, or a tensor's place
+            is not within the bytes.
+    """
     data_start = _LENGTH_BYTES + int.from_bytes(payload[:_LENGTH_BYTES], "little")
-    header = parsed_json(payload[_LENGTH_BYTES:data_start])
+    header = parsed_json(bytes(payload[_LENGTH_BYTES:data_start]))
     header.pop("__metadata__", None)
     places: dict[str, TensorPlace] = {}
     for name, entry in header.items():
         begin, _ = cast("list[int]", entry["data_offsets"])
         place = TensorPlace(entry["dtype"], tuple(entry["shape"]), data_start + begin)
-        tensor_bytes(place.dtype, place.shape)
+        if not data_start <= place.offset <= place.end <= len(payload):
+            raise ValueError(f"tensor {name} is not within the sample")
         places[name] = place
     return places
 

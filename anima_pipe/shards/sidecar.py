@@ -7,11 +7,12 @@ It holds columns, one entry per sample, so that a cache of 100,000 samples opens
      "safetensors": {"offset": [...], "length": [...], "crc32": [...], "xxh3": [...]},
      "json":        {"offset": [...], "length": [...], "crc32": [...]},
      "tensors": {"latent": {"dtype": ["F16", ...], "shape": [[16, 96, 64], ...], "offset": [...]}},
-     "damaged": [], "checksum": "0f3a51c2"}
+     "damaged": {}, "checksum": "0f3a51c2"}
 
 Offsets count from the start of the tar; a tensor's offset is that of its first value. `damaged`
-lists keys that are in the tar but no longer whole: readers treat them as absent, so the next
-caching run encodes them again. A sidecar is a function of its tar's bytes: it can be rebuilt.
+says of keys that are in the tar but not whole, or not what is trained on, what is wrong: readers
+treat them as absent, so the next caching run encodes them again. A sidecar is a function of its
+tar's bytes: it can be rebuilt.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from anima_pipe.errors import OutputError
 from anima_pipe.files import write_atomically
 from anima_pipe.plain_text import parsed_json
 from anima_pipe.shards.checksum import has_its_checksum, with_checksum
+from anima_pipe.shards.fitness import DAMAGED, WrongSampleError, fitting_places, misfit
 from anima_pipe.shards.index import MemberColumns, Problem, ShardIndex, TensorColumns
 from anima_pipe.shards.sample import METADATA, PAYLOAD, is_intact
 from anima_pipe.shards.tar import Span, read_members
@@ -77,6 +79,8 @@ def read_index(tar: Path, tar_bytes: int) -> ShardIndex:
         index = _from_json(parsed_json(_checked(index_path(tar).read_bytes())))
     except FileNotFoundError as error:
         raise UnfitIndexError("had no sidecar") from error
+    except UnfitIndexError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UnfitIndexError("had a damaged sidecar") from error
     if (index.tar, index.tar_bytes) != (tar.name, tar_bytes):
@@ -103,8 +107,10 @@ def rebuild_index(tar: Path) -> ShardIndex:
             for extension, span in spans.items():
                 file.seek(span.offset)
                 members[extension] = file.read(span.length)
-            if not _add_if_whole(index, key, spans, members):
-                index.damaged.append(key)
+            try:
+                _add_checked(index, key, spans, members)
+            except WrongSampleError as error:
+                index.damaged[key] = str(error)
     with suppress(OutputError):  # a cache on a read-only disk can be read, it only opens slower
         write_index(tar, index)
     return index
@@ -119,18 +125,23 @@ def write_index(tar: Path, index: ShardIndex) -> None:
     write_atomically(index_path(tar), with_checksum(_json_text(_columns(index)).encode()))
 
 
-def _add_if_whole(
+def _add_checked(
     index: ShardIndex, key: str, spans: Mapping[str, Span], members: Mapping[str, bytes]
-) -> bool:
+) -> None:
+    """Append a sample that is whole and what is trained on.
+
+    Raises:
+        WrongSampleError: It is not.
+    """
     if not {PAYLOAD, METADATA} <= members.keys():
-        return False
+        raise WrongSampleError("damaged: a part of it is missing")
     if not is_intact(members[METADATA], members[PAYLOAD]):
-        return False
+        raise WrongSampleError(DAMAGED)
+    fitting_places(members[PAYLOAD])
     try:
         index.add(key, spans, members)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return True
+    except ValueError as error:
+        raise WrongSampleError("unfit: it holds other tensors than the shard's first") from error
 
 
 def _json_text(value: object) -> str:
@@ -138,7 +149,9 @@ def _json_text(value: object) -> str:
     if isinstance(value, Mapping):
         table = cast("Mapping[str, object]", value)
         return (
-            "{" + ",".join(f'"{name}":{_json_text(entry)}' for name, entry in table.items()) + "}"
+            "{"
+            + ",".join(f"{json.dumps(name)}:{_json_text(entry)}" for name, entry in table.items())
+            + "}"
         )
     column = cast("array[int]", value).tolist() if isinstance(value, array) else value
     return json.dumps(column, separators=(",", ":"))
@@ -181,7 +194,7 @@ def _from_json(fields: dict[str, Any]) -> ShardIndex:
         payload_hashes=array("Q", fields[PAYLOAD].get("xxh3", ())),
         metadata=_read_member_columns(fields[METADATA]),
         tensors={name: _read_tensor_columns(lists) for name, lists in fields["tensors"].items()},
-        damaged=list(fields["damaged"]),
+        damaged=_read_damaged(fields["damaged"]),
     )
     tensors = index.tensors.values()
     columns = [c for m in (index.payloads, index.metadata) for c in (m.offset, m.length, m.crc32)]
@@ -192,6 +205,10 @@ def _from_json(fields: dict[str, Any]) -> ShardIndex:
         raise ValueError("columns of unequal length")
     if not all(_lie_within(m, index.tar_bytes) for m in (index.payloads, index.metadata)):
         raise ValueError("members beyond the tar")
+    for name, tensor in index.tensors.items():
+        for dtype, shape in set(zip(tensor.dtype, tensor.shape, strict=True)):
+            if wrong := misfit(name, dtype, shape):
+                raise UnfitIndexError(f"had a sidecar that says: {wrong}")
     return index
 
 
@@ -199,6 +216,11 @@ def _lie_within(columns: MemberColumns, tar_bytes: int) -> bool:
     """Tell whether members can be where they are said to be; who reads one makes room for it."""
     offset, length = np.array(columns.offset, np.int64), np.array(columns.length, np.int64)
     return bool(np.all((offset >= 0) & (length >= 0) & (length <= tar_bytes - offset)))
+
+
+def _read_damaged(entries: Mapping[str, str] | list[str]) -> dict[str, str]:
+    # Earlier sidecars do not say why.
+    return dict(entries) if isinstance(entries, dict) else dict.fromkeys(entries, DAMAGED)
 
 
 def _member_columns(columns: MemberColumns) -> dict[str, array[int]]:

@@ -13,6 +13,7 @@ import torch
 from anima_pipe.errors import CacheError
 from anima_pipe.shards.codec import TORCH_DTYPES, Codec, Value
 from anima_pipe.shards.contents import read_shards
+from anima_pipe.shards.fitness import WrongSampleError
 from anima_pipe.shards.folders import Identity, find_folder
 from anima_pipe.shards.index import Problem, ShardIndex
 from anima_pipe.shards.leases import lease_of
@@ -73,6 +74,11 @@ class Store(Generic[Value]):
         return self._places.keys()
 
     @property
+    def tensor(self) -> str:
+        """The name of a sample's first tensor."""
+        return self._codec.names[0]
+
+    @property
     def shard_bytes(self) -> int:
         """Size of all shards."""
         return sum(shard.tar_bytes for shard in self._shards)
@@ -86,6 +92,14 @@ class Store(Generic[Value]):
         number, row = self._place(key)
         return self._shards[number].tensors[self._codec.names[0]].shape[row]
 
+    def shard_of(self, key: str) -> Path:
+        """Return the path of a sample's shard.
+
+        Raises:
+            CacheError: There is no such sample.
+        """
+        return self.folder / self._shards[self._place(key)[0]].tar
+
     def longer_than(self, limit: int, tensor: str) -> set[str]:
         """Return the samples of which a tensor is longer along its first axis."""
         return {key for shard in self._shards for key in shard.longer_than(limit, tensor)}
@@ -94,13 +108,17 @@ class Store(Generic[Value]):
         """Return a sample, in memory of its own.
 
         Raises:
-            CacheError: There is no such sample, it cannot be read, or it is damaged.
+            CacheError: There is no such sample, it cannot be read, or it is damaged or unfit.
         """
         reader, row = self._reader(key)
-        content = memoryview(bytearray(BLOCK + reader.index.payloads.length[row]))
-        self._fill(reader, row, content)
+        try:
+            # What the header says stays true as long as the checksum does: compared once.
+            payload = reader.payload(row) if key in self._compared else reader.compared(row)
+        except WrongSampleError as error:
+            raise self._damage(reader.index, key, error) from error
+        self._compared.add(key)
         return self._codec.unpack(
-            {name: _tensor(reader.index, row, name, content) for name in self._codec.names}
+            {name: _tensor(reader.index, row, name, payload) for name in self._codec.names}
         )
 
     def stacked(self, keys: Sequence[str]) -> torch.Tensor:
@@ -113,7 +131,7 @@ class Store(Generic[Value]):
             [B, ...] in the stored dtype; in one that holds all, where there are several.
 
         Raises:
-            CacheError: There is no such sample, it cannot be read, or it is damaged.
+            CacheError: There is no such sample, it cannot be read, or it is damaged or unfit.
         """
         (name,) = self._codec.names
         found = [self._reader(key) for key in keys]
@@ -123,10 +141,17 @@ class Store(Generic[Value]):
         ((dtype, shape),) = kinds
         batch = torch.empty((len(keys), *shape), dtype=TORCH_DTYPES[dtype])
         rows = batch.view(len(keys), -1).view(torch.uint8).numpy()
-        for (reader, row), content in zip(found, rows, strict=True):
+        for (reader, row), content, sample in zip(found, rows, batch, strict=True):
+            key = reader.index.keys[row]
+            if key not in self._compared:
+                sample.copy_(cast("torch.Tensor", self[key]))
+                continue
             # What stands before the tensor goes elsewhere; the tensor ends the sample.
-            length = BLOCK + reader.index.payloads.length[row] - len(content)
-            self._fill(reader, row, memoryview(bytearray(max(length, BLOCK))), content.data)
+            head = bytearray(BLOCK + reader.index.payloads.length[row] - len(content))
+            try:
+                reader.read_payload(row, memoryview(head), content.data)
+            except WrongSampleError as error:
+                raise self._damage(reader.index, key, error) from error
         return batch
 
     def metadata(self, key: str) -> dict[str, Any]:
@@ -136,12 +161,13 @@ class Store(Generic[Value]):
             CacheError: There is no such sample, it cannot be read, or it is damaged.
         """
         reader, row = self._reader(key)
-        if (noted := reader.noted(row)) is None:
-            raise self._damage(reader.index, key)
         try:
-            return unseal(noted)
+            return unseal(reader.noted(row))
+        except WrongSampleError as error:
+            raise self._damage(reader.index, key, error) from error
         except (ValueError, KeyError, TypeError) as error:
-            raise self._damage(reader.index, key) from error
+            unfit = WrongSampleError("unfit: its JSON is none of a sample")
+            raise self._damage(reader.index, key, unfit) from error
 
     def verify(self) -> list[Problem]:
         """Read every sample of every shard and compare its checksum.
@@ -158,7 +184,7 @@ class Store(Generic[Value]):
         return {
             name: value
             for name, value in self.__dict__.items()
-            if name not in ("_opened", "_checked", "_lease")
+            if name not in ("_opened", "_compared", "_lease")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -170,7 +196,7 @@ class Store(Generic[Value]):
         # One that is let go of is closed once nobody reads it any more.
         opening = partial(_open_shard, self.folder, self._shards)
         self._opened = lru_cache(OPEN_SHARDS)(self._fetch_and_open if self._mirror else opening)
-        self._checked: set[str] = set()
+        self._compared: set[str] = set()
 
     def _fetch_and_open(self, number: int) -> ShardReader:
         assert self._mirror is not None
@@ -191,46 +217,39 @@ class Store(Generic[Value]):
         number, row = self._place(key)
         return self._opened(number), row
 
-    def _fill(self, reader: ShardReader, row: int, *parts: memoryview) -> None:
-        """Read a sample's tar header and tensors, comparing what is known of them.
-
-        Raises:
-            CacheError: They cannot be read, or are not what was written.
-        """
-        key = reader.index.keys[row]
-        is_whole = reader.read_payload(row, *parts)
-        if is_whole and key not in self._checked:
-            is_whole = reader.noted(row) is not None
-        if not is_whole:
-            raise self._damage(reader.index, key)
-        self._checked.add(key)
-
     def _place(self, key: str) -> tuple[int, int]:
         place = self._places.get(key)
         if place is not None:
             return place
+        for problem in self.problems:
+            if problem.key == key:
+                raise CacheError(
+                    f"sample {key} in {problem.shard} is not used: {problem.reason}",
+                    f"run `anima-pipe {self._codec.command}` again",
+                )
         where = self.folder if self.identity else f"{self.folder}, which has no such cache"
         raise CacheError(
             f"sample {key} is not among the {len(self)} cached {self._codec.kind} in {where}",
             f"run `anima-pipe {self._codec.command}` with this dataset, encoder and --cache_dir",
         )
 
-    def _damage(self, shard: ShardIndex, key: str) -> CacheError:
+    def _damage(self, shard: ShardIndex, key: str, error: WrongSampleError) -> CacheError:
         """Find out whether the tar or only its sidecar is wrong, and note it in the sidecar."""
         tar = self.folder / shard.tar
         if self._mirror:
             self._mirror.drop(tar)
             return CacheError(
-                f"the copy of sample {key} in {tar} was damaged, and has been removed",
+                f"the copy of sample {key} in {tar} was {error}; it has been removed",
                 f"run the same command again: it is fetched anew from {self._mirror.shown}",
             )
         if key in rebuild_index(tar).keys:
             return CacheError(
-                f"the sidecar of {tar} was wrong about sample {key}, and has been rebuilt",
+                f"the sidecar of {tar} was wrong about sample {key}, and has been rebuilt: the "
+                f"sample was {error}",
                 "run the same command again",
             )
         return CacheError(
-            f"sample {key} in {tar} is damaged: its bytes do not have their checksum",
+            f"sample {key} in {tar} is {error}",
             f"run `anima-pipe {self._codec.command}` again, which encodes this sample anew",
         )
 
@@ -238,26 +257,20 @@ class Store(Generic[Value]):
         tar = self.folder / shard.tar
         try:
             if self._mirror and self._mirror.fetch(tar, shard):
-                return []  # fetching has compared every checksum
-            reader = ShardReader(tar, shard)
-            bad = [key for row, key in enumerate(shard.keys) if not reader.members(row)]
+                return []  # fetching has compared everything
+            wrong = dict(ShardReader(tar, shard).wrong())
         except CacheError as error:
             return [Problem(shard=tar, reason=error.problem)]
-        if not bad:
+        if not wrong:
             return []
         if self._mirror:
             self._mirror.drop(tar)
             return [Problem(shard=tar, reason="the copy was damaged, and has been removed")]
         rebuilt = set(rebuild_index(tar).keys)
+        mended = "the sidecar was wrong, and has been rebuilt"
         return [
-            Problem(
-                shard=tar,
-                key=key,
-                reason="the sidecar was wrong, and has been rebuilt"
-                if key in rebuilt
-                else "damaged: its bytes do not have their checksum",
-            )
-            for key in bad
+            Problem(shard=tar, key=key, reason=f"{mended} ({why})" if key in rebuilt else why)
+            for key, why in wrong.items()
         ]
 
 
@@ -276,19 +289,13 @@ def _open_shard(folder: Path, shards: Sequence[ShardIndex], number: int) -> Shar
     return ShardReader(tar if tar.exists() else place_in_trash(tar), shards[number])
 
 
-def _tensor(index: ShardIndex, row: int, name: str, content: memoryview) -> torch.Tensor:
-    """Return a tensor that lies in memory which begins with the tar header of its sample."""
+def _tensor(index: ShardIndex, row: int, name: str, payload: memoryview) -> torch.Tensor:
+    """Return a tensor that lies in a sample's safetensors bytes, which it keeps."""
     columns = index.tensors[name]
     dtype, shape = columns.kind(row)
-    offset = columns.offset[row] - index.payloads.offset[row] + BLOCK
-    return tensor_in(content, offset, TORCH_DTYPES[dtype], shape)
-
-
-def tensor_in(
-    content: memoryview, offset: int, dtype: torch.dtype, shape: tuple[int, ...]
-) -> torch.Tensor:
-    """Return a tensor that lies in memory, which it keeps."""
     count = math.prod(shape)
     if count == 0:  # frombuffer refuses to make empty tensors
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(content, dtype=dtype, count=count, offset=offset).view(shape)
+        return torch.empty(shape, dtype=TORCH_DTYPES[dtype])
+    offset = columns.offset[row] - index.payloads.offset[row]
+    tensor = torch.frombuffer(payload, dtype=TORCH_DTYPES[dtype], count=count, offset=offset)
+    return tensor.view(shape)

@@ -264,12 +264,13 @@ class ShardInProgress:
     def _samples_on_disk(self) -> int:
         """Return how many samples, from the first on, can be read back as they were written."""
         self._file.forget_unwritten()
-        rows = range(len(self.keys))
         try:
-            reader = ShardReader(self._file.path, self.index)
-            return next((row for row in rows if not reader.members(row)), len(rows))
+            wrong = dict(ShardReader(self._file.path, self.index).wrong())
         except CacheError:
             return 0
+        return next(
+            (row for row, key in enumerate(self.index.keys) if key in wrong), len(self.keys)
+        )
 
     def _cut(self, samples: int) -> None:
         """Leave the first so many samples."""
