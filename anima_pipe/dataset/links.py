@@ -49,16 +49,16 @@ def links_out(pictures: Iterable[Picture], *, captions: bool = True) -> LinksOut
         pictures: From `find_pictures`.
         captions: Whether the files of their captions are looked at too.
     """
-    seen: set[Path] = set()
+    seen: set[int] = set()  # hashes of paths: a dataset may be made of a million links
     first: list[str] = []
     refused = None
     for picture in pictures:
         refused = picture.bounds.refused
         for path in _files(picture, captions=captions):
             way = picture.bounds.way_out(path)
-            if way is None or way.link in seen:
+            if way is None or hash(way.link) in seen:
                 continue
-            seen.add(way.link)
+            seen.add(hash(way.link))
             if len(first) < NAMED:
                 first.append(str(way))
     return LinksOut(len(seen), tuple(first), refused)
