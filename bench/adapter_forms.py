@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from anima_pipe.adapters.frozen import (
     FrozenLinear,
     PlainLinear,
-    lokr_linear,
     lora_linear,
     merged_linear,
 )
+from anima_pipe.adapters.frozen_lokr import lokr_linear
 from anima_pipe.adapters.loha import as_lora, hadamard
 from anima_pipe.adapters.loha import merges as loha_merges
 from anima_pipe.adapters.lokr import factorize
@@ -99,7 +99,7 @@ def run_lokr(
     base: FrozenLinear, first: Tensor, second: Tensor, x: Tensor, *, merged: bool
 ) -> Tensor:
     """Return a layer's output with a LoKr on it in one of the forms."""
-    return lokr_linear(x, base, first, second, merged=merged)
+    return lokr_linear(x, base, first, second, 1.0, merged=merged)
 
 
 def compare(

@@ -67,7 +67,7 @@ def test_every_kind_trains_saves_loads_and_merges_under_every_option(tmp_path, k
     model.train()
     adapter = create_adapter(kind, model, **{"network_dim": 4, **arguments})
     whole = Whole(model)
-    adapter.follow_sigmas(whole, place=0)
+    adapter.follow_passes(whole, place=0)
     optimizer = torch.optim.Adam(list(adapter.parameters()), lr=2e-2)
     torch.manual_seed(0)
 

@@ -8,18 +8,18 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - everybody's name for it
-from adapter_cases import KINDS, pretend_training, small_model, velocity
+from adapter_cases import GOLDEN, KINDS, pretend_training, small_model, velocity
 from torch import nn
 
 from anima_pipe.adapters import create_adapter
 from anima_pipe.adapters.frozen import (
     PlainLinear,
     frozen_linear,
-    lokr_linear,
     lora_linear,
     merged_linear,
 )
-from anima_pipe.adapters.loha import FORMING_TOKENS, hadamard, loha_delta
+from anima_pipe.adapters.frozen_lokr import lokr_linear, thin_lokr_linear
+from anima_pipe.adapters.loha import FORMING_TOKENS, as_lora, hadamard, loha_delta
 from anima_pipe.adapters.loha import merges as loha_merges
 from anima_pipe.adapters.lokr import MERGING_TOKENS, lokr_delta
 from anima_pipe.adapters.lokr import merges as lokr_merges
@@ -60,10 +60,24 @@ def passes(kind: str, layer: nn.Linear, scale: float):
         merged = kind == "lokr whole"
         return (
             factors,
-            lambda x, small, large: lokr_linear(x, base, small * scale, large, merged=merged),
+            lambda x, small, large: lokr_linear(x, base, small, large, scale, merged=merged),
             lambda x, small, large: layer(x) + lokr_delta(x, small, [large], scale),
         )
+    if kind == "lokr thin":
+        rows, columns = (next(n for n in (4, 2, 1) if size % n == 0) for size in (outputs, inputs))
+        shapes = [(rows, columns), (outputs // rows, 3), (3, inputs // columns)]
+        return (
+            [random(*shape, seed=number) for number, shape in enumerate(shapes)],
+            lambda x, small, *large: thin_lokr_linear(x, base, small, large, scale),
+            lambda x, small, *large: layer(x) + lokr_delta(x, small, large, scale),
+        )
     shapes = [(outputs, 2), (2, inputs)] * 2
+    if kind == "loha pairs":
+        return (
+            [random(*shape, seed=number) for number, shape in enumerate(shapes)],
+            lambda x, *f: lora_linear(x, base, *as_lora([t.to(x.dtype) for t in f]), scale),
+            lambda x, *f: layer(x) + F.linear(x, (hadamard(f) * scale).to(x.dtype)),
+        )
     return (
         [random(*shape, seed=number) for number, shape in enumerate(shapes)],
         lambda x, *f: merged_linear(x, base, lambda *parts: hadamard(parts) * scale, f),
@@ -71,7 +85,7 @@ def passes(kind: str, layer: nn.Linear, scale: float):
     )
 
 
-FAST = ["lora", "lokr factors", "lokr whole", "loha whole"]
+FAST = ["lora", "lokr factors", "lokr whole", "lokr thin", "loha whole", "loha pairs"]
 
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -113,8 +127,8 @@ def test_a_scale_for_every_rank_of_every_sample_acts_in_both_passes():
     x, down, up = random(2, 5, 4), random(3, 4, seed=1), random(6, 3, seed=2)
     leaves = [tensor.requires_grad_() for tensor in (x, down, up)]
 
-    ours = lora_linear(*leaves[:1], PlainLinear(layer), *leaves[1:], scale)
-    plain = layer(x) + lora_delta(*leaves, scale)
+    ours = lora_linear(*leaves[:1], PlainLinear(layer), *leaves[1:], 0.7, scale)
+    plain = layer(x) + lora_delta(*leaves, 0.7 * scale)
 
     torch.testing.assert_close(ours, plain)
     torch.testing.assert_close(
@@ -174,6 +188,52 @@ def test_what_blocks_forget_changes_no_gradient(case, dtype):
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
 
 
+class Whole(nn.Module):
+    """The golden model and its inputs as one module, whose one argument is the noise levels."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, _sigmas: torch.Tensor) -> torch.Tensor:
+        return velocity(self.model)
+
+
+@pytest.mark.parametrize("case", [*KINDS, "pissa"])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_what_is_done_for_all_layers_at_once_is_what_each_does_by_itself(case, checkpointed):
+    kind, arguments = KINDS.get(case, ("lora", {"pissa": True}))
+    results = []
+    for together in (False, True):
+        model = small_model(torch.bfloat16)
+        model.checkpoint_blocks(checkpointed)
+        adapter = pretend_training(create_adapter(kind, model, **arguments))
+        whole = Whole(model)
+        if together:
+            adapter.follow_passes(whole, place=0)
+        output = whole(GOLDEN["sigma"])
+        output.float().square().mean().backward()
+        results.append([output, *(parameter.grad for parameter in adapter.parameters())])
+
+    assert all(map(torch.equal, *results))
+
+
+def test_the_norms_that_dora_compares_with_follow_a_weight_that_is_merged_into():
+    model = nn.ModuleDict({"q_proj": layer_of(6, 4, torch.float32)})
+    dora = create_adapter("lora", model, target_modules="q_proj", dora=True)
+    above = pretend_training(create_adapter("lora", model, target_modules="q_proj"), size=1.0)
+    x = random(3, 4).float()
+    model["q_proj"](x)
+
+    above.merge()
+
+    with torch.no_grad():
+        scale = dora.deltas["q_proj"].dora_scale
+        weight = model["q_proj"].base.weight
+        expected = x @ (weight * scale / weight.norm(dim=1, keepdim=True)).T
+    torch.testing.assert_close(model["q_proj"](x), expected)
+
+
 def activation_of(keep: bool) -> tuple[torch.Tensor, weakref.ref[torch.Tensor], nn.Linear]:
     """Run gelu and a layer; return the output, and who was activated on the way."""
     layer, x = nn.Linear(4, 3), random(5, 4, dtype=torch.float32).requires_grad_()
@@ -220,6 +280,35 @@ def test_a_gradient_may_be_asked_for_twice():
     second = torch.autograd.grad(output.sum(), layer.weight)[0]
 
     assert torch.equal(first, second)
+
+
+def test_what_is_made_of_something_made_is_made_again_from_the_start_and_once():
+    calls: list[str] = []
+
+    def first(x: torch.Tensor) -> torch.Tensor:
+        calls.append("first")
+        return x.exp()
+
+    def second(x: torch.Tensor) -> torch.Tensor:
+        calls.append("second")
+        return x.sigmoid()
+
+    x = random(4, 4).requires_grad_()
+    with forgetting():
+        one = recomputed(first, x)
+        two = recomputed(second, one)
+        output = (two.square() * one).sum()
+    gone = weakref.ref(one), weakref.ref(two)
+    del one, two
+    gc.collect()
+    assert [reference() for reference in gone] == [None, None]
+    assert calls == ["first", "second"]
+
+    (gradient,) = torch.autograd.grad(output, x)
+
+    assert calls[2:] in (["first", "second"], ["second", "first"])
+    plain = (x.exp().sigmoid().square() * x.exp()).sum()
+    torch.testing.assert_close(gradient, torch.autograd.grad(plain, x)[0])
 
 
 def test_a_pass_whose_output_is_dropped_frees_what_it_kept():

@@ -172,9 +172,9 @@ def test_a_limit_holds_the_norm_of_a_change_and_leaves_smaller_ones_alone(kind):
     _layer, delta, weight = adapted_linear(kind, 12, 16, network_dim=2)
     before = delta.weight_changes({"weight": weight})["weight"].detach()
 
-    delta.limit_norm(2 * before.norm().item())
+    delta.limit_norms([delta], 2 * before.norm().item())
     assert torch.equal(delta.weight_changes({"weight": weight})["weight"], before)
-    delta.limit_norm(before.norm().item() / 3)
+    delta.limit_norms([delta], before.norm().item() / 3)
 
     torch.testing.assert_close(delta.weight_changes({"weight": weight})["weight"], before / 3)
 

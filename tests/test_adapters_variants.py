@@ -122,7 +122,7 @@ class Conditioned(nn.Module):
 def test_noisy_samples_train_the_first_ranks_alone_and_inference_uses_all():
     module = Conditioned(nn.Linear(6, 8, bias=False))
     adapter = create_adapter("tlora", module, network_dim=4, target_modules="q_proj")
-    adapter.follow_sigmas(module)
+    adapter.follow_passes(module)
     pretend_training(adapter, size=1.0)
     delta, x = adapter.deltas["q_proj"], random(2, 5, 6)
     base = x @ module.q_proj.base.weight.T

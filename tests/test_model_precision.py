@@ -10,8 +10,9 @@ from golden_model import golden_transformer, read_golden, relative_error
 from torch import nn
 
 from anima_pipe.model import AnimaTransformer
-from anima_pipe.model.blocks import RMSNorm
 from anima_pipe.model.embedders import SigmaWaves
+from anima_pipe.model.norms import RMSNorm
+from anima_pipe.model.products import add_product
 from anima_pipe.model.rope import image_rotation, rotate
 
 half_precisions = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -157,3 +158,48 @@ def _gradient(model: AnimaTransformer, name: str) -> torch.Tensor:
     gradient = model.get_parameter(name).grad
     assert gradient is not None
     return gradient
+
+
+HALF = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_norm_by_weights_in_fp32_has_exact_gradients_and_keeps_no_copy_of_its_input(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 3, 64, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(64, generator=generator).requires_grad_()
+    direction = torch.randn(2, 5, 3, 64, generator=generator).to(dtype)
+    kept: list[torch.Tensor] = []
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        normed = RMSNorm(64).with_weight(x, weight)
+    ours = torch.autograd.grad(normed, (x, weight), direction)
+
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight)]
+    expected = torch.nn.functional.rms_norm(exact[0], (64,), exact[1], 1e-6)
+    wanted = torch.autograd.grad(expected, exact, direction.double())
+    assert relative_error(normed.double(), expected) < EPSILON[dtype]
+    assert relative_error(ours[0].double(), wanted[0]) < EPSILON[dtype]
+    assert relative_error(ours[1].double(), wanted[1]) < 1e-5
+    assert not [t for t in kept if t.dtype == torch.float32 and t.numel() == x.numel()]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_the_gradient_of_a_rotation_is_rotated_back_and_rounded_once(dtype):
+    rotation = image_rotation(3, 4, 24, "cpu")
+    heads = torch.randn(2, 12, 2, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
+    heads.requires_grad_()
+
+    (gradient,) = torch.autograd.grad(rotate(heads, rotation), heads, heads.detach())
+
+    exact = heads.detach().double().requires_grad_()
+    turned = exact * rotation.cos + exact.roll(12, dims=-1) * rotation.signed_sin
+    (wanted,) = torch.autograd.grad(turned, exact, exact.detach())
+    assert relative_error(gradient.double(), wanted) < EPSILON[dtype]
+
+
+def test_a_sum_and_product_in_one_has_the_gradients_of_both():
+    shapes = ((2, 1, 3), (2, 4, 3), (1, 1, 3))
+    inputs = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+    assert torch.autograd.gradcheck(add_product, inputs)

@@ -274,12 +274,12 @@ def test_a_state_brings_no_kernels_of_another_device_along():
         group = ParameterGroup(name="linear", parameters=[weight], learning_rate=0.1)
         return create_optimizer([group], OptimizerConfig(optimizer_args=arguments))
 
-    there, here = made(fused=True, weight_decay=0.5), made()
+    there, here = made(foreach=True, weight_decay=0.5), made()
     there.param_groups[0]["params"][0].grad = torch.ones(2, 2)
     there.step()
     here.load_state_dict(there.state_dict())
     (group,) = here.param_groups
-    assert group["fused"] is not True
+    assert (group["fused"], group["foreach"]) == (True, None)
     assert group["weight_decay"] == 0.5
     group["params"][0].grad = torch.ones(2, 2)
     here.step()

@@ -101,7 +101,7 @@ def walk_step(kind: str, arguments: Mapping[str, Any], **how: bool) -> Waits:
     transformer = base(**how)
     adapter = create_adapter(kind, transformer, network_dim=4, network_alpha=2, **arguments)
     module = TextConditionedTransformer(transformer)
-    adapter.follow_sigmas(module)
+    adapter.follow_passes(module)
     module.train()
     accelerator = Accelerator(cpu=True)
     setattr(accelerator.state, "device", CARD)  # noqa: B010 - it has no types

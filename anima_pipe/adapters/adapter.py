@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anima_pipe.adapters.biases import train_biases
-from anima_pipe.adapters.delta import Delta, effective_weights, root_module
+from anima_pipe.adapters.delta import Adapted, Delta, effective_weights, root_module
 from anima_pipe.adapters.inject import depths, unwrap, walk, wrap
 from anima_pipe.adapters.linear import DeltaConfig, LinearDelta
 from anima_pipe.adapters.merge import add_changes
@@ -56,8 +56,9 @@ class Adapter:
         self.verbose = False
         """Whether its table has a row for every module."""
         self.deltas = dict(deltas)
+        self._by_kind: dict[type[Delta], list[Adapted]] = {}
         for path, delta in self.deltas.items():
-            wrap(model, path, delta)
+            self._by_kind.setdefault(type(delta), []).append(wrap(model, path, delta))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -124,19 +125,30 @@ class Adapter:
         """
         take_state(self.state_dict(), state, self.called)
 
-    def follow_sigmas(self, module: nn.Module, place: int = 1) -> None:
-        """Tell the deltas the noise levels of every pass, for kinds that depend on them.
+    def follow_passes(self, module: nn.Module, place: int = 1) -> None:
+        """Do what all layers need of a pass at its start, and tell the deltas the noise levels.
+
+        Without it layers do their part themselves, slower, and kinds that depend on the noise
+        levels cannot train.
 
         Args:
             module: What is called to run the model, with all of its arguments in order.
             place: Which argument the noise levels are, Float[B], from 0.
         """
 
-        def tell(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            for delta in self.deltas.values():
-                delta.take_sigmas(arguments[place])
+        def begin(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            dtype = computed_in(self.model)
+            for kind, adapted in self._by_kind.items():
+                kind.begin_pass(adapted, arguments[place], dtype)
 
-        module.register_forward_pre_hook(tell)
+        def end(*_: object) -> None:
+            if not torch.is_grad_enabled():
+                for delta in self.deltas.values():
+                    delta.end_pass()
+
+        module.register_forward_pre_hook(begin)
+        # Also where the pass ends in an error: what was made for it is not to outlive the weights.
+        module.register_forward_hook(end, always_call=True)
 
     def limit_norms(self, largest: float) -> None:
         """Scale down the changes that train of linear layers whose norm is above `largest`.
@@ -144,10 +156,10 @@ class Adapter:
         Raises:
             ConfigError: A kind cannot be scaled.
         """
-        for delta in self.deltas.values():
-            trains = any(tensor.requires_grad for tensor in delta.trained().values())
-            if trains and isinstance(delta, LinearDelta):
-                delta.limit_norm(largest)
+        for kind in self._by_kind:
+            if issubclass(kind, LinearDelta):
+                of_kind = (delta for delta in self.deltas.values() if type(delta) is kind)
+                kind.limit_norms([delta for delta in of_kind if _trains(delta)], largest)
 
     def matrices(self) -> list[nn.Parameter]:
         """Return the trainable tensors without those of norms and DoRA scales, which are small."""
@@ -192,6 +204,16 @@ class Adapter:
     def merge(self) -> None:
         """Bake the changes, at the present strength, into the model's weights and take it off."""
         merge_together([self])
+
+
+def _trains(delta: Delta) -> bool:
+    return any(tensor.requires_grad for tensor in delta.trained().values())
+
+
+def computed_in(model: nn.Module) -> torch.dtype:
+    """Return the dtype that a model computes in: that of frozen weights that are not in 8 bits."""
+    frozen = (p.dtype for p in model.parameters() if p.is_floating_point() and not p.requires_grad)
+    return next(frozen, torch.float32)
 
 
 @torch.no_grad()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar, Final, Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Final, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from anima_pipe.adapters.frozen import FrozenLinear
 from anima_pipe.errors import CheckpointError
+
+D = TypeVar("D", bound="Delta")
 
 SCALES: Final = frozenset({"alpha", "dora_scale"})
 """Tensors of a file that stay fp32 whatever the dtype of the others: they multiply a whole change
@@ -131,8 +133,21 @@ class Delta(nn.Module, ABC):
         """Return what does not train and yet belongs to a saved state, by name."""
         return {}
 
-    def take_sigmas(self, sigmas: Tensor, /) -> None:
-        """Learn the noise levels of the next pass's samples, Float[B]; most kinds ignore them."""
+    @classmethod
+    def begin_pass(cls, adapted: Sequence[Adapted], sigmas: Tensor, dtype: torch.dtype) -> None:
+        """Do in one go what the deltas of a kind would each do for themselves in the next pass.
+
+        Args:
+            adapted: Modules whose delta is of this kind.
+            sigmas: The noise levels of the pass's samples, Float[B].
+            dtype: Of the inputs that the layers will most likely be given.
+        """
+
+    def end_pass(self) -> None:
+        """Let go of what was made for the pass; weights may change from here on.
+
+        A pass of training ends with its backward pass, another when the model has run.
+        """
 
     def file_tensors(self) -> dict[str, Tensor]:
         """Return everything a file must hold to describe this delta, by file name."""
@@ -169,11 +184,42 @@ class Adapted(nn.Module):
         return self.delta(self.base, x)
 
 
+def deltas_of(adapted: Iterable[Adapted], kind: type[D]) -> list[D]:
+    """Return the deltas of modules that are known to be of a kind."""
+    return [wrapper.delta for wrapper in adapted if isinstance(wrapper.delta, kind)]
+
+
+def end_after_backward(made: Sequence[Tensor], deltas: Sequence[Delta]) -> None:
+    """Have deltas let go of what was made for a pass as soon as its gradients are there.
+
+    Until then checkpointed blocks, which run again, may ask for it.
+
+    Args:
+        made: By one operation, for the deltas.
+        deltas: Those that hold it.
+    """
+
+    def end(*_: object) -> None:
+        for delta in deltas:
+            delta.end_pass()
+
+    node = made[0].grad_fn if made else None
+    if node is not None:
+        node.register_hook(end)
+
+
 def root_module(module: nn.Module) -> nn.Module:
     """Return the module under all wrappers."""
     while isinstance(module, Adapted):
         module = module.base
     return module
+
+
+def linear_root(module: nn.Module) -> nn.Linear:
+    """Return the linear layer under the wrappers."""
+    root = root_module(module)
+    assert isinstance(root, nn.Linear), f"a {type(root).__name__} was chosen as a linear layer"
+    return root
 
 
 def effective_weights(module: nn.Module) -> dict[str, Tensor]:

@@ -58,7 +58,12 @@ def frozen_product(x: Tensor, base: FrozenLinear) -> Tensor:
 
 
 def lora_linear(
-    x: Tensor, base: FrozenLinear, down: Tensor, up: Tensor, scale: float | Tensor
+    x: Tensor,
+    base: FrozenLinear,
+    down: Tensor,
+    up: Tensor,
+    scale: float,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """Return the output of a frozen layer with a LoRA on it.
 
@@ -67,31 +72,13 @@ def lora_linear(
         base: The layer.
         down: Float[r, in], of any float dtype; cast to x's.
         up: Float[out, r], likewise.
-        scale: Multiplies the inner activation: a number, or Float[..., r] that broadcasts to it.
+        scale: Multiplies the change.
+        kept: Multiplies the inner activation besides, Float that broadcasts to [..., r]; None: 1.
 
     Returns:
         Float[..., out] in x's dtype.
     """
-    return _LoraLinear.apply(x, down, up, scale, base)
-
-
-def lokr_linear(
-    x: Tensor, base: FrozenLinear, first: Tensor, second: Tensor, *, merged: bool
-) -> Tensor:
-    """Return the output of a frozen layer with a LoKr of whole factors on it.
-
-    Args:
-        x: Float[..., in_m * in_n].
-        base: The layer.
-        first: Float[out_l, in_m], scaled, of any float dtype; cast to x's.
-        second: Float[out_k, in_n], likewise.
-        merged: Multiply by the sum of weight and change, formed twice, and not by the factors. The
-            gradients of the factors never take the change as a whole.
-
-    Returns:
-        Float[..., out_l * out_k] in x's dtype.
-    """
-    return _LokrLinear.apply(x, first, second, base, merged)
+    return _LoraLinear.apply(x, down.to(x.dtype), up.to(x.dtype), scale, kept, base)
 
 
 def merged_linear(
@@ -119,6 +106,20 @@ def added_in_place(x: Tensor) -> bool:
     return x.dtype in (torch.float32, torch.float64)
 
 
+def scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """Return scale * left @ right in one kernel, which scales before it rounds.
+
+    Args:
+        left: Float[n, k].
+        right: Float[k, m].
+        scale: A number.
+    """
+    if scale == 1:
+        return left @ right
+    # With beta=0 nothing is read of what is added to.
+    return torch.addmm(left.new_empty(1), left, right, beta=0, alpha=scale)
+
+
 class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, base: FrozenLinear) -> Tensor:
@@ -134,75 +135,41 @@ class _FrozenProduct(torch.autograd.Function):
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, down: Tensor, up: Tensor, scale: float | Tensor, base: FrozenLinear
+        ctx: Any,
+        x: Tensor,
+        down: Tensor,
+        up: Tensor,
+        scale: float,
+        kept: Tensor | None,
+        base: FrozenLinear,
     ) -> Tensor:
+        ctx.base, ctx.scale = base, scale
         rows = x.flatten(0, -2)
-        inner = (linear(x, down.to(x.dtype)) * scale).flatten(0, -2)
+        inner = _weighed(linear(rows, down), kept, x)
         output = linear(rows, base.weight_in(x.dtype), base.bias)
-        output.addmm_(inner, up.to(x.dtype).T)
-        ctx.base = base
-        ctx.scale = None if isinstance(scale, Tensor) else scale
-        ctx.save_for_backward(x, down, up, inner, scale if isinstance(scale, Tensor) else None)
+        output.addmm_(inner, up.T, alpha=scale)
+        ctx.save_for_backward(x, down, up, inner, kept)
         return output.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator has no types
-        x, down, up, inner, scales = ctx.saved_tensors
+        x, down, up, inner, kept = ctx.saved_tensors
         rows, gradient = x.flatten(0, -2), grad_outputs[0].flatten(0, -2)
-        of_inner = (gradient @ up.to(x.dtype)).view(*x.shape[:-1], -1)
-        of_inner = (of_inner * (ctx.scale if scales is None else scales)).flatten(0, -2)
+        of_inner = _weighed(scaled_product(gradient, up, ctx.scale), kept, x)
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = gradient @ ctx.base.weight_in(x.dtype)
-            of_x = of_x.addmm_(of_inner, down.to(x.dtype)).view(x.shape)
-        of_down = (of_inner.T @ rows).to(down.dtype)
-        of_up = (gradient.T @ inner).to(up.dtype)
-        return of_x, of_down, of_up, None, None
+            of_x = of_x.addmm_(of_inner, down).view(x.shape)
+        of_up = scaled_product(gradient.T, inner, ctx.scale)
+        return of_x, of_inner.T @ rows, of_up, None, None, None
 
 
-class _LokrLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, first: Tensor, second: Tensor, base: FrozenLinear, merged: bool
-    ) -> Tensor:
-        ctx.base, ctx.merged = base, merged
-        ctx.save_for_backward(x, first, second)
-        small, large = first.to(x.dtype), second.to(x.dtype)
-        weight = base.weight_in(x.dtype)
-        rows = x.flatten(0, -2)
-        if merged:
-            output = linear(rows, _plus_kronecker(weight, small, large), base.bias)
-            return output.view(*x.shape[:-1], -1)
-        output = linear(rows, weight, base.bias)
-        blocks = linear(rows.unflatten(1, (small.shape[1], -1)), large)
-        output.view(-1, small.shape[0], large.shape[0]).baddbmm_(
-            small.expand(len(rows), -1, -1), blocks
-        )
-        return output.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator has no types
-        x, first, second = ctx.saved_tensors
-        small, large = first.to(x.dtype), second.to(x.dtype)
-        rows = grad_outputs[0].flatten(0, -2)
-        blocks = x.flatten(0, -2).unflatten(1, (small.shape[1], -1))
-        of_blocks = rows.unflatten(1, (small.shape[0], -1))
-        back = of_blocks @ large
-        of_x = None
-        if ctx.needs_input_grad[0]:
-            weight = ctx.base.weight_in(x.dtype)
-            if ctx.merged:
-                of_x = rows @ _plus_kronecker(weight, small, large)
-            else:
-                of_x = rows @ weight
-                of_x.view(blocks.shape).baddbmm_(small.T.expand(len(rows), -1, -1), back)
-            of_x = of_x.view(x.shape)
-        of_first = torch.bmm(back, blocks.transpose(1, 2)).sum(0, dtype=first.dtype)
-        mixed = torch.matmul(small, blocks)
-        of_second = of_blocks.flatten(0, 1).T @ mixed.flatten(0, 1)
-        return of_x, of_first, of_second.to(second.dtype), None, None
+def _weighed(inner: Tensor, kept: Tensor | None, x: Tensor) -> Tensor:
+    """Return inner activations, Float[n, r], times what broadcasts to [..., r] over x's axes."""
+    if kept is None:
+        return inner
+    return (inner.view(*x.shape[:-1], -1) * kept).flatten(0, -2)
 
 
 class _MergedLinear(torch.autograd.Function):
@@ -238,11 +205,3 @@ class _MergedLinear(torch.autograd.Function):
                 of_x = (rows @ weight).addmm_(rows, change)
             of_x = of_x.view(x.shape)
         return of_x, None, None, *of_factors
-
-
-def _plus_kronecker(weight: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Return weight + kron(first, second), Float[out_l * out_k, in_m * in_n], in one sweep."""
-    (rows, columns), (inner_rows, inner_columns) = first.shape, second.shape
-    blocks = weight.view(rows, inner_rows, columns, inner_columns)
-    total = torch.addcmul(blocks, first[:, None, :, None], second[None, :, None, :])
-    return total.view(weight.shape)

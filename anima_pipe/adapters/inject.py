@@ -23,12 +23,18 @@ def depths(model: nn.Module) -> dict[str, int]:
     return {path: len(m) for path, m in walk(model) if isinstance(m, nn.ModuleList)}
 
 
-def wrap(model: nn.Module, path: str, delta: Delta) -> None:
-    """Put a delta on the module at a path, over whatever is on it already."""
+def wrap(model: nn.Module, path: str, delta: Delta) -> Adapted:
+    """Put a delta on the module at a path, over whatever is on it already.
+
+    Returns:
+        What stands there from now on.
+    """
     parent, name = _place(model, path)
     base: nn.Module = getattr(parent, name)
     delta.to(next(root_module(base).parameters()).device)
-    setattr(parent, name, Adapted(base, delta))
+    adapted = Adapted(base, delta)
+    setattr(parent, name, adapted)
+    return adapted
 
 
 def unwrap(model: nn.Module, path: str, delta: Delta) -> nn.Module:

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from anima_pipe.adapters.delta import Delta, effective_weights, root_module, take
+from anima_pipe import foreach
+from anima_pipe.adapters.delta import (
+    Adapted,
+    Delta,
+    deltas_of,
+    effective_weights,
+    take,
+)
 from anima_pipe.adapters.dora import (
     check_dora_scale,
     comfyui_scale,
     dora_gain,
-    is_by_row,
     weight_norm,
 )
 from anima_pipe.adapters.frozen import FrozenLinear, frozen_linear
+from anima_pipe.adapters.linear_passes import (
+    RowNorms,
+    copies_together,
+    gains_together,
+    with_rescaled_weight,
+)
 from anima_pipe.adapters.peft import MAGNITUDE
 from anima_pipe.errors import ConfigError
 
@@ -116,6 +128,14 @@ class LinearDelta(Delta):
 
     follows_peft: bool = False
     """Whether dora_scale goes with the norms of the changed weight's rows; see `settle`."""
+    casts_alone: ClassVar[bool] = False
+    """Whether what a pass multiplies by is not simply its matrices in the dtype of the pass."""
+
+    copies: tuple[Tensor, ...] = ()
+    """The matrices in the dtype of the pass that is running, made for all layers at once; empty:
+    there are none, and each layer casts its own."""
+    gain_copy: Tensor | None = None
+    """The same of DoRA's gain less one, Float[out]."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -126,6 +146,7 @@ class LinearDelta(Delta):
     def __init__(self, config: DeltaConfig) -> None:
         super().__init__()
         self.config = config
+        self.row_norms = RowNorms()
         self.register_parameter("dora_scale", None)
         self.register_parameter("bias", None)
 
@@ -152,6 +173,26 @@ class LinearDelta(Delta):
     @abstractmethod
     def matrices(self) -> dict[str, nn.Parameter]:
         """Return the matrices by their names in a file; the change is linear in each of them."""
+
+    @classmethod
+    def begin_pass(cls, adapted: Sequence[Adapted], sigmas: Tensor, dtype: torch.dtype) -> None:
+        """Cast the matrices of all layers at once; see `Delta.begin_pass`."""
+        del sigmas
+        deltas = deltas_of(adapted, cls)
+        if not cls.casts_alone:
+            copies_together(deltas, dtype)
+        gains_together(adapted, deltas, dtype)
+
+    def end_pass(self) -> None:
+        """Let go of the pass's copies; see `Delta.end_pass`."""
+        self.copies = ()
+        self.gain_copy = None
+
+    def cast_matrices(self, dtype: torch.dtype) -> list[Tensor]:
+        """Return the matrices in a dtype, in their order, differentiable."""
+        if self.copies and all(copy.dtype == dtype for copy in self.copies):
+            return [*self.copies]
+        return [matrix.to(dtype) for matrix in self.matrices().values()]
 
     @abstractmethod
     def added(self, x: Tensor, strength: float | Tensor) -> Tensor:
@@ -262,8 +303,7 @@ class LinearDelta(Delta):
             frozen = frozen_linear(base)
             output = None if frozen is None else self.changed(frozen, x, strength)
             return base(x) + self.added(x, strength) if output is None else output
-        output = base(x)
-        return output + strength * self._rescaled(self.dora_scale, base, x, output)
+        return with_rescaled_weight(self, self.dora_scale, base, x, strength)
 
     def looked_up(self, base: nn.Module, places: Tensor) -> Tensor:
         """Return the change of an embedding's rows; dropouts of activations have none to act on.
@@ -290,41 +330,29 @@ class LinearDelta(Delta):
             return self.strength
         return self.strength * (torch.rand((), device=x.device) >= chance)
 
-    def _rescaled(self, scale: Tensor, base: nn.Module, x: Tensor, output: Tensor) -> Tensor:
-        """Return the change of the output under DoRA, zero to the bit where the gain is one."""
-        weights = effective_weights(base)
-        weight, bias = weights["weight"], weights.get("bias")
-        bias = None if bias is None else bias.to(output.dtype)
-        if is_by_row(scale, weight.shape):
-            gain = dora_gain(weight, weight, scale).squeeze(1)
-            plain = output if bias is None else output - bias
-            return (gain - 1).to(x.dtype) * plain + gain.to(x.dtype) * self.added(x, 1.0)
-        gain = dora_gain(weight, self.product(), scale).squeeze(0)
-        more = base(x * (gain - 1).to(x.dtype))
-        return (more if bias is None else more - bias) + self.added(x * gain.to(x.dtype), 1.0)
-
     def change_norm(self) -> float:
         """Return the norm of the matrices' product; see `Delta.change_norm`."""
         return self.product().detach().norm().item()
 
+    @classmethod
     @torch.no_grad()
-    def limit_norm(self, largest: float) -> None:
-        """Scale the matrices down, all by one factor, until their change has this norm at most."""
-        norm = self.change_norm()
-        if norm > largest:
-            matrices = self.matrices().values()
-            for matrix in matrices:
-                matrix.mul_((largest / norm) ** (1 / len(matrices)))
+    def limit_norms(cls, deltas: Sequence[LinearDelta], largest: float) -> None:
+        """Scale matrices down, those of a change by one factor, until it has this norm at most.
 
+        Args:
+            deltas: Of this kind.
+            largest: The norm of a change; see `change_norm`.
+        """
+        matrices: list[Tensor] = []
+        factors: list[float] = []
+        for delta, norm in zip(deltas, cls.change_norms(deltas), strict=True):
+            own = [*delta.matrices().values()] if norm > largest else []
+            matrices += own
+            factors += [(largest / norm) ** (1 / len(own)) for _ in own]
+        if matrices:
+            foreach.multiply_(matrices, factors)
 
-def linear_root(module: nn.Module) -> nn.Linear:
-    """Return the linear layer under the wrappers."""
-    root = root_module(module)
-    assert isinstance(root, nn.Linear), f"a {type(root).__name__} was chosen as a linear layer"
-    return root
-
-
-def kaiming_uniform(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Return Float32[rows, columns] as torch starts a linear layer: uniform, a = sqrt 5."""
-    start = torch.empty(rows, columns)
-    return nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+    @classmethod
+    def change_norms(cls, deltas: Sequence[LinearDelta]) -> list[float]:
+        """Return the norms of all changes, which the host reads at once; see `change_norm`."""
+        return torch.stack([delta.product().norm() for delta in deltas]).tolist()

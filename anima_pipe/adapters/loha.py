@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from anima_pipe.adapters.delta import check_shared_axis, file_alpha, take
+from anima_pipe.adapters.delta import check_shared_axis, file_alpha, linear_root, take
 from anima_pipe.adapters.frozen import (
     FrozenLinear,
     added_in_place,
     lora_linear,
     merged_linear,
 )
-from anima_pipe.adapters.linear import DeltaConfig, LinearDelta, linear_root
+from anima_pipe.adapters.linear import DeltaConfig, LinearDelta
 from anima_pipe.adapters.lora import lora_delta
 
 
@@ -70,9 +71,26 @@ def as_lora(factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     Each pair of ranks makes one: its row is the product of their rows, its column of their columns.
     """
     first, second, third, fourth = factors
-    down = (second.unsqueeze(1) * fourth.unsqueeze(0)).flatten(0, 1)
-    up = (first.unsqueeze(2) * third.unsqueeze(1)).flatten(1, 2)
-    return down, up
+    return _PairsOfRows.apply(second, fourth), _PairsOfRows.apply(first.T, third.T).T
+
+
+class _PairsOfRows(torch.autograd.Function):
+    """The products of each row of one matrix with each of another, Float[r * s, n]."""
+
+    @staticmethod
+    def forward(ctx: Any, one: Tensor, other: Tensor) -> Tensor:
+        ctx.save_for_backward(one, other)
+        return (one.unsqueeze(1) * other.unsqueeze(0)).flatten(0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator has no types
+        one, other = ctx.saved_tensors
+        pairs = grad_outputs[0].unflatten(0, (len(one), len(other)))
+        # A sum over the rows of the other matrix, column by column: products of matrix and vector.
+        of_one = torch.bmm(pairs.permute(2, 0, 1), other.T.unsqueeze(2)).squeeze(2).T
+        of_other = torch.bmm(pairs.permute(2, 1, 0), one.T.unsqueeze(2)).squeeze(2).T
+        return of_one, of_other
 
 
 FORMING_TOKENS: Final = 450
@@ -142,7 +160,7 @@ class LohaDelta(LinearDelta):
         config, scale = self.config, self.config.scale * strength
         if self.training and config.dropout:
             x = nn.functional.dropout(x, config.dropout)
-        change = loha_delta(x, list(self.factors), scale)
+        change = loha_delta(x, self._factors_for(x), scale)
         if self.training and config.rank_dropout:
             rows = torch.rand(change.shape[-1], device=x.device)
             change = change * (rows >= config.rank_dropout)
@@ -152,10 +170,20 @@ class LohaDelta(LinearDelta):
         """Return the layer's output with the change; see `LinearDelta.changed`."""
         if self.training and self.config.drops:
             return None
-        factors, scale = list(self.factors), self.config.scale * strength
+        factors = self._factors_for(x)
+        scale = self.config.scale
+        if isinstance(strength, Tensor):
+            factors = [factors[0] * strength, *factors[1:]]
+        else:
+            scale = scale * strength
         if merges(x, factors):
             return merged_linear(x, base, lambda *parts: hadamard(parts) * scale, factors)
         return lora_linear(x, base, *as_lora(factors), scale)
+
+    def _factors_for(self, x: Tensor) -> list[Tensor]:
+        """Return the factors, in x's dtype where they make a LoRA and not a whole change."""
+        exact = list(self.factors)
+        return exact if merges(x, exact) else self.cast_matrices(x.dtype)
 
     def product(self) -> Tensor:
         """Return alpha / rank * (w1_a w1_b) * (w2_a w2_b); see `LinearDelta.product`."""

@@ -16,9 +16,12 @@ from typing import ClassVar, Final, Self
 import torch
 from torch import Tensor, nn
 
-from anima_pipe.adapters.delta import check_shared_axis, file_alpha, take
-from anima_pipe.adapters.frozen import FrozenLinear, added_in_place, lokr_linear
-from anima_pipe.adapters.linear import DeltaConfig, LinearDelta, kaiming_uniform, linear_root
+from anima_pipe import foreach
+from anima_pipe.adapters.delta import check_shared_axis, file_alpha, linear_root, take
+from anima_pipe.adapters.frozen import FrozenLinear, added_in_place
+from anima_pipe.adapters.frozen_lokr import lokr_linear, thin_lokr_linear
+from anima_pipe.adapters.linear import DeltaConfig, LinearDelta
+from anima_pipe.adapters.low_rank import kaiming_uniform, product_norms
 from anima_pipe.errors import ConfigError
 
 FULL_MATRIX_RANK: Final = 100_000
@@ -190,12 +193,20 @@ class LokrDelta(LinearDelta):
             for part, matrix in zip("ab", factor, strict=False)
         }
 
+    def cast_factors(self, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+        """Return the small factor, and the large one as one matrix or two, in a pass's dtype."""
+        count = len(self.first)
+        matrices = self.cast_matrices(dtype)
+        # A product is rounded as a whole, and not its factors.
+        first = matrices[0] if count == 1 else product(self.first).to(dtype)
+        return first, matrices[count:]
+
     def added(self, x: Tensor, strength: float | Tensor) -> Tensor:
         """Return what LoKr adds to the output; see `LinearDelta.added`."""
-        config, scale = self.config, self._scale * strength
+        config, scale = self.config, self.change_scale * strength
         if self.training and config.dropout:
             x = nn.functional.dropout(x, config.dropout)
-        change = lokr_delta(x, product(self.first), list(self.second), scale)
+        change = lokr_delta(x, *self.cast_factors(x.dtype), scale)
         if self.training and config.rank_dropout:
             rows = torch.rand(change.shape[-1], device=x.device)
             change = change * (rows >= config.rank_dropout)
@@ -203,15 +214,31 @@ class LokrDelta(LinearDelta):
 
     def changed(self, base: FrozenLinear, x: Tensor, strength: float | Tensor) -> Tensor | None:
         """Return the layer's output with the change; see `LinearDelta.changed`."""
-        # A large factor that is a product of thin matrices is multiplied by them in turn.
-        if len(self.second) > 1 or (self.training and self.config.drops):
+        if self.training and self.config.drops:
             return None
-        first = product(self.first) * (self._scale * strength)
-        return lokr_linear(x, base, first, self.second[0], merged=merges(x, first))
+        first, second = self.cast_factors(x.dtype)
+        if isinstance(strength, Tensor):
+            first, strength = first * strength, 1.0
+        scale = self.change_scale * strength
+        # A large factor that is a product of thin matrices is multiplied by them in turn.
+        if len(second) > 1:
+            return thin_lokr_linear(x, base, first, second, scale)
+        return lokr_linear(x, base, first, second[0], scale, merged=merges(x, first))
 
     def product(self) -> Tensor:
         """Return alpha / rank * kron(w1, w2); see `LinearDelta.product`."""
-        return torch.kron(product(self.first) * self._scale, product(self.second))
+        return torch.kron(product(self.first) * self.change_scale, product(self.second))
+
+    @classmethod
+    def change_norms(cls, deltas: Sequence[LinearDelta]) -> list[float]:
+        """Return the norms of all changes: that of a Kronecker product is that of its factors'."""
+        own = [delta for delta in deltas if isinstance(delta, cls)]
+        firsts = factor_norms([[*delta.first] for delta in own])
+        seconds = factor_norms([[*delta.second] for delta in own])
+        return [
+            first * second * abs(delta.change_scale)
+            for first, second, delta in zip(firsts, seconds, own, strict=True)
+        ]
 
     def scaled(self, strength: float) -> LokrDelta:
         """Return the same with a change so many times as large."""
@@ -224,13 +251,23 @@ class LokrDelta(LinearDelta):
         return len(self.first) + len(self.second) > 2
 
     @property
-    def _scale(self) -> float:
+    def change_scale(self) -> float:
+        """What the product of the factors is multiplied by."""
         return self.config.scale if self._has_rank else 1.0
 
 
 def product(matrices: Iterable[Tensor]) -> Tensor:
     """Return the matrix that one or more matrices make."""
     return functools.reduce(torch.matmul, matrices)
+
+
+def factor_norms(factors: Sequence[Sequence[Tensor]]) -> list[float]:
+    """Return the norms of factors, each one matrix or the product of two."""
+    alone = [factor[0] for factor in factors if len(factor) == 1]
+    read = torch.stack(foreach.norms(alone)).tolist() if alone else []
+    norms = iter(read)
+    products = iter(product_norms([(f[0], f[1]) for f in factors if len(f) > 1]))
+    return [next(norms if len(factor) == 1 else products) for factor in factors]
 
 
 def _take_factor(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:

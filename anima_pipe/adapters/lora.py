@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from anima_pipe.adapters.delta import check_shared_axis, file_alpha, take
+from anima_pipe.adapters.delta import check_shared_axis, file_alpha, linear_root, take
 from anima_pipe.adapters.frozen import FrozenLinear, lora_linear
-from anima_pipe.adapters.linear import DeltaConfig, LinearDelta, kaiming_uniform, linear_root
+from anima_pipe.adapters.linear import DeltaConfig, LinearDelta
+from anima_pipe.adapters.low_rank import kaiming_uniform, product_norms
 from anima_pipe.adapters.peft import MAGNITUDE
 
 
@@ -104,13 +105,19 @@ class LoraDelta(LinearDelta):
         """
         return self.down, self.up
 
+    def cast_factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the factors in the dtype of a pass; see `factors`."""
+        down, up = self.cast_matrices(dtype)
+        return down, up
+
     def added(self, x: Tensor, strength: float | Tensor) -> Tensor:
         """Return what LoRA adds to the output; see `LinearDelta.added`."""
-        return lora_delta(x, *self.factors(), self.inner_scale(x, strength))
+        scale, kept = self.inner_scale(x, strength)
+        return lora_delta(x, *self.cast_factors(x.dtype), scale if kept is None else scale * kept)
 
     def changed(self, base: FrozenLinear, x: Tensor, strength: float | Tensor) -> Tensor | None:
         """Return the layer's output and LoRA's in one pass; see `LinearDelta.changed`."""
-        return lora_linear(x, base, *self.factors(), self.inner_scale(x, strength))
+        return lora_linear(x, base, *self.cast_factors(x.dtype), *self.inner_scale(x, strength))
 
     def looked_up(self, base: nn.Module, places: Tensor) -> Tensor:
         """Return the change of an embedding's rows, whose table is never formed without DoRA."""
@@ -118,12 +125,20 @@ class LoraDelta(LinearDelta):
             return super().looked_up(base, places)
         down, up = self.factors()
         inner = nn.functional.embedding(places, up)
-        return (inner * self.inner_scale(inner, 1.0)) @ down
+        scale, kept = self.inner_scale(inner, 1.0)
+        return (inner * (scale if kept is None else scale * kept)) @ down
 
     def product(self) -> Tensor:
         """Return alpha / rank * up @ down; see `LinearDelta.product`."""
         down, up = self.factors()
         return (up * self.config.scale) @ down
+
+    @classmethod
+    def change_norms(cls, deltas: Sequence[LinearDelta]) -> list[float]:
+        """Return the norms of all changes, of which none is formed."""
+        own = [delta for delta in deltas if isinstance(delta, cls)]
+        norms = product_norms([(up, down) for down, up in (delta.factors() for delta in own)])
+        return [n * abs(d.config.scale) for n, d in zip(norms, own, strict=True)]
 
     def plain_lora(self) -> tuple[Tensor, Tensor] | None:
         """Return the factors with alpha / rank folded into the second."""
@@ -132,15 +147,24 @@ class LoraDelta(LinearDelta):
         down, up = (factor.detach() for factor in self.factors())
         return down, up * self.config.scale
 
-    def inner_scale(self, x: Tensor, strength: float | Tensor) -> float | Tensor:
-        """Return the factor of the inner activation, with this pass's dropouts in it."""
-        config, scale = self.config, self.config.scale * strength
-        if not self.training:
-            return scale
-        if config.rank_dropout:
+    def inner_scale(self, x: Tensor, strength: float | Tensor) -> tuple[float, Tensor | None]:
+        """Return what the inner activation is multiplied by in this pass.
+
+        Returns:
+            A number, and what the dropouts leave of each rank, Float that broadcasts to [..., r];
+            None: all of it.
+        """
+        config, kept = self.config, None
+        if isinstance(strength, Tensor):
+            strength, kept = 1.0, strength.to(x.dtype)
+        if self.training and config.rank_dropout:
             ranks = x.new_ones(x.shape[0], *[1] * (x.ndim - 2), self.rank)
-            scale = scale * nn.functional.dropout(ranks, config.rank_dropout)
-        if config.dropout:
+            kept = _both(kept, nn.functional.dropout(ranks, config.rank_dropout))
+        if self.training and config.dropout:
             inner = x.new_ones(*x.shape[:-1], self.rank)
-            scale = scale * nn.functional.dropout(inner, config.dropout)
-        return scale
+            kept = _both(kept, nn.functional.dropout(inner, config.dropout))
+        return config.scale * strength, kept
+
+
+def _both(kept: Tensor | None, more: Tensor) -> Tensor:
+    return more if kept is None else kept * more

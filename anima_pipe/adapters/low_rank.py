@@ -1,11 +1,13 @@
-"""The best approximations of a matrix by a product of two thin ones."""
+"""Products of two thin matrices: their start, their norms, and the best approximations by them."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anima_pipe.errors import CheckpointError
 from anima_pipe.weights.writing import is_finite
@@ -14,6 +16,12 @@ OVERSAMPLED: Final = 8
 """Directions looked at beside those wanted."""
 POWER_ITERATIONS: Final = 4
 """Each multiplies the large singular values' lead over the small ones by their ratio squared."""
+
+
+def kaiming_uniform(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Return Float32[rows, columns] as torch starts a linear layer: uniform, a = sqrt 5."""
+    start = torch.empty(rows, columns)
+    return nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
 
 
 def leading_factors(matrix: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -78,3 +86,26 @@ def truncated(left: Tensor, values: Tensor, right: Tensor, rank: int) -> tuple[T
     """Return up and down of the leading part of an SVD, the singular values shared evenly."""
     shares = values[:rank].sqrt()
     return left[:, :rank] * shares, shares.unsqueeze(1) * right[:rank]
+
+
+def product_norms(products: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
+    """Return the norm of up @ down of each pair, none of which is formed.
+
+    The square of the norm is the sum of the elementwise product of up^T up and down down^T. Pairs
+    of one shape are computed together, and the host reads all of them at once.
+
+    Args:
+        products: up Float[out, r] and down Float[r, in], of any shapes.
+    """
+    by_shape: dict[tuple[torch.Size, torch.Size], list[int]] = {}
+    for number, (up, down) in enumerate(products):
+        by_shape.setdefault((up.shape, down.shape), []).append(number)
+    norms: list[Tensor] = []
+    for numbers in by_shape.values():
+        ups = torch.stack([products[number][0] for number in numbers]).float()
+        downs = torch.stack([products[number][1] for number in numbers]).float()
+        squares = (ups.mT @ ups).mul_(downs @ downs.mT).sum((1, 2))
+        norms.append(squares.clamp_(min=0).sqrt_())
+    read = torch.cat(norms).tolist() if norms else []
+    order = [number for numbers in by_shape.values() for number in numbers]
+    return [norm for _, norm in sorted(zip(order, read, strict=True))]

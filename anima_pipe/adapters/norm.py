@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from anima_pipe.adapters.delta import (
+    Adapted,
     Delta,
     changed_weights,
+    deltas_of,
     effective_weights,
+    end_after_backward,
     root_module,
     take,
 )
+from anima_pipe.adapters.together import summed_together
 
 
 def is_norm(module: nn.Module) -> bool:
     """Tell whether a module is a LayerNorm or RMSNorm, of torch or anyone else, with a weight."""
     named = type(module).__name__.endswith(("LayerNorm", "RMSNorm"))
     return named and isinstance(getattr(module, "weight", None), nn.Parameter)
+
+
+@runtime_checkable
+class Reweighted(Protocol):
+    """A norm that can do with another weight than its own, which may stay in fp32."""
+
+    weight: nn.Parameter
+
+    def with_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return what it would give with another weight, computed in fp32.
+
+        Args:
+            x: Float[..., n].
+            weight: Float[n], of any float dtype.
+
+        Returns:
+            Float[..., n] in the dtype of x.
+        """
+        ...
 
 
 class NormDelta(Delta):
@@ -39,6 +62,9 @@ class NormDelta(Delta):
     own_names: ClassVar[tuple[str, ...]] = ("w_norm", "b_norm")
     tensor_names: ClassVar[tuple[str, ...]] = (*own_names, "diff_b")
     read_as_others: ClassVar[Mapping[str, str]] = {"diff_b": "b_norm"}
+
+    changed_weight: Tensor | None = None
+    """The whole weight in the pass that is running, Float32[n], made for all norms at once."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -78,9 +104,35 @@ class NormDelta(Delta):
         """
         if self.strength == 0:
             return base(x)
+        root = root_module(base)
+        if self.changed_weight is not None and isinstance(root, Reweighted):
+            return root.with_weight(x, self.changed_weight)
         weights = effective_weights(base)
         changed = {**weights, **changed_weights(self, weights)}
-        return functional_call(root_module(base), changed, x.float()).to(x.dtype)
+        if isinstance(root, Reweighted):
+            return root.with_weight(x, changed["weight"])
+        return functional_call(root, changed, x.float()).to(x.dtype)
+
+    @classmethod
+    def begin_pass(cls, adapted: Sequence[Adapted], sigmas: Tensor, dtype: torch.dtype) -> None:
+        """Sum up the weights of all norms at once; see `Delta.begin_pass`."""
+        del sigmas, dtype
+        alone = [
+            (wrapper.base, delta)
+            for wrapper, delta in zip(adapted, deltas_of(adapted, cls), strict=True)
+            if isinstance(wrapper.base, Reweighted)
+            and not wrapper.base.weight.requires_grad
+            and delta.strength == 1
+        ]
+        frozen = [base.weight for base, _ in alone]
+        sums = summed_together(frozen, [delta.weight for _, delta in alone])
+        for (_, delta), weight in zip(alone, sums, strict=True):
+            delta.changed_weight = weight
+        end_after_backward(sums, [delta for _, delta in alone])
+
+    def end_pass(self) -> None:
+        """Let go of the whole weight; see `Delta.end_pass`."""
+        self.changed_weight = None
 
     def weight_changes(self, _weights: Mapping[str, Tensor], /) -> dict[str, Tensor]:
         """Return the delta of each parameter that has one; see `Delta.weight_changes`."""

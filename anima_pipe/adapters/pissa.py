@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from anima_pipe.adapters.delta import effective_weights
+from anima_pipe.adapters.linear import LinearDelta
 from anima_pipe.adapters.lora import LoraConfig, LoraDelta
 from anima_pipe.adapters.low_rank import leading_factors
 from anima_pipe.errors import ConfigError
@@ -73,6 +74,8 @@ class PissaDelta(LoraDelta):
     """
 
     undecayed: ClassVar[tuple[str, ...]] = (*LoraDelta.undecayed, *LoraDelta.matrix_names)
+    # What it multiplies by are differences, which are to be rounded and not what they are of.
+    casts_alone: ClassVar[bool] = True
 
     start_down: Tensor
     start_up: Tensor
@@ -106,22 +109,32 @@ class PissaDelta(LoraDelta):
         down = torch.cat([moved_down, self.start_down])
         return down, torch.cat([self.up.float(), moved_up], dim=1)
 
-    def inner_scale(self, x: Tensor, strength: float | Tensor) -> float | Tensor:
-        """Return LoRA's factor of the inner activation, a rank's for both of its parts."""
-        scale = super().inner_scale(x, strength)
-        if not isinstance(scale, Tensor) or scale.ndim == 0:
-            return scale
-        return torch.cat([scale, scale], dim=-1)
+    def cast_factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the factors in the dtype of a pass; see `LoraDelta.cast_factors`."""
+        down, up = self.factors()
+        return down.to(dtype), up.to(dtype)
 
+    def inner_scale(self, x: Tensor, strength: float | Tensor) -> tuple[float, Tensor | None]:
+        """Return LoRA's factors of the inner activation, a rank's for both of its parts."""
+        scale, kept = super().inner_scale(x, strength)
+        if kept is None or kept.ndim == 0:
+            return scale, kept
+        return scale, torch.cat([kept, kept], dim=-1)
+
+    @classmethod
     @torch.no_grad()
-    def limit_norm(self, largest: float) -> None:
-        """Move A and B back towards their start, by one share, until the change has this norm.
+    def limit_norms(cls, deltas: Sequence[LinearDelta], largest: float) -> None:
+        """Move each A and B back towards their start, until the change has this norm at most."""
+        for delta, norm in zip(deltas, cls.change_norms(deltas), strict=True):
+            if norm > largest and isinstance(delta, cls):
+                delta.move_back(largest)
+
+    def move_back(self, largest: float) -> None:
+        """Move A and B towards their start, by one share, until the change has this norm.
 
         Of the share t that is left of both differences, t (B0 (A - A0) + (B - B0) A0) +
         t^2 (B - B0) (A - A0) is left of the change.
         """
-        if self.change_norm() <= largest:
-            return
         moved_down, moved_up = self.moved()
         of_both = moved_up @ moved_down
         of_one = self.start_up @ moved_down + moved_up @ self.start_down

@@ -8,13 +8,15 @@ it use all ranks at every sigma, as previews here do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from anima_pipe.adapters.linear import kaiming_uniform, linear_root
+from anima_pipe.adapters.delta import Adapted, deltas_of, linear_root
 from anima_pipe.adapters.lora import LoraConfig, LoraDelta
+from anima_pipe.adapters.low_rank import kaiming_uniform
 from anima_pipe.errors import ConfigError
 
 
@@ -59,22 +61,31 @@ def ranks_in_use(sigmas: Tensor, config: TloraConfig) -> Tensor:
 
 
 class TloraDelta(LoraDelta):
-    """A LoRA that is told how noisy the samples are; see `Delta.take_sigmas`."""
+    """A LoRA that learns at the start of each pass how many ranks are in use."""
 
     config: TloraConfig
 
-    sigmas: Tensor | None = None
+    used: Tensor | None = None
+    """Float[B, r]: 1 for the ranks that a sample of the pass trains, 0 for the others."""
 
-    def take_sigmas(self, sigmas: Tensor) -> None:
-        """Use as many ranks in the next pass as these noise levels, Float[B], leave."""
-        self.sigmas = sigmas
+    @classmethod
+    def begin_pass(cls, adapted: Sequence[Adapted], sigmas: Tensor, dtype: torch.dtype) -> None:
+        """Find out the ranks in use, once for all layers of one rank; see `Delta.begin_pass`."""
+        super().begin_pass(adapted, sigmas, dtype)
+        used: dict[TloraConfig, Tensor] = {}
+        for delta in deltas_of(adapted, cls):
+            if delta.config not in used:
+                ranks = torch.arange(delta.config.rank, device=sigmas.device)
+                counts = ranks_in_use(sigmas, delta.config).unsqueeze(1)
+                used[delta.config] = (ranks < counts).to(dtype)
+            # Kept until the next pass: a checkpointed block asks again in the backward pass.
+            delta.used = used[delta.config]
 
-    def inner_scale(self, x: Tensor, strength: float | Tensor) -> float | Tensor:
-        """Return LoRA's factor of the inner activation, zero for the ranks not in use."""
-        scale = super().inner_scale(x, strength)
+    def inner_scale(self, x: Tensor, strength: float | Tensor) -> tuple[float, Tensor | None]:
+        """Return LoRA's factors of the inner activation, zero for the ranks not in use."""
+        scale, kept = super().inner_scale(x, strength)
         if not self.training:
-            return scale
-        assert self.sigmas is not None, "T-LoRA trains without Adapter.follow_sigmas"
-        counts = ranks_in_use(self.sigmas, self.config).to(x.device)
-        used = torch.arange(self.config.rank, device=x.device) < counts.unsqueeze(1)
-        return scale * used.view(-1, *[1] * (x.ndim - 2), self.config.rank).to(x.dtype)
+            return scale, kept
+        assert self.used is not None, "T-LoRA trains without Adapter.follow_passes"
+        used = self.used.view(-1, *[1] * (x.ndim - 2), self.config.rank).to(x.dtype)
+        return scale, used if kept is None else kept * used

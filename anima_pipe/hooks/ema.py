@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 
+from anima_pipe import foreach
 from anima_pipe.errors import ConfigError
+from anima_pipe.foreach import copied_together
 from anima_pipe.records import Moment
 from anima_pipe.trained import Trained
+
+PIECE_NUMBERS: Final = 2**26
+"""Weights that are kept in bf16 are averaged at most so many at once, of which there is a copy."""
 
 
 class Ema:
@@ -33,6 +38,7 @@ class Ema:
         self.decay = decay
         # In fp32 even of weights in bf16: what a step adds to an average is small.
         self.averages = {name: value.float() for name, value in _copied(trained).items()}
+        self._pieces = pieces(self.averages, PIECE_NUMBERS)
 
     def due(self, moment: Moment) -> bool:
         """Tell whether a step changed the weights."""
@@ -41,8 +47,13 @@ class Ema:
     def at(self, moment: Moment) -> None:
         """Take in the weights after a step."""
         decay = min(self.decay, (1 + moment.step) / (10 + moment.step))
-        for name, value in self.trained.state_dict().items():
-            self.averages[name].lerp_(value.float(), 1 - decay)
+        values = self.trained.state_dict()
+        for names in self._pieces:
+            wide = [values[name] for name in names]
+            if any(value.dtype != torch.float32 for value in wide):
+                wide = copied_together(wide, torch.float32)
+            averages = [self.averages[name] for name in names]
+            foreach.interpolate_(averages, wide, 1 - decay)
 
     @contextmanager
     def in_place(self) -> Generator[None]:
@@ -62,6 +73,19 @@ class Ema:
         """Take the averages back."""
         for name, average in self.averages.items():
             average.copy_(state_dict[name])
+
+
+def pieces(tensors: Mapping[str, torch.Tensor], largest: int) -> list[list[str]]:
+    """Return the names of tensors in lists that have no more numbers each, but for large ones."""
+    lists: list[list[str]] = [[]]
+    room = largest
+    for name, tensor in tensors.items():
+        if tensor.numel() > room and lists[-1]:
+            lists.append([])
+            room = largest
+        lists[-1].append(name)
+        room -= tensor.numel()
+    return lists
 
 
 def _copied(trained: Trained) -> dict[str, torch.Tensor]:

@@ -7,11 +7,14 @@ mlp M, a block keeps for its three sub-layers
     queries, keys, values and what self-attention gathered        4 N W
     the same of cross-attention                                   2 N W + 2 T W
     the mlp's inner numbers before their activation                 N M
-    where the modulation trains, the normed stream and the update 6 N W
+    where the modulation trains, the updates of the stream        3 N W
 
 What `recomputed` makes again, and a checkpointed block therefore holds while it runs again: three
-modulated streams, queries and keys in place, and the activated mlp. Where no kernel norms in one go
-queries and keys are kept in fp32 as well. Ranks of adapters are small beside all this and left out.
+modulated streams, where the modulation trains the normed ones that they are made of, queries and
+keys in place, and the activated mlp. Where no kernel norms in one go
+queries and keys are kept in fp32 as well: in half precision if their norms do not train, whose
+weights are then kept in it, and in fp32 if they do. Ranks of adapters are small beside all this and
+left out.
 """
 
 from __future__ import annotations
@@ -71,11 +74,10 @@ def block_activations(config: TransformerConfig, batch: BatchSize, keeping: Keep
 def kept_by_block(config: TransformerConfig, batch: BatchSize, keeping: Keeping) -> int:
     """Return the bytes that one block keeps which is not checkpointed."""
     pictures, text, width = batch.picture_tokens, batch.text_tokens, config.width
-    streams = 3 * pictures * width * (3 if keeping.modulation_trains else 1)
+    streams = 3 * pictures * width * (2 if keeping.modulation_trains else 1)
     attention = (6 * pictures + 2 * text) * width
-    heads_in_fp32 = 0
-    if not keeping.fused_norms:
-        heads_in_fp32 = keeping.head_norms_train + (keeping.dtype != torch.float32)
+    in_fp32 = keeping.dtype == torch.float32
+    heads_in_fp32 = not keeping.fused_norms and keeping.head_norms_train == in_fp32
     return (
         residual_dtype(keeping.dtype).itemsize * streams
         + keeping.dtype.itemsize * (attention + pictures * config.mlp_width)
@@ -86,7 +88,8 @@ def kept_by_block(config: TransformerConfig, batch: BatchSize, keeping: Keeping)
 def _remade(config: TransformerConfig, batch: BatchSize, keeping: Keeping) -> int:
     """Return the bytes of what a block makes again where it does not keep it."""
     pictures, text, width = batch.picture_tokens, batch.text_tokens, config.width
-    numbers = (6 * pictures + text) * width + pictures * config.mlp_width
+    streams = 6 if keeping.modulation_trains else 3
+    numbers = ((streams + 3) * pictures + text) * width + pictures * config.mlp_width
     return keeping.dtype.itemsize * numbers
 
 

@@ -11,7 +11,6 @@ from torch import nn
 
 from anima_pipe.model.blocks import (
     FinalLayer,
-    RMSNorm,
     TimeCondition,
     TransformerBlock,
     residual_dtype,
@@ -21,6 +20,7 @@ from anima_pipe.model.config import PATCH, TransformerConfig
 from anima_pipe.model.embedders import PatchEmbedding, SigmaWaves, TimeModulation, from_patches
 from anima_pipe.model.llm_adapter import LlmAdapter
 from anima_pipe.model.masters import use_masters
+from anima_pipe.model.norms import RMSNorm
 from anima_pipe.model.rope import image_rotation
 from anima_pipe.records import LATENT_CHANNELS
 
@@ -107,7 +107,11 @@ class AnimaTransformer(nn.Module):
         return F.pad(condition, (0, 0, 0, missing))
 
     def forward(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: torch.Tensor,
+        caption_length: int | None = None,
     ) -> torch.Tensor:
         """Predict the velocity, noise minus clean latent.
 
@@ -117,6 +121,8 @@ class AnimaTransformer(nn.Module):
             context: Float[B, L, D], from `preprocess_text_embeds`. Zeros that lie both behind a
                 caption and behind position 512 are there for longer captions of the batch, and are
                 not seen: each caption gives what it gives alone.
+            caption_length: Positions from which on the context is zero for the whole batch; None:
+                they are counted where that saves time.
 
         Returns:
             Float[B, 16, H, W] in the dtype of the latents.
@@ -129,7 +135,7 @@ class AnimaTransformer(nn.Module):
         rows, columns = latents.shape[2] // PATCH, latents.shape[3] // PATCH
         rotation = image_rotation(rows, columns, self.config.head_width, latents.device)
         time = self._time_condition(timesteps)
-        context, mask = _condensed(context.to(dtype))
+        context, mask = _condensed(context.to(dtype), caption_length)
         x = self.x_embedder(latents.to(dtype)).to(residual_dtype(dtype))
         for block in self.blocks:
             x = run_block(block, x, context, time, rotation, mask, checkpointed=self.checkpointed)
@@ -138,7 +144,7 @@ class AnimaTransformer(nn.Module):
     def _time_condition(self, sigma: torch.Tensor) -> TimeCondition:
         waves = self.t_embedder[0](sigma)
         return TimeCondition(
-            embedding=self.t_embedding_norm(waves).to(self.dtype),
+            activated=F.silu(self.t_embedding_norm(waves).to(self.dtype)),
             shared=self.t_embedder[1](waves.to(self.dtype)),
         )
 
@@ -208,19 +214,23 @@ class TextConditionedTransformer(nn.Module):
     ) -> torch.Tensor:
         """Predict the velocity from encoded captions; arguments as the transformer's two calls."""
         context = self.transformer.preprocess_text_embeds(qwen_hidden, t5_ids, qwen_mask, t5_mask)
-        return self.transformer(latents, sigma, context)
+        # Told, and not counted: the host would have to wait for the numbers.
+        return self.transformer(latents, sigma, context, t5_ids.shape[1])
 
 
-def _condensed(context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _condensed(
+    context: torch.Tensor, caption_length: int | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return a condition that cross-attention reads as it does the whole one, and its mask.
 
     The zeros behind the captions of a batch are alike, and n keys that are alike weigh as much as
-    one with log(n) added to its score: a processor computes that one. On a GPU, asking how many
-    there are would make the host wait, and attention without a mask is faster there. In fp16 the
-    gradient of the one key would be that of all n together, and leave its range.
+    one with log(n) added to its score: a processor computes that one. On a GPU attention without
+    a mask is faster. In fp16 the gradient of the one key would be that of all n together, and leave
+    its range.
 
     Args:
         context: Float[B, L, D], from `preprocess_text_embeds`.
+        caption_length: Positions from which on it is zero; None: they are counted.
 
     Returns:
         Float[B, M, D], and a mask over its positions, as `Attention.attend` takes it.
@@ -229,12 +239,13 @@ def _condensed(context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None
     is_slow = context.device.type == "cpu" and context.dtype != torch.float16
     if length > CONDITION_LENGTH or not is_slow:
         return context, _positions_seen(context)
-    used = _used(context)
+    used = _used(context) if caption_length is None else min(caption_length, length)
     if length - used < 2:
         return context, None
     scores = context.new_zeros(used + 1)
     scores[used] = math.log(length - used)
-    return context[:, : used + 1], scores[None, None, None]
+    # Contiguous, or else every layer that reads it would copy it for itself.
+    return context[:, : used + 1].contiguous(), scores[None, None, None]
 
 
 def _used(context: torch.Tensor) -> int:

@@ -17,26 +17,10 @@ import torch.nn.functional as F  # noqa: N812 - everybody's name for it
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from anima_pipe.model.norms import EPSILON, RMSNorm
+from anima_pipe.model.products import add_product
 from anima_pipe.model.recomputed import forgetting, recomputed
 from anima_pipe.model.rope import Rotation, rotate
-
-EPSILON = 1e-6
-
-
-class RMSNorm(nn.Module):
-    """Division by the root mean square over the last axis, then a weight per feature."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return Float[..., width] in the dtype of x, computed in fp32."""
-        weight = self.weight
-        if weight.dtype == x.dtype:
-            # One kernel, which reads and writes x's dtype and computes in fp32.
-            return F.rms_norm(x, weight.shape, weight, EPSILON)
-        return F.rms_norm(x.float(), weight.shape, weight.float(), EPSILON).to(x.dtype)
 
 
 def residual_dtype(weight_dtype: torch.dtype) -> torch.dtype:
@@ -76,14 +60,14 @@ class Attention(nn.Module):
             source: Float[B, M, source width].
             rotations: Of the N queries and of the M keys.
             mask: Bool[B, 1, 1, M], False where a source token must not be seen; or
-                Float[1, 1, 1, M] in the dtype of the weights, added to every score of it.
+                Float[B or 1, 1, 1, M] in the dtype of the weights, added to every score of it.
 
         Returns:
             Float[B, N, width], the heads side by side.
         """
         of_query, of_key = rotations or (None, None)
-        query = recomputed(_placed, self.q_norm, self._split(self.q_proj(x)), of_query)
-        key = recomputed(_placed, self.k_norm, self._split(self.k_proj(source)), of_key)
+        query = _placed(self.q_norm(self._split(self.q_proj(x))), of_query)
+        key = _placed(self.k_norm(self._split(self.k_proj(source))), of_key)
         value = self._split(self.v_proj(source))
         heads = F.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
@@ -94,10 +78,9 @@ class Attention(nn.Module):
         return x.unflatten(-1, (-1, self.head_width))
 
 
-def _placed(norm: nn.Module, heads: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
-    """Return queries or keys, Float[B, N, heads, head width], normed and rotated."""
-    normed = norm(heads)
-    return normed if rotation is None else rotate(normed, rotation)
+def _placed(heads: torch.Tensor, rotation: Rotation | None) -> torch.Tensor:
+    """Return queries or keys, Float[B, N, heads, head width], rotated where they have a place."""
+    return heads if rotation is None else recomputed(rotate, heads, rotation)
 
 
 class ImageAttention(Attention):
@@ -139,16 +122,19 @@ class Mlp(nn.Module):
 class TimeCondition(NamedTuple):
     """What every block learns about sigma."""
 
-    embedding: torch.Tensor
-    """Float[B, width]: the input of each modulation."""
+    activated: torch.Tensor
+    """Float[B, width]: what each modulation is made of."""
     shared: torch.Tensor
     """Float[B, 3 x width]: added to each modulation: shift, scale, gate."""
 
 
 def modulation(width: int, rank: int, parts: int) -> nn.Sequential:
-    """Return the low-rank map from the time embedding to `parts` vectors of the width."""
+    """Return the low-rank map from the activated time embedding to `parts` vectors of the width.
+
+    The checkpoint's names count its activation, which is the same for all and applied once.
+    """
     return nn.Sequential(
-        nn.SiLU(),
+        nn.Identity(),
         nn.Linear(width, rank, bias=False),
         nn.Linear(rank, parts * width, bias=False),
     )
@@ -162,8 +148,13 @@ def modulated_norm(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) ->
         shift: Float[B, 1, width].
         scale: Float[B, 1, width].
     """
-    normed = F.layer_norm(x, x.shape[-1:], eps=EPSILON)
-    return torch.addcmul(shift.to(x.dtype), normed, 1 + scale.to(x.dtype)).to(shift.dtype)
+    normed = recomputed(F.layer_norm, x, x.shape[-1:], None, None, EPSILON)
+    return recomputed(_modulated, normed, shift, 1 + scale.to(x.dtype))
+
+
+def _modulated(normed: torch.Tensor, shift: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Return normed * factor + shift, Float[B, N, width] in the dtype of the shift."""
+    return add_product(shift.to(normed.dtype), normed, factor).to(shift.dtype)
 
 
 class TransformerBlock(nn.Module):
@@ -199,15 +190,15 @@ class TransformerBlock(nn.Module):
                 the zeros behind a caption too, for the model was trained so.
         """
         shift, scale, gate = _parts(self.adaln_modulation_self_attn, time)
-        normed = recomputed(modulated_norm, x, shift, scale)
+        normed = modulated_norm(x, shift, scale)
         x = _add_gated(x, gate, self.self_attn(normed, normed, rotation))
 
         shift, scale, gate = _parts(self.adaln_modulation_cross_attn, time)
-        normed = recomputed(modulated_norm, x, shift, scale)
+        normed = modulated_norm(x, shift, scale)
         x = _add_gated(x, gate, self.cross_attn(normed, context, mask=context_mask))
 
         shift, scale, gate = _parts(self.adaln_modulation_mlp, time)
-        return _add_gated(x, gate, self.mlp(recomputed(modulated_norm, x, shift, scale)))
+        return _add_gated(x, gate, self.mlp(modulated_norm(x, shift, scale)))
 
 
 class FinalLayer(nn.Module):
@@ -221,7 +212,7 @@ class FinalLayer(nn.Module):
     def forward(self, x: torch.Tensor, time: TimeCondition) -> torch.Tensor:
         """Return Float[B, N, patch width] from the residual stream, Float[B, N, width]."""
         # Of the shared modulation the last layer uses shift and scale; it has no gate.
-        without_gate = TimeCondition(time.embedding, time.shared[:, : 2 * x.shape[-1]])
+        without_gate = TimeCondition(time.activated, time.shared[:, : 2 * x.shape[-1]])
         shift, scale = _parts(self.adaln_modulation, without_gate, 2)
         return self.linear(modulated_norm(x, shift, scale))
 
@@ -239,8 +230,8 @@ def run_block(block: nn.Module, *inputs: object, checkpointed: bool) -> torch.Te
 
 def _parts(modulate: nn.Module, time: TimeCondition, count: int = 3) -> tuple[torch.Tensor, ...]:
     """Return shift, scale (and gate) of one sub-layer, Float[B, 1, width] each."""
-    return (modulate(time.embedding) + time.shared).unsqueeze(1).chunk(count, dim=-1)
+    return (modulate(time.activated) + time.shared).unsqueeze(1).chunk(count, dim=-1)
 
 
 def _add_gated(x: torch.Tensor, gate: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-    return torch.addcmul(x, gate.to(x.dtype), update.to(x.dtype))
+    return add_product(x, gate.to(x.dtype), update.to(x.dtype))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from anima_pipe.model.blocks import Attention, RMSNorm, residual_dtype, run_block
+from anima_pipe.model.blocks import Attention, residual_dtype, run_block
 from anima_pipe.model.config import LlmAdapterConfig
+from anima_pipe.model.norms import RMSNorm
 from anima_pipe.model.rope import Rotation, text_rotation
 
 
@@ -56,7 +57,7 @@ class LlmAdapterBlock(nn.Module):
             x: Float[B, Lt, width], the residual stream.
             source: Float[B, Lq, S] in the dtype of the weights.
             rotations: Of the Lt and of the Lq positions.
-            masks: Bool[B, 1, 1, Lt] and Bool[B, 1, 1, Lq], False where a token must not be seen.
+            masks: Float[B, 1, 1, Lt] and Float[B, 1, 1, Lq], -inf where a token is not to be seen.
         """
         dtype = source.dtype
         own, other = rotations[0], rotations[1]
@@ -113,7 +114,7 @@ class LlmAdapter(nn.Module):
             text_rotation(t5_ids.shape[1], self.head_width, source.device),
             text_rotation(source.shape[1], self.head_width, source.device),
         )
-        masks = (_seen(t5_mask), source_seen)
+        masks = (_seen(t5_mask, dtype), source_seen)
         x = self.in_proj(self.embed(t5_ids)).to(residual_dtype(dtype))
         for block in self.blocks:
             x = run_block(block, x, source, rotations, masks, checkpointed=self.checkpointed)
@@ -131,17 +132,25 @@ def _source(
         return hidden.new_zeros(hidden.shape[0], 1, hidden.shape[2]), None
     if mask is None:
         return hidden, None
-    return hidden.masked_fill(~mask.unsqueeze(-1), 0), _seen(mask)
+    return hidden.masked_fill(~mask.unsqueeze(-1), 0), _seen(mask, hidden.dtype)
 
 
-def _seen(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """Return an attention mask over keys, Bool[B, 1, 1, keys], from a mask of real tokens.
+def _seen(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """Return an attention mask over keys from a mask of real tokens.
 
     The first position is always seen. Where there are real tokens it is one of them; where there
     are none, softmax needs something to rest on (some attention kernels give NaN without). Asking
     which case it is would make the host wait for the GPU.
+
+    Args:
+        mask: Bool[B, keys].
+        dtype: Of the attention, which would turn the mask into numbers again in every block.
+
+    Returns:
+        Float[B, 1, 1, keys], 0 where a key is seen and -inf where not.
     """
     if mask is None:
         return None
     first = torch.arange(mask.shape[1], device=mask.device) == 0
-    return (mask | first)[:, None, None]
+    scores = torch.zeros_like(mask, dtype=dtype).masked_fill_(~(mask | first), -torch.inf)
+    return scores[:, None, None]

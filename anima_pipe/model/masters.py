@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, rms_norm
 
-from anima_pipe.model.blocks import EPSILON, RMSNorm
+from anima_pipe.model.norms import EPSILON, RMSNorm
 
 
 class MasterLinear(nn.Linear):

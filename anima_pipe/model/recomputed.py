@@ -11,7 +11,7 @@ nothing to gain, and a compiler decides for itself.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -26,11 +26,16 @@ class Recipe:
     Args:
         made: What was made; it is not kept alive.
         make: Makes the same again, to the bit; it must not draw random numbers.
+        inputs: What it makes it of. Tensors among them are kept, and of those that can be made
+            again themselves the recipe.
     """
 
-    def __init__(self, made: Tensor, make: Callable[[], Tensor]) -> None:
+    def __init__(
+        self, made: Tensor, make: Callable[..., Tensor], inputs: Sequence[object | _Remade]
+    ) -> None:
         self._made = weakref.ref(made)
         self._make = make
+        self._inputs = inputs
         self._waiting = 0
         self._again: Tensor | None = None
 
@@ -42,13 +47,19 @@ class Recipe:
 
     def promise(self) -> None:
         """Count one more who will ask for the tensor."""
+        if not self._waiting:
+            # Made once for all, it asks once for what it is made of.
+            for given in self._inputs:
+                if isinstance(given, _Remade):
+                    given.recipe.promise()
         self._waiting += 1
 
     def served(self) -> Tensor:
         """Return the tensor, made once for all who wait for it."""
         if self._again is None:
+            inputs = [i.again() if isinstance(i, _Remade) else i for i in self._inputs]
             with torch.no_grad():
-                self._again = self._make()
+                self._again = self._make(*inputs)
         again = self._again
         self._waiting -= 1
         if self._waiting <= 0:
@@ -60,17 +71,24 @@ _RECIPES: ContextVar[dict[int, Recipe] | None] = ContextVar("recipes", default=N
 """Those of the block that is running, by where their tensors lie; None: everything is kept."""
 
 
-class _Promise:
-    """Stands for a saved tensor: a view of what a recipe makes."""
+class _Remade:
+    """Stands for a tensor that is not kept: a view of what a recipe makes."""
 
     def __init__(self, recipe: Recipe, view: Tensor) -> None:
-        recipe.promise()
-        self._recipe = recipe
+        self.recipe = recipe
         self._layout = view.size(), view.stride(), view.storage_offset()
 
-    def kept(self) -> Tensor:
+    def again(self) -> Tensor:
         """Return the tensor."""
-        return self._recipe.served().as_strided(*self._layout)
+        return self.recipe.served().as_strided(*self._layout)
+
+
+def _remade(recipes: dict[int, Recipe], given: object) -> _Remade | None:
+    """Return what stands for a tensor that can be made again; None: it is no such."""
+    if not isinstance(given, Tensor):
+        return None
+    recipe = recipes.get(place_of(given)[0])
+    return _Remade(recipe, given) if recipe and recipe.is_of(given) else None
 
 
 def place_of(tensor: Tensor) -> tuple[int, torch.dtype]:
@@ -83,12 +101,14 @@ def recomputed(make: Callable[..., Tensor], *inputs: object) -> Tensor:
 
     Args:
         make: Cheap, the same to the bit whenever it is called, and contiguous in what it returns.
-        inputs: Tensors among them are kept, so they should be ones that something keeps anyway.
+        inputs: Tensors among them are kept, so they should be ones that something keeps anyway,
+            or that `recomputed` made.
     """
     made = make(*inputs)
     recipes = None if torch.compiler.is_compiling() else _RECIPES.get()
     if recipes is not None and made.requires_grad and made.is_contiguous():
-        recipes[place_of(made)[0]] = Recipe(made, lambda: make(*inputs))
+        kept = [_remade(recipes, given) or given for given in inputs]
+        recipes[place_of(made)[0]] = Recipe(made, make, kept)
     return made
 
 
@@ -100,13 +120,16 @@ def forgetting() -> Generator[None]:
         return
     recipes: dict[int, Recipe] = {}
 
-    def keep(tensor: Tensor) -> Tensor | _Promise:
-        recipe = recipes.get(place_of(tensor)[0])
-        # Detached: an operation that kept its own output would hang on to itself for ever.
-        return _Promise(recipe, tensor) if recipe and recipe.is_of(tensor) else tensor.detach()
+    def keep(tensor: Tensor) -> Tensor | _Remade:
+        remade = _remade(recipes, tensor)
+        if remade is None:
+            # Detached: an operation that kept its own output would hang on to itself for ever.
+            return tensor.detach()
+        remade.recipe.promise()
+        return remade
 
-    def give_back(kept: Tensor | _Promise) -> Tensor:
-        return kept.kept() if isinstance(kept, _Promise) else kept
+    def give_back(kept: Tensor | _Remade) -> Tensor:
+        return kept.again() if isinstance(kept, _Remade) else kept
 
     before = _RECIPES.set(recipes)
     try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
 
 BASE = 10000.0
 SPATIAL_RATIO = 4.0
@@ -33,8 +34,34 @@ def rotate(heads: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     Returns:
         Float[B, N, heads, head width] in the dtype of `heads`.
     """
+    return _Rotated.apply(heads, rotation.cos, rotation.signed_sin)
+
+
+class _Rotated(torch.autograd.Function):
+    """A rotation by hand: three kernels each way, and nothing kept but the table."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, heads: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(cos, signed_sin)
+        return _turned(heads, cos, signed_sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator has no types
+        cos, signed_sin = ctx.saved_tensors
+        # A rotation's gradient is rotated back.
+        return _turned(grad_outputs[0], cos, signed_sin, -1), None, None
+
+
+def _turned(
+    heads: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor, direction: int
+) -> torch.Tensor:
+    """Return heads rotated forwards (1) or backwards (-1), in their dtype."""
     partners = heads.roll(heads.shape[-1] // 2, dims=-1)
-    return torch.addcmul(heads * rotation.cos, partners, rotation.signed_sin).to(heads.dtype)
+    turned = torch.empty_like(heads)
+    return torch.addcmul(heads * cos, partners, signed_sin, value=direction, out=turned)
 
 
 def image_rotation(

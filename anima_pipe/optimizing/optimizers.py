@@ -65,7 +65,9 @@ class Source:
 
 
 FUSED: Final = ("Adam", "AdamW", "SGD")
-"""Those of torch.optim that step all tensors of a GPU with one kernel, if asked."""
+"""Those of torch.optim that step all tensors with one operation, if asked."""
+FUSED_ON: Final = ("cuda", "cpu")
+"""Types of devices for which they have it."""
 
 _FIXED_RATE: Final = {"relative_step": False, "scale_parameter": False}
 _NESTEROV: Final = {"momentum": 0.9, "nesterov": True}
@@ -263,9 +265,9 @@ def _refuse_several_rates(
 
 
 def _has_fused_form(source: Source, groups: Sequence[ParameterGroup]) -> bool:
-    """Tell whether torch steps all these tensors with one kernel, if asked."""
-    on_gpu = all(parameter.is_cuda for group in groups for parameter in group.parameters)
-    return on_gpu and source.module == "torch.optim" and source.name in FUSED
+    """Tell whether torch steps all these tensors with one operation, if asked."""
+    places = {parameter.device.type for group in groups for parameter in group.parameters}
+    return places <= {*FUSED_ON} and source.module == "torch.optim" and source.name in FUSED
 
 
 @contextmanager

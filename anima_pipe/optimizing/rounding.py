@@ -7,14 +7,17 @@ on average (Gupta et al., arXiv:1502.02551).
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from anima_pipe import foreach
+from anima_pipe.foreach import buffer_for, copied_together, places_in
 from anima_pipe.runtime import derive_seed
 
 DROPPED_BITS: Final = 16
@@ -22,6 +25,9 @@ DROPPED_BITS: Final = 16
 
 PIECE_NUMBERS: Final = 2**26
 """At most so many are there in fp32 at once, where a step may be taken in pieces."""
+
+ROUNDED_AT_ONCE: Final = 2**24
+"""Numbers of which there are a few copies more for a while, as they are rounded."""
 
 
 def round_by_chance(values: Tensor, generator: torch.Generator) -> Tensor:
@@ -53,8 +59,7 @@ def widened(parameters: Iterable[nn.Parameter]) -> Generator[None]:
     try:
         yield
     finally:
-        for parameter, kept in narrow.items():
-            _narrow(parameter, kept, parameter.data.bfloat16())
+        _narrow(narrow, Tensor.bfloat16)
 
 
 class StochasticRounding:
@@ -129,8 +134,7 @@ class StochasticRounding:
         self._kept = _widen(p for group in self._optimizer.param_groups for p in group["params"])
 
     def _after_step(self) -> None:
-        for parameter, kept in self._kept.items():
-            _narrow(parameter, kept, round_by_chance(parameter.data, self._generator))
+        _narrow(self._kept, partial(round_by_chance, generator=self._generator))
         self._kept = {}
         if self._is_last:
             self._end()
@@ -180,14 +184,33 @@ def _pieces(
 def _widen(parameters: Iterable[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
     """Let weights in bf16 be fp32; return their memory in bf16."""
     kept = {p: p.data for p in parameters if p.dtype == torch.bfloat16}
-    for parameter in kept:
-        parameter.data = parameter.data.float()
-        if parameter.grad is not None:
-            parameter.grad = parameter.grad.float()
+    wide = copied_together([*kept.values()], torch.float32)
+    with_gradient = [p for p in kept if p.grad is not None]
+    gradients = copied_together(
+        [p.grad for p in with_gradient if p.grad is not None], torch.float32
+    )
+    for parameter in with_gradient:
+        parameter.grad = None
+    for parameter, values in zip(kept, wide, strict=True):
+        parameter.data = values
+    for parameter, gradient in zip(with_gradient, gradients, strict=True):
+        parameter.grad = gradient
     return kept
 
 
-def _narrow(parameter: nn.Parameter, kept: Tensor, values: Tensor) -> None:
-    """Put a weight back into its memory in bf16; its gradient has been used."""
-    parameter.grad = None
-    parameter.data = kept.copy_(values)
+def _narrow(kept: Mapping[nn.Parameter, Tensor], to_bf16: Callable[[Tensor], Tensor]) -> None:
+    """Put weights back into their memory in bf16; their gradients have been used.
+
+    Args:
+        kept: From `_widen`.
+        to_bf16: Rounds Float32[n] to BFloat16[n].
+    """
+    for piece in _pieces([[*kept]], ROUNDED_AT_ONCE):
+        values = [parameter.data for parameter in piece[0]]
+        buffer = buffer_for(values, torch.float32)
+        foreach.copy_(places_in(buffer, values), values)
+        memory = [kept[parameter] for parameter in piece[0]]
+        foreach.copy_(memory, places_in(to_bf16(buffer), values))
+    for parameter, memory in kept.items():
+        parameter.grad = None
+        parameter.data = memory

@@ -73,7 +73,7 @@ class Adapting:
         try:
             write = adapter_writer(adapter, save)
             warn_of_unread_norms(adapter.deltas, save.style)
-            adapter.follow_sigmas(module)
+            adapter.follow_passes(module)
             yield Subject(
                 trained=adapter,
                 write=write,
