@@ -57,7 +57,7 @@ export: $(VENV)/.installed ## Stage 5: write and verify the file for ComfyUI (IN
 
 ##@ The project itself
 
-.PHONY: test faults fuzz lint format bench bench-gpu docs lock hooks clean help
+.PHONY: test faults fuzz soak lint format bench bench-gpu docs lock hooks clean help
 
 # One thread for each worker: the tests are many and small, and torch's threads would only contend.
 test: $(VENV)/.installed-test ## Install the test extra and run every test
@@ -72,6 +72,9 @@ faults: $(VENV)/.installed-test ## The campaign of faults in its long form; docs
 
 fuzz: $(VENV)/.installed-fuzz ## A minute of fuzzing for each reader of files; ARGS="captions --seconds 600"
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python tests/fuzz/fuzz.py $(ARGS)
+
+soak: $(VENV)/.installed ## Train the demo for 5,000 steps, and see that nothing grows
+	@HF_HUB_OFFLINE=1 $(VENV)/bin/python tools/soak.py $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Style, layering and types
 	@failed=; \
