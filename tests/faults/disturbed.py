@@ -82,6 +82,11 @@ def what_it_says_to_do(said: str) -> list[str] | None:
     return ["--resume", found[1]] if found else None
 
 
+def is_done(ended: Finished) -> bool:
+    """Tell whether a stage came to its end: now, or before a kill that came when all was done."""
+    return ended.code == 0 or (ended.code == 2 and "the run's last" in ended.said)
+
+
 def left_in_progress(folder: Path) -> list[str]:
     """Return files that nobody may leave behind who ended well."""
     return [name for name in files_in(folder) if name.endswith(IN_PROGRESS)]

@@ -8,7 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import anima_pipe, assert_one_error, files_in
+from commands import (
+    LAUNCH_TWO,
+    MODEL,
+    TRAINING,
+    anima_pipe,
+    assert_one_error,
+    files_in,
+    options,
+    run_apart,
+)
 from disturbed import SAVING, afresh, all_stages, training
 from faults import command, finished, killed, started
 
@@ -71,6 +80,17 @@ def test_a_training_on_another_machine_is_respected_as_long_as_it_is_heard_of(
     an_hour_ago = time.time() - 3600
     os.utime(elsewhere, (an_hour_ago, an_hour_ago))
     anima_pipe("train", **cached, output_dir=tmp_path).ok()
+
+
+@pytest.mark.slow
+def test_processes_that_are_launched_together_are_refused_together(cached, running, tmp_path):
+    given = {**MODEL, **TRAINING, **cached, "device": "cpu", "output_dir": tmp_path}
+
+    refused = run_apart(*LAUNCH_TWO, *options(**given))
+
+    assert refused.code != 0
+    assert f"another run writes {tmp_path / 'fox'}: process {running.pid} on " in refused.said
+    assert running.poll() is None
 
 
 def test_all_stages_are_run_once_at_a_time_in_a_folder(dataset, tmp_path):
