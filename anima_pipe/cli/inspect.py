@@ -32,7 +32,7 @@ from anima_pipe.runtime import say, warn
 if TYPE_CHECKING:
     from anima_pipe.dataset.survey import Survey
     from anima_pipe.inspection.entries import Entry, Inspection, Look
-    from anima_pipe.records import ImageFile
+    from anima_pipe.records import ImageFile, Skipped
 
 SHOWN: Final = 2000
 """Pictures that have a card unless more are asked for: some 30 MB of page."""
@@ -144,6 +144,7 @@ def _resolved(dataset: Path | None, given: dict[str, object]) -> Resolved:
 
 
 def _inspected(options: Resolved) -> Inspection:
+    from anima_pipe.dataset.damaged import damaged_pictures
     from anima_pipe.dataset.pictures import find_pictures
     from anima_pipe.dataset.survey import survey_pictures
     from anima_pipe.encoders.t5_tokens import t5_counter
@@ -169,11 +170,16 @@ def _inspected(options: Resolved) -> Inspection:
         for look in looking:
             looks.append(look)
             bar.update()
-    _report(survey, looks, count_t5)
+    _report(survey, looks, count_t5, damaged_pictures(survey, _scans(options)))
     return inspect_survey(survey, looks, count_qwen=_qwen_counter(options), count_t5=count_t5)
 
 
-def _report(survey: Survey, looks: Sequence[Look], count_t5: Callable[[str], int] | None) -> None:
+def _report(
+    survey: Survey,
+    looks: Sequence[Look],
+    count_t5: Callable[[str], int] | None,
+    damaged: Sequence[Skipped],
+) -> None:
     """Tell what a training would tell of the dataset; what would end it does not end this."""
     from anima_pipe.records import Skipped
     from anima_pipe.runs.reports import (
@@ -193,7 +199,7 @@ def _report(survey: Survey, looks: Sequence[Look], count_t5: Callable[[str], int
         for sample, look in zip(survey.samples, looks, strict=True)
         if look.problem
     ]
-    report_surveyed_pictures(survey, strict=False, undecoded=undecoded)
+    report_surveyed_pictures(survey, strict=False, undecoded=undecoded, damaged=damaged)
     report_long_captions(survey, count_t5)
 
 

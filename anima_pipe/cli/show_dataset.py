@@ -38,6 +38,7 @@ def show_dataset(options: Resolved) -> ShownDataset:
         ConfigError: The dataset's description is wrong.
         DataError: Not one picture can be used.
     """
+    from anima_pipe.dataset.damaged import damaged_pictures
     from anima_pipe.dataset.links import refusal
     from anima_pipe.dataset.pictures import find_pictures
     from anima_pipe.dataset.plan import describe, make_plan
@@ -68,7 +69,11 @@ def show_dataset(options: Resolved) -> ShownDataset:
     if launched_rank().number == 0:
         warn_of_idle_offsets(options, datasets)
         report_links(survey.links)
-        report_survey(survey, strict=options.value("strict"))
+        report_survey(
+            survey,
+            strict=options.value("strict"),
+            damaged=damaged_pictures(survey, cache_dir),
+        )
         report_long_captions(survey, t5_counter(known_tokenizer(options)))
         say(*describe(plan), f"seed        {seed}")
         for line in _lines(plan, survey, captions, options):

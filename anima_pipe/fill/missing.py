@@ -11,6 +11,7 @@ from anima_pipe.runtime import Rank
 from anima_pipe.shards.contents import Held
 from anima_pipe.shards.index import Problem
 from anima_pipe.shards.packed_keys import PackedKeys
+from anima_pipe.source.damage import Damaged
 
 ALONE: Final = Rank()
 
@@ -25,6 +26,8 @@ class FillSummary:
     """Missing, and for other processes to encode."""
     failed: list[Skipped] = field(default_factory=list[Skipped])
     """Pictures and captions that were wanted and could not be encoded, each named once."""
+    damaged: list[Damaged] = field(default_factory=list[Damaged])
+    """Pictures that were decoded, but not to what was saved; what came of them is cached."""
     lost: set[str] = field(default_factory=set[str])
     """Keys of that."""
     problems: list[Problem] = field(default_factory=list[Problem])

@@ -22,6 +22,7 @@ from anima_pipe.shards.folders import MASK_CACHE
 from anima_pipe.shards.packed_keys import KeySet, PackedKeys
 from anima_pipe.shards.places import require_writable
 from anima_pipe.shards.shipping import send_mended, send_pending
+from anima_pipe.source.damage import remember
 from anima_pipe.source.deadly import DeadlyPictures
 from anima_pipe.transfer import on_device
 
@@ -124,6 +125,8 @@ def _encode_latents(
                 _refuse_lost_folders(folders)
             summary.failed += batch.failures
             DeadlyPictures(settings.cache.folder).add(batch.deadly)
+            summary.damaged += batch.damaged
+            remember(settings.cache.folder, batch.damaged)
             if batch.requests:
                 encoded, failed = _add_latents(
                     writer, vae, batch.requests, on_device(batch.pixels, device)
@@ -197,6 +200,8 @@ def _write_masks(
                 _refuse_lost_folders(folders)
             summary.failed += batch.failures
             DeadlyPictures(settings.cache.folder).add(batch.deadly)
+            summary.damaged += batch.damaged
+            remember(settings.cache.folder, batch.damaged)
             for request, mask in zip(batch.requests, batch.pixels, strict=True):
                 writer.add(request.key, mask, _metadata(request) | {"channel": request.channel})
                 stored.update([request.key])

@@ -10,6 +10,7 @@ from operator import and_, or_
 from typing import TYPE_CHECKING
 
 from anima_pipe.dataset.batches import Batches
+from anima_pipe.dataset.damaged import damaged_pictures
 from anima_pipe.dataset.links import refusal
 from anima_pipe.dataset.pictures import find_pictures
 from anima_pipe.dataset.plan import Plan, plan_from_cache
@@ -31,6 +32,7 @@ from anima_pipe.runs.reports import (
 )
 from anima_pipe.runs.settings.training import DataSettings, TrainSettings
 from anima_pipe.shards import Cache, open_cache
+from anima_pipe.source.damage import Damaged
 from anima_pipe.source.prompts import prompt_texts
 from anima_pipe.trainer import first_process_first, gathered
 
@@ -74,6 +76,7 @@ def prepare_data(settings: TrainSettings, seed: int, accelerator: Accelerator) -
     rejects = Rejects.of("train", data.rejects, data.cache.folder)
     # The first process alone knows what could not be decoded.
     listed = rejects if accelerator.is_main_process else None
+    found: list[Damaged] = []
     with all_rejects_told(listed):
         survey = survey_pictures(
             pictures,
@@ -88,8 +91,9 @@ def prepare_data(settings: TrainSettings, seed: int, accelerator: Accelerator) -
         if data.auto_cache:
             prompts = settings.previews.prompts if settings.previews else ()
             others = [*prompt_texts(prompts), *(probes.texts if probes else ())]
-            survey = _filled(survey, data, others, accelerator)
-    report_surveyed_pictures(survey, strict=data.strict, rejects=listed)
+            survey, found = _filled(survey, data, others, accelerator)
+    damaged = damaged_pictures(survey, data.cache.folder, found)
+    report_surveyed_pictures(survey, strict=data.strict, damaged=damaged, rejects=listed)
     cache = open_cache(
         data.cache.folder,
         data.latents.cache_name if data.latents else None,
@@ -134,14 +138,17 @@ def _filled(
     data: DataSettings,
     others: Sequence[Text],
     accelerator: Accelerator,
-) -> Survey:
-    """Encode what the caches lack; return the survey without what turned out unreadable.
+) -> tuple[Survey, list[Damaged]]:
+    """Encode what the caches lack.
 
     Args:
         survey: Of the dataset.
         data: How it is encoded.
         others: Texts that are needed besides.
         accelerator: Of the run.
+
+    Returns:
+        The survey without what turned out unreadable, and what turned out damaged.
     """
     assert data.latents is not None
     assert data.text is not None
@@ -156,7 +163,8 @@ def _filled(
         report_fill("masks", masks)
     report_fill("texts", texts)
     report_long(texts.long)
-    return survey.without(latents.lost | masks.lost, [*latents.failed, *masks.failed])
+    whole = survey.without(latents.lost | masks.lost, [*latents.failed, *masks.failed])
+    return whole, [*latents.damaged, *masks.damaged]
 
 
 def _batches(

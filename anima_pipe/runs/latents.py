@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from anima_pipe.dataset.damaged import damaged_pictures
 from anima_pipe.dataset.links import refusal
 from anima_pipe.dataset.pictures import find_pictures
 from anima_pipe.dataset.survey import Survey, survey_pictures
@@ -27,6 +28,8 @@ class LatentSummary:
     """Pictures left out, unreadable at first sight."""
     failed: int
     """Pictures left out because their pixels, or those of their masks, could not be read."""
+    damaged: int
+    """Pictures and masks of damaged data, which are used as they decode."""
     links_out: int
     """Links out of the dataset's folders, followed or not."""
     links_out_first: list[str]
@@ -75,12 +78,19 @@ def cache_latents(settings: CacheLatentsSettings) -> LatentSummary:
         report_fill("masks", masks, rank)
     skipped = survey.skipped if rank.number == 0 else ()  # every process finds the same ones
     failed = list(dict.fromkeys([*filled.failed, *masks.failed]))
-    report_skipped([*skipped, *failed], strict=settings.strict, rejects=rejects)
-    return _summary(filled, masks, survey, len(failed), shown_place(cache))
+    found = [*filled.damaged, *masks.damaged]
+    damaged = damaged_pictures(survey, cache if rank.number == 0 else None, found)
+    report_skipped([*skipped, *failed], strict=settings.strict, damaged=damaged, rejects=rejects)
+    return _summary(filled, masks, survey, len(failed), len(damaged), shown_place(cache))
 
 
 def _summary(
-    filled: FillSummary, masks: FillSummary, survey: Survey, failed: int, cache_dir: str
+    filled: FillSummary,
+    masks: FillSummary,
+    survey: Survey,
+    failed: int,
+    damaged: int,
+    cache_dir: str,
 ) -> LatentSummary:
     return LatentSummary(
         encoded=filled.encoded,
@@ -88,6 +98,7 @@ def _summary(
         elsewhere=filled.elsewhere + masks.elsewhere,
         skipped=len(survey.skipped),
         failed=failed,
+        damaged=damaged,
         links_out=survey.links.count,
         links_out_first=list(survey.links.first),
         masks_encoded=masks.encoded,

@@ -80,14 +80,20 @@ def report_overlap(pictures: Sequence[Skipped]) -> None:
         )
 
 
-def report_survey(survey: Survey, *, strict: bool) -> None:
+def report_survey(survey: Survey, *, strict: bool, damaged: Sequence[Skipped] = ()) -> None:
     """Tell all that a survey found wrong, as every command does that looks at a whole dataset.
 
+    Args:
+        survey: Of the dataset.
+        strict: Make it an error.
+        damaged: Pictures of it that are used although they are damaged.
+
     Raises:
-        DataError: No picture of a subset has a caption; under `strict`, anything cannot be used.
+        DataError: No picture of a subset has a caption; under `strict`, anything cannot be used, or
+            is damaged.
     """
     report_surveyed_captions(survey, strict=strict)
-    report_surveyed_pictures(survey, strict=strict)
+    report_surveyed_pictures(survey, strict=strict, damaged=damaged)
 
 
 def report_surveyed_captions(survey: Survey, *, strict: bool) -> None:
@@ -101,6 +107,7 @@ def report_surveyed_pictures(
     *,
     strict: bool,
     undecoded: Sequence[Skipped] = (),
+    damaged: Sequence[Skipped] = (),
     rejects: Rejects | None = None,
 ) -> None:
     """Tell what is wrong with the pictures of a survey; see `report_survey`.
@@ -109,10 +116,11 @@ def report_surveyed_pictures(
         survey: Of the dataset.
         strict: Make it an error if any cannot be used.
         undecoded: Pictures of it that turned out unreadable when they were decoded.
+        damaged: Pictures of it that are used although they are damaged.
         rejects: Where all of them are listed.
     """
     skipped = [*survey.skipped, *dict.fromkeys(undecoded)]
-    report_skipped(skipped, strict=strict, rejects=rejects)
+    report_skipped(skipped, strict=strict, damaged=damaged, rejects=rejects)
     report_overlap(held_out_but_trained(survey))
 
 
@@ -135,25 +143,33 @@ def report_problems(problems: Sequence[Problem]) -> None:
 
 
 def report_skipped(
-    skipped: Sequence[Skipped], *, strict: bool, rejects: Rejects | None = None
+    skipped: Sequence[Skipped],
+    *,
+    strict: bool,
+    damaged: Sequence[Skipped] = (),
+    rejects: Rejects | None = None,
 ) -> None:
     """List what could not be used.
 
     Args:
         skipped: Pictures and captions that were left out.
         strict: Make any of them an error.
-        rejects: Where all of them are listed; None: nowhere.
+        damaged: Pictures that were not left out, although they are damaged; an error as well.
+        rejects: Where all that was left out is listed; None: nowhere.
 
     Raises:
-        DataError: Something was left out, under `strict`.
+        DataError: Something was left out or is damaged, under `strict`.
     """
     place = rejects.write(skipped) if rejects else None
-    if not skipped:
-        return
-    _list(f"left out {len(skipped)}:", skipped, place=place)
-    if strict:
+    if damaged:
+        _list(f"damaged, and used as they decode ({len(damaged)}):", damaged)
+    if skipped:
+        _list(f"left out {len(skipped)}:", skipped, place=place)
+    if strict and (skipped or damaged):
+        unusable = f"{len(skipped)} pictures or captions could not be used"
+        wrong = f"{counted(len(damaged), 'picture')} used all the same"
         raise DataError(
-            f"{len(skipped)} pictures or captions could not be used",
+            f"{unusable}, and of damaged data {wrong}" if damaged else unusable,
             "mend or remove the files listed above, or leave out --strict",
         )
 

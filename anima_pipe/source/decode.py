@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 from anima_pipe.errors import DataError
 from anima_pipe.records import ImageFile, LatentRequest, MaskRequest, Skipped
+from anima_pipe.source.damage import Damaged, damage_of
 from anima_pipe.source.deadly import deadly_picture
 from anima_pipe.source.images import decoding_cost
 from anima_pipe.source.workers import Care, WorkerDiedError, in_processes
@@ -37,6 +38,8 @@ class DecodedBatch(Generic[Request]):
     """One per request that is missing from `requests`."""
     deadly: list[ImageFile]
     """Those of them that kill whatever process decodes them."""
+    damaged: list[Damaged]
+    """Those that were decoded, but not to what was saved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,7 @@ class _Decoded(Generic[Request]):
     pixels: list[NDArray[Any]]
     failures: list[Skipped]
     deadly: list[ImageFile]
+    damaged: list[Damaged]
 
 
 def decode_in_workers(
@@ -82,6 +86,7 @@ def decode_in_workers(
                 pixels=_stacked(batch.pixels),
                 failures=batch.failures,
                 deadly=batch.deadly,
+                damaged=batch.damaged,
             )
 
 
@@ -100,7 +105,7 @@ def _joined(
     outcomes: Sequence[_Decoded[Request] | WorkerDiedError],
 ) -> _Decoded[Request]:
     """Return the result of a task of which each picture was tried alone."""
-    joined: _Decoded[Request] = _Decoded(requests=[], pixels=[], failures=[], deadly=[])
+    joined: _Decoded[Request] = _nothing()
     for outcome in outcomes:
         if isinstance(outcome, WorkerDiedError):
             requests = cast("Sequence[LatentRequest | MaskRequest]", outcome.in_flight)
@@ -112,7 +117,12 @@ def _joined(
             joined.requests.extend(outcome.requests)
             joined.pixels.extend(outcome.pixels)
             joined.failures.extend(outcome.failures)
+            joined.damaged.extend(outcome.damaged)
     return joined
+
+
+def _nothing() -> _Decoded[Request]:
+    return _Decoded(requests=[], pixels=[], failures=[], deadly=[], damaged=[])
 
 
 def _stacked(pixels: list[NDArray[Any]]) -> torch.Tensor:
@@ -126,7 +136,7 @@ def _stacked(pixels: list[NDArray[Any]]) -> torch.Tensor:
 
 def _decode(load: Loader[Request], batch: list[Request]) -> _Decoded[Request]:
     """Decode one batch; runs in a worker."""
-    decoded: _Decoded[Request] = _Decoded(requests=[], pixels=[], failures=[], deadly=[])
+    decoded: _Decoded[Request] = _nothing()
     for as_it_is, group in groupby(batch, key=lambda r: replace(r, key="", flipped=False)):
         orientations = list(group)
         try:
@@ -136,6 +146,9 @@ def _decode(load: Loader[Request], batch: list[Request]) -> _Decoded[Request]:
                 Skipped(name=request.name, reason=error.problem) for request in orientations
             )
             continue
+        with suppress(OSError):  # it was there just now, and has been decoded
+            if reason := damage_of(as_it_is.image.path):
+                decoded.damaged.append(Damaged(as_it_is.image, reason))
         decoded.requests.extend(orientations)
         decoded.pixels.extend(
             upright[:, ::-1].copy() if request.flipped else upright for request in orientations

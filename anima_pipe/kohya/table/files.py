@@ -238,7 +238,7 @@ _INPUT_AND_OUTPUT: Final = group(
     ),
     flag(
         "strict",
-        "End with an error where a picture or a caption had to be skipped.",
+        "End with an error where a picture or a caption had to be skipped, or a JPEG is damaged.",
         commands=CACHING,
         test="test_bad_input.py::test_under_strict_an_unreadable_picture_is_a_failure",
     ),
