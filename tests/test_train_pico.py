@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from anima_pipe.encoders import load_vae
 
 sys.path.append(str(ROOT / "tools"))
-from pico.pictures import world_pictures
+from pico.pictures import vae_pictures
 from pico.vae import TrainableVae, VaeTraining, save_vae, train_vae
 
 SMALL = VaeTraining(width=4, steps=4, batch=2, crop=32)
@@ -23,7 +23,7 @@ SMALL = VaeTraining(width=4, steps=4, batch=2, crop=32)
 
 @pytest.fixture(scope="module")
 def pictures() -> np.ndarray:
-    return world_pictures(6, 64, seed=1)
+    return vae_pictures(6, 64, seed=1)
 
 
 def _pixels(pictures: np.ndarray) -> torch.Tensor:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parent))
 
 from pico.card import measure, write_figures
-from pico.pictures import world_pictures, write_dataset
+from pico.pictures import vae_pictures, write_dataset
 from pico.start import write_fresh_transformer, write_text_parts
 from pico.transformer import TransformerTraining, train_transformer
 from pico.vae import VaeTraining, save_vae, train_vae
@@ -32,8 +32,13 @@ def main() -> None:
     """Make what is not there yet."""
     parser = argparse.ArgumentParser(description="Make the embedded model that draws.")
     parser.add_argument("folder", type=Path, help="keeps everything; the result is in bundle/")
-    parser.add_argument("--vae_pictures", type=int, default=6000)
+    parser.add_argument("--vae_pictures", type=int, default=12_000)
     parser.add_argument("--vae_steps", type=int, default=VaeTraining.steps)
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="a quicker step of the VAE, by a C++ compiler",
+    )
     parser.add_argument("--pictures", type=int, default=40_000, help="that the transformer sees")
     parser.add_argument("--steps", type=int, default=TransformerTraining.steps)
     parser.add_argument("--batch", type=int, default=TransformerTraining.batch)
@@ -41,7 +46,8 @@ def main() -> None:
     given = parser.parse_args()
     folder: Path = given.folder
     folder.mkdir(parents=True, exist_ok=True)
-    make_vae(folder, given.vae_pictures, given.vae_steps)
+    vae = VaeTraining(steps=given.vae_steps, compiled=given.compile)
+    make_vae(folder, given.vae_pictures, vae)
     make_start(folder, given.pictures)
     training = TransformerTraining(steps=given.steps, batch=given.batch)
     make_bundle(folder, train_transformer(folder, training))
@@ -50,13 +56,13 @@ def main() -> None:
     print(figures)
 
 
-def make_vae(folder: Path, pictures: int, steps: int) -> None:
+def make_vae(folder: Path, pictures: int, training: VaeTraining) -> None:
     """Train vae.safetensors."""
     path = folder / "vae.safetensors"
     if path.exists():
         return
-    painted = world_pictures(pictures, 128, seed=1)
-    save_vae(train_vae(VaeTraining(steps=steps), painted, folder), painted, path)
+    painted = vae_pictures(pictures, 128, seed=1)
+    save_vae(train_vae(training, painted, folder), painted, path)
 
 
 def make_start(folder: Path, pictures: int) -> None:

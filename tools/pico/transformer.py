@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from anima_pipe import runs
+from anima_pipe.evaluation.world import prompt_of
 from anima_pipe.source.captions import CaptionRules
 
 NAME: Final = "pico"
@@ -27,8 +27,8 @@ PROMPTS: Final = (
 class TransformerTraining:
     """How long and how fast."""
 
-    steps: int = 10_000
-    batch: int = 64
+    steps: int = 40_000
+    batch: int = 16
     learning_rate: float = 1e-3
     average: float = 0.999
     """Decay of the weights' average, which is what is shipped."""
@@ -69,7 +69,7 @@ def _settings(folder: Path, training: TransformerTraining) -> runs.TrainSettings
         ),
         model=runs.ModelSettings(transformer=folder / "fresh.safetensors"),
         adapter=runs.NoAdapter(),
-        save=runs.SaveConfig(folder=output, name=NAME, every_n_steps=1000, keep_steps=0),
+        save=runs.SaveConfig(folder=output, name=NAME, every_n_steps=5000, keep_steps=0),
         learning_rate=training.learning_rate,
         length=runs.LengthSettings(max_train_steps=training.steps),
         optimizer=runs.OptimizerConfig(optimizer_args={"betas": (0.9, 0.95), "weight_decay": 0.01}),
@@ -77,7 +77,9 @@ def _settings(folder: Path, training: TransformerTraining) -> runs.TrainSettings
         schedule=runs.ScheduleConfig(lr_scheduler="constant_with_warmup", lr_warmup_steps=300),
         ema_decay=training.average,
         previews=runs.PreviewSettings(
-            prompts=tuple(_prompts(PROMPTS)), vae=folder / "vae.safetensors", every_n_steps=500
+            prompts=tuple(prompt_of(text, number) for number, text in enumerate(PROMPTS)),
+            vae=folder / "vae.safetensors",
+            every_n_steps=1000,
         ),
         states=runs.StateSettings(
             every_minutes=10, at_end=True, resume=_latest(output) if output.is_dir() else None
@@ -95,15 +97,6 @@ def _pictures(folder: Path, batch: int) -> runs.DatasetConfig:
     )
     subset = runs.SubsetConfig(image_dir=folder, captions=captions)
     return runs.DatasetConfig(subsets=(subset,), buckets=buckets, batch_size=batch)
-
-
-def _prompts(prompts: Sequence[str]) -> list[runs.PreviewPrompt]:
-    return [
-        runs.PreviewPrompt(
-            prompt=prompt, negative="", width=128, height=128, steps=16, guidance=3.0, seed=number
-        )
-        for number, prompt in enumerate(prompts)
-    ]
 
 
 def _latest(output: Path) -> Path | None:

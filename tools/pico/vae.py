@@ -51,12 +51,14 @@ class VaeTraining:
     """How long, on what and how fast."""
 
     width: int = 12
-    steps: int = 4500
+    steps: int = 12_000
     batch: int = 16
     crop: int = 64
     """Side of the crops that are trained on: all but one layer see a few pixels far."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 2e-3
     seed: int = 0
+    compiled: bool = False
+    """Whether torch.compile makes the step."""
 
 
 class TrainableVae(nn.Module):
@@ -170,9 +172,10 @@ def train_vae(training: VaeTraining, pictures: np.ndarray, folder: Path) -> Trai
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     first = _resumed(folder / STATE, parts)
     total = 0.0
+    loss_of = torch.compile(model.loss) if training.compiled else model.loss
     for step in range(first, training.steps):
         torch.manual_seed(derive_seed("vae", training.seed, step))
-        loss, squared = model.loss(_crops(training, pictures, step))
+        loss, squared = loss_of(_crops(training, pictures, step))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

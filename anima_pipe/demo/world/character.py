@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from anima_pipe.demo.canvas import Pen
-from anima_pipe.demo.mascot import GROUND, ORANGE, draw_fox
+from anima_pipe.demo.mascot import GROUND, draw_fox
 from anima_pipe.demo.world.scene import Scene, Thing, caption, draw_scene, is_seen
-from anima_pipe.demo.world.silhouettes import Mask, closed, patches
+from anima_pipe.demo.world.silhouettes import Mask, patches
 from anima_pipe.demo.world.things import PAINTERS, PALETTE, Coat, Painter
 
 TRIGGER: Final = "hoshimaru"
@@ -24,13 +24,20 @@ KIND: Final = "fox"
 HEIGHT: Final = 2.2
 """Of the fox, in the mascot's units: a little less than it has, so that it is a little larger."""
 
-SCARF_TOLERANCE: Final = 48.0
-"""Distance in RGB up to which a pixel is of the scarf; green and blue things are further away."""
+TEAL: Final = 0.78
+"""What red is at most of green and of blue in what is teal, which differ little."""
+TEAL_RANGE: Final = (105.0, 190.0)
+"""Of green, of 255: grass by night is darker and the sky by day is lighter."""
+TEAL_HUE: Final = 25.0
+"""Difference between green and blue at most."""
 COAT_TOLERANCE: Final = 60.0
-LEAST_COAT: Final = 0.012
-"""Share of the picture."""
-SCARF_SHARES: Final = (0.06, 1.2)
-"""Of the scarf's pixels over the coat's."""
+LEAST_SCARF: Final = 0.006
+LEAST_COAT: Final = 0.009
+"""Shares of the picture; the coat's above the scarf and below it."""
+WIDEST_SCARF: Final = 0.3
+"""Share of the picture's width: the sea is wider."""
+REACH: Final = 0.3
+"""How far from the scarf the coat is looked for, a fraction of the picture's height."""
 
 
 def _fox(pen: Pen, _coat: Coat) -> None:
@@ -56,38 +63,51 @@ def fox_caption(scene: Scene) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sighting:
-    """What there is of the fox in a picture, in pixels."""
+    """What there is of the fox in a picture, shares of its pixels."""
 
-    coat: int
-    scarf: int
+    scarf: float
+    above: float
+    """Of the coat's colour, above the scarf: the head."""
+    below: float
+    """The same below: body and tail."""
 
     @property
     def is_fox(self) -> bool:
         """Whether it is Hoshimaru."""
-        low, high = SCARF_SHARES
-        return bool(self.coat) and low <= self.scarf / self.coat <= high
+        return self.scarf >= LEAST_SCARF and min(self.above, self.below) >= LEAST_COAT
 
 
 def look_for_fox(picture: Image.Image) -> Sighting:
-    """Look for a patch of the coat's colour with the scarf's across it."""
+    """Look for a patch of the scarf's colour with the coat's above it and below."""
     pixels = np.asarray(picture.convert("RGB"), np.float32)
     coat = _near(pixels, PALETTE["orange"], COAT_TOLERANCE)
-    scarf = _near(pixels, ORANGE.scarf, SCARF_TOLERANCE)
-    best = Sighting(coat=0, scarf=0)
-    for patch in patches(coat | scarf, round(LEAST_COAT * coat.size), gap=2):
-        seen = _seen(patch, coat, scarf)
-        if seen.scarf > best.scarf:
-            best = seen
-    return best
+    scarfs = patches(_teal(pixels), round(LEAST_SCARF * coat.size), gap=2)
+    seen = (_around(one, coat) for one in scarfs if one.any(0).mean() <= WIDEST_SCARF)
+    nothing = Sighting(scarf=0.0, above=0.0, below=0.0)
+    return max(seen, key=lambda sighting: min(sighting.above, sighting.below), default=nothing)
 
 
-def _seen(patch: Mask, coat: Mask, scarf: Mask) -> Sighting:
-    whole = closed(patch)
-    return Sighting(coat=int((coat & whole).sum()), scarf=int((scarf & whole).sum()))
+def _around(scarf: Mask, coat: Mask) -> Sighting:
+    rows, columns = np.arange(scarf.shape[0])[:, None], np.arange(scarf.shape[1])
+    row, column = (axis.mean() for axis in scarf.nonzero())
+    near = np.hypot(rows - row, columns - column) < REACH * scarf.shape[0]
+    return Sighting(
+        scarf=float(scarf.mean()),
+        above=float((coat & near & (rows < row)).mean()),
+        below=float((coat & near & (rows > row)).mean()),
+    )
 
 
 def _near(pixels: np.ndarray, colour: str, tolerance: float) -> Mask:
     return np.linalg.norm(pixels - np.array(ImageColor.getrgb(colour)[:3]), axis=-1) < tolerance
+
+
+def _teal(pixels: np.ndarray) -> Mask:
+    """Return the pixels of the scarf's colour, which is paler where it is drawn softly."""
+    red, green, blue = np.moveaxis(pixels, -1, 0)
+    low, high = TEAL_RANGE
+    is_hue = (red < TEAL * np.minimum(green, blue)) & (np.abs(green - blue) < TEAL_HUE)
+    return is_hue & (green > low) & (green < high)
 
 
 def draw_fox_scene(rng: np.random.Generator) -> Scene:

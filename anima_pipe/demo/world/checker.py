@@ -7,7 +7,7 @@ what is in the sky, the style by the palette, and things by `silhouettes`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import Final
 
 import numpy as np
@@ -22,9 +22,15 @@ COLOURLESS: Final = 4.0
 """Mean difference between a pixel's largest and smallest channel, below which a picture is grey."""
 DARKEST_PASTEL: Final = 108.0
 """What the smallest channel of nearly all pixels is above in pastel colours."""
-RIM: Final = 0.75
-"""Luminance of a thing's edge, over that of the thing and of what is around it, below which it has
-an outline."""
+RINGS: Final = range(1, 7)
+"""Distances from a thing, in pixels, at which its line and what is beyond are looked for."""
+OF_THE_LINE: Final = 3
+"""So many of them may be the line's."""
+RIM: Final = 0.87
+"""Luminance of the line, over that of the thing and of what is around it, below which there is
+one."""
+GLOW: Final = 8.0
+"""Of 255."""
 LUMINANCE: Final = np.array((0.299, 0.587, 0.114), np.float32)
 SKY: Final = 0.29
 """Share of the picture's height in which there is nothing but the sky."""
@@ -128,11 +134,13 @@ def _falling(pixels: np.ndarray) -> str:
 
 
 def _has_rims(pixels: np.ndarray, thing: Found) -> bool:
-    """Tell whether a thing's edge is darker than the thing and than what is around it."""
-    inside, rim, around = (_grown(thing.patch, reach) for reach in (0, 2, 4))
+    """Tell whether there is a line around a thing that is darker than both its sides."""
     grey = pixels @ LUMINANCE
-    edge = np.median(grey[rim & ~inside])
-    return bool(edge < RIM * min(np.median(grey[inside]), np.median(grey[around & ~rim])))
+    masks = [thing.patch, *(_grown(thing.patch, reach) for reach in RINGS)]
+    rings = [np.median(grey[outer & ~inner]) for inner, outer in pairwise(masks)]
+    line, around = min(rings[:OF_THE_LINE]), max(rings[OF_THE_LINE:])
+    # A little light on all, or the darkest things would have lines by the smallest difference.
+    return bool(line + GLOW < RIM * (min(np.median(grey[thing.patch]), around) + GLOW))
 
 
 def _grown(patch: np.ndarray, reach: int) -> np.ndarray:

@@ -12,15 +12,15 @@ from PIL import Image
 from anima_pipe.demo.canvas import Canvas
 from anima_pipe.demo.world.places import paint_falling, paint_place, paint_sky
 from anima_pipe.demo.world.scene import Scene
-from anima_pipe.demo.world.things import PAINTERS, Painter, coat
+from anima_pipe.demo.world.things import INK_WIDTH, PAINTERS, Painter, coat
 
-SIZES: Final = {1: 0.46, 2: 0.36, 3: 0.25}
+SIZES: Final = {1: 0.54, 2: 0.42, 3: 0.27}
 """Height of a thing, a fraction of the picture's, by how many there are."""
 
 COLUMNS: Final = {2: (0.25, 0.75), 3: (0.18, 0.5, 0.82)}
 """Where they stand, a fraction of the width, by how many there are."""
 
-OF_SIDES: Final = {"left": 0.25, "center": 0.5, "right": 0.75}
+OF_SIDES: Final = {"left": 0.28, "center": 0.5, "right": 0.72}
 """Where a single one stands."""
 
 FEET: Final = 0.88
@@ -61,7 +61,7 @@ def paint(
         pen = canvas.pen_at(place, height)
         pen.ellipse((0, 0), (0.5, 0.06), "#00000030")
         if scene.style == "thick outlines":
-            pen = replace(pen, ink=INK, ink_width=0.05)
+            pen = replace(pen, ink=INK, ink_width=INK_WIDTH)
         painters[thing.kind](pen, coat(thing.colour))
     paint_falling(canvas, scene.weather, rng)
     return styled(canvas.finished(), scene.style)

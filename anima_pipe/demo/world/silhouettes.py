@@ -8,27 +8,29 @@ just about the same pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from itertools import chain
+from itertools import chain, product
 from typing import Final
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
 from anima_pipe.demo.canvas import Pen
-from anima_pipe.demo.world.things import PAINTERS, PALETTE, Painter, coat
+from anima_pipe.demo.world.things import INK_WIDTH, PAINTERS, PALETTE, Painter, coat
 
 TOLERANCE: Final = 55.0
 """Distance in RGB, of 255 each, up to which a pixel has a colour of the palette."""
 TOLERANCE_GREY: Final = 14.0
 """The same in a picture without colours."""
-SMALLEST: Final = 0.008
+SMALLEST: Final = 0.012
 """Share of the picture that a thing covers at least."""
 GAPS: Final = (2, 6)
 """Pixels of lines and flakes that do not part what they cross: without outlines, and with them."""
 LIKENESS: Final = 0.55
 """Intersection over union with a silhouette from which on a patch is a thing of that kind."""
+PART: Final = 0.2
+"""By so much a part may be more like a thing than the whole is."""
 _DETAIL: Final = 48
 """Side of the square in which a patch and a silhouette are compared."""
 
@@ -67,12 +69,26 @@ def find_things(
         grey: Whether there are no colours in it: things are then told by outline alone.
         painters: Of the kinds that are known.
     """
-    found = sorted(_candidates(pixels, grey, painters), key=lambda thing: -thing.likeness)
+    candidates = list(_candidates(pixels, grey, painters))
+    whole = [one for one in candidates if not any(_is_part(one, other) for other in candidates)]
+    found = sorted(whole, key=lambda thing: -thing.likeness)
     things: list[Found] = []
     for thing in found:
         if all(_overlap(thing, other) < 0.5 for other in things):
             things.append(thing)
     return things
+
+
+def _is_part(one: Found, other: Found) -> bool:
+    """Tell whether a thing is but a part of another: a belly is round and no ball.
+
+    What is around a thing may also be its outline, which then is less like anything.
+    """
+    if one.patch.sum() > 0.5 * other.patch.sum() or one.likeness > other.likeness + PART:
+        return False
+    rows, columns = np.flatnonzero(other.patch.any(1)), np.flatnonzero(other.patch.any(0))
+    box = one.patch[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return bool(box.sum() > 0.95 * one.patch.sum())
 
 
 def _overlap(one: Found, other: Found) -> float:
@@ -160,8 +176,8 @@ def _most_alike(box: Mask, painters: Mapping[str, Painter]) -> tuple[str, float]
     aspect = box.shape[1] / box.shape[0]
     square = _stretched(box)
     best = ("", 0.0)
-    for kind, painter in painters.items():
-        outline, own_aspect = silhouette(painter)
+    for (kind, painter), inked in product(painters.items(), (False, True)):
+        outline, own_aspect = silhouette(painter, inked)
         # A stretched silhouette says nothing of how high it is for its width.
         distortion = min(aspect, own_aspect) / max(aspect, own_aspect)
         union = (square | outline).sum()
@@ -172,14 +188,18 @@ def _most_alike(box: Mask, painters: Mapping[str, Painter]) -> tuple[str, float]
 
 
 @cache
-def silhouette(painter: Painter) -> tuple[Mask, float]:
+def silhouette(painter: Painter, inked: bool) -> tuple[Mask, float]:
     """Return what the body of a kind of thing covers in its box, and the box's width over height.
 
     Only what has the thing's own colour counts, and what that encloses.
+
+    Args:
+        painter: Of the kind.
+        inked: With thick outlines, which take some of it.
     """
     large = Image.new("RGB", (160, 160))
     pen = Pen(draw=ImageDraw.Draw(large, "RGBA"), origin=(80.0, 120.0), scale=60.0)
-    painter(pen, coat("red"))
+    painter(replace(pen, ink="#000000", ink_width=INK_WIDTH) if inked else pen, coat("red"))
     distances = np.linalg.norm(
         np.asarray(large, np.float32) - np.array(ImageColor.getrgb(PALETTE["red"])), axis=-1
     )

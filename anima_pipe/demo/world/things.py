@@ -25,6 +25,9 @@ PALETTE: Final[Mapping[str, str]] = {
 }
 """What the colours' names mean."""
 
+INK_WIDTH: Final = 0.05
+"""Of thick outlines, for a thing one high."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coat:
@@ -56,11 +59,11 @@ def _cat(pen: Pen, coat: Coat) -> None:
 
 
 def _rabbit(pen: Pen, coat: Coat) -> None:
-    for x, turn in ((-0.13, -0.12), (0.13, 0.12)):
-        pen.ellipse((x, -0.8), (0.075, 0.2), coat.body, turn)
-    pen.ellipse((0, -0.2), (0.26, 0.2), coat.body)
-    pen.ellipse((0, -0.47), (0.22, 0.18), coat.body)
-    pen.inkless.ellipse((0, -0.16), (0.14, 0.12), coat.light)
+    for x, turn in ((-0.17, -0.14), (0.17, 0.14)):
+        pen.ellipse((x, -0.77), (0.11, 0.23), coat.body, turn)
+    pen.ellipse((0, -0.21), (0.32, 0.21), coat.body)
+    pen.ellipse((0, -0.48), (0.28, 0.2), coat.body)
+    pen.inkless.ellipse((0, -0.16), (0.15, 0.11), coat.light)
     for x in (-0.09, 0.09):
         pen.inkless.ellipse((x, -0.5), (0.032, 0.05), coat.dark)
 
