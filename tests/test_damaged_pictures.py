@@ -12,8 +12,6 @@ from PIL import Image
 
 from anima_pipe.source.damage import damage_of
 
-pytest.importorskip("simplejpeg")
-
 KINDS = {
     "baseline": {"quality": 90},
     "progressive": {"quality": 90, "progressive": True},

@@ -10,15 +10,14 @@ object a line: the content, the name that it had, and the reason. Nobody decodes
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Final
+
+import simplejpeg
 
 from anima_pipe.errors import OutputError
 from anima_pipe.files import refusals_named
@@ -55,23 +54,12 @@ def damage_of(path: Path) -> str | None:
 
 
 def _jpeg_damage(encoded: bytes) -> str | None:
-    decoder = _strict_decoder()
-    if decoder is None:
-        return None
     try:
         # One channel, at an eighth: all of the data is read, and little made of it.
-        decoder.decode_jpeg(encoded, "GRAY", min_height=1, min_width=1, min_factor=8)
+        simplejpeg.decode_jpeg(encoded, "GRAY", min_height=1, min_width=1, min_factor=8)
     except ValueError as error:
         warning = " ".join(str(error).split())
         return warning if warning.startswith(_DAMAGE) else None
-    return None
-
-
-@cache
-def _strict_decoder() -> ModuleType | None:
-    # By its name: there are systems that it has no build for, and pictures decode without it.
-    with suppress(ModuleNotFoundError):
-        return importlib.import_module("simplejpeg")
     return None
 
 
