@@ -17,6 +17,7 @@ from anima_pipe.errors import ConfigError
 from anima_pipe.export.comfy import apply_adapter
 from anima_pipe.export.verification import verify_export
 from anima_pipe.model import AnimaTransformer
+from anima_pipe.model.evaluation import evaluating
 from anima_pipe.optimizing.optimizers import OptimizerConfig, ParameterGroup, create_optimizer
 
 Q_PROJ = "blocks.0.self_attn.q_proj"
@@ -473,3 +474,20 @@ def test_a_whole_difference_of_weight_and_bias_is_read_trained_and_written(tmp_p
     patched.load_state_dict(apply_adapter(tensors, weights, 0.5))
     for output, layer in zip(outputs, ("mlp", "norm"), strict=True):
         torch.testing.assert_close(output, patched[layer](x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_trains_after_a_picture_was_drawn_as_before_one(kind):
+    """What is kept of a pass without gradients must not stand in the way of one with them."""
+    name, settings = KINDS[kind]
+    gradients: list[torch.Tensor] = []
+    for draws_first in (False, True):
+        model = small_model()
+        adapter = pretend_training(create_adapter(name, model, **settings))
+        if draws_first:
+            with evaluating(model):
+                velocity(model)
+        velocity(model).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in adapter.parameters()]))
+
+    assert torch.equal(*gradients)

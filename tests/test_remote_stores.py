@@ -79,7 +79,7 @@ def test_a_bucket_of_google_is_written_by_several_read_and_verified(gs, tmp_path
     found, noted = cache("verify", *place), cache("stats", *place)
     assert found.exit_code == 1
     assert f"gs://{BUCKET}/{name} is damaged: 1 sample" in found.output
-    assert "damaged; it is encoded anew when needed" in noted.output
+    assert "its bytes do not have their checksum; it is encoded anew when needed" in noted.output
 
 
 # gcsfs's own way with its http client.

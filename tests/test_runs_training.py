@@ -150,7 +150,7 @@ def test_a_hook_acts_once_what_its_step_saves_is_there(
         save=replace(settings.save, every_n_steps=1),
         states=runs.StateSettings(with_saves=True, at_end=True),
     )
-    hook = Watcher(lambda: {path.name for path in tmp_path.iterdir()})
+    hook = Watcher(lambda: {path.name for path in tmp_path.glob("[!.]*")})
 
     runs.train(run, [hook])
 

@@ -40,7 +40,9 @@ class RowNorms:
         # Merging an adapter into the weight, or moving it, makes them anew.
         made_of = weight._version, weight.device, weight.dtype  # noqa: SLF001 - it has no public name
         if self._norms is None or made_of != self._made_of:
-            self._norms = weight_norm(effective_weights(base)["weight"], by_row=True).detach()
+            # Drawing may come first: its tensors could not be trained with.
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self._norms = weight_norm(effective_weights(base)["weight"], by_row=True)
             self._made_of = made_of
         return self._norms
 

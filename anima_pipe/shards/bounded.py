@@ -27,7 +27,8 @@ class Bounded(Callback):
         """Hear how many bytes are announced; file systems that try again begin with this."""
         self.value = 0
         super().set_size(size)
-        self._check(size or 0)
+        if size is not None:
+            self._check(size)
 
     def relative_update(self, inc: int = 1) -> None:
         """Hear that so many bytes more have come."""

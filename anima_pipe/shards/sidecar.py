@@ -24,8 +24,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, cast
 
-import numpy as np
-
 from anima_pipe.errors import OutputError
 from anima_pipe.files import write_atomically
 from anima_pipe.plain_text import parsed_json
@@ -214,6 +212,8 @@ def _from_json(fields: dict[str, Any]) -> ShardIndex:
 
 def _lie_within(columns: MemberColumns, tar_bytes: int) -> bool:
     """Tell whether members can be where they are said to be; who reads one makes room for it."""
+    import numpy as np  # here: a command that only looks for caches has no need of it
+
     offset, length = np.array(columns.offset, np.int64), np.array(columns.length, np.int64)
     return bool(np.all((offset >= 0) & (length >= 0) & (length <= tar_bytes - offset)))
 

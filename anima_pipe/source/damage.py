@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import simplejpeg
-
 from anima_pipe.errors import OutputError
 from anima_pipe.files import refusals_named
 from anima_pipe.plain_text import in_utf8, parsed_json
@@ -54,6 +52,8 @@ def damage_of(path: Path) -> str | None:
 
 
 def _jpeg_damage(encoded: bytes) -> str | None:
+    import simplejpeg  # Imports numpy, which reading of settings does without.
+
     try:
         # One channel, at an eighth: all of the data is read, and little made of it.
         simplejpeg.decode_jpeg(encoded, "GRAY", min_height=1, min_width=1, min_factor=8)
